@@ -1,0 +1,109 @@
+"""What an engine must do, and what it hands back.
+
+Knows nothing about how any engine does it, nor about prompts and long texts (see `model.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gem_rag.checkpoint import Checkpoint
+from gem_rag.errors import InputError
+from gem_rag.layout import Row
+from gem_rag.tokens import TextEncoder
+
+FinishReason = Literal["stop", "length"]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate.
+
+    max_tokens: most tokens to generate.
+    temperature: 0 takes the likeliest token always; above, tokens are sampled.
+    top_p: sample among the likeliest tokens that together have this probability.
+    top_k: sample among this many likeliest tokens; 0 for all.
+    stop: generation ends before the first of these strings, wherever token boundaries fall.
+    seed: makes sampling repeatable.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.temperature < 0:
+            raise InputError(f"temperature must be 0 or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be 0 or more, not {self.top_k}")
+        if not all(stop):
+            raise InputError("a stop string may not be empty")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated text.
+
+    text: without the stop string.
+    tokens: ids of all generated tokens, those of a stop string too.
+    finish_reason: "stop" (end of text or a stop string) or "length".
+    prompt_tokens: tokens that were read.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+class Engine(ABC):
+    """A loaded model that embeds rows and continues token ids. Safe to use from many threads.
+
+    text: the model's tokenizer.
+    dim: length of an embedding.
+    context: most positions in one sequence.
+    longest_text: most text tokens in one embedding pass; leaves room for the special tokens.
+    batch_tokens: tokens in one batch unless the caller says otherwise.
+    """
+
+    text: TextEncoder
+    dim: int
+    context: int
+    longest_text: int
+    batch_tokens: int
+
+    @abstractmethod
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint; an engine's own options follow as keywords."""
+
+    @abstractmethod
+    def embed(self, rows: Sequence[Row]) -> FloatArray:
+        """Unit vectors of one batch, one for each span, in order: [spans, dim]."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
+        """Continuations of prompts of token ids, in order."""
+
+    @abstractmethod
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """Pieces of one continuation as they come; joined, they are what `generate` gives."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the weights."""

@@ -1,0 +1,264 @@
+"""The transformers engine: any causal language model on CPU or GPU.
+
+Embeds with `encoder.GemEncoder` and generates with the model's own `generate`; both run on the
+same weights. Knows nothing about prompts, long texts or batches (see `model.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
+
+from gem_rag.attention import IMPLEMENTATION, LoweringName
+from gem_rag.checkpoint import Checkpoint
+from gem_rag.encoder import GemEncoder, check_supported, longest_text
+from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
+from gem_rag.engines.stopping import cut_at_stop, shown_length
+from gem_rag.errors import GemError, InputError
+from gem_rag.layout import Arrangement, Layout, Row
+from gem_rag.tokens import TextEncoder
+
+
+class TransformersEngine(Engine):
+    """A transformers model on one device.
+
+    checkpoint: the folder to load.
+    device: a torch device, or "auto" for CUDA where there is a GPU.
+    dtype: a torch dtype's name, or "auto": float32 on CPU, the checkpoint's own elsewhere.
+    attention: a lowering of the attention rule, or "auto": flex on CUDA, split elsewhere.
+    model_kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises InputError if the folder cannot be loaded, GemError if the architecture cannot follow
+    the attention rule.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: LoweringName | Literal["auto"] = "auto",
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        on_cpu = torch.device(device).type == "cpu"
+        self._how: LoweringName = (
+            ("split" if on_cpu else "flex") if attention == "auto" else attention
+        )
+        path = str(checkpoint.path)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=("float32" if on_cpu else "auto") if dtype == "auto" else dtype,
+                attn_implementation=IMPLEMENTATION,
+                use_safetensors=True,
+                local_files_only=True,
+                **(model_kwargs or {}),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"{path} cannot be loaded as a causal language model: {reason}"
+            ) from error
+        config = checkpoint.config
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._encoder = GemEncoder(model, config.k, config.pooling, config.adapter)
+        adapter = checkpoint.adapter()
+        if adapter is not None:
+            self._encoder.special.load_tensors(adapter)
+        self._encoder.eval().requires_grad_(False)
+        check_supported(self._encoder, self._how)
+
+        self.text = TextEncoder(tokenizer)
+        self.dim = self._encoder.dim
+        self.context = int(model.config.get_text_config().max_position_embeddings)
+        self.longest_text = longest_text(model.config, config.k)
+        self.batch_tokens = 4096 if on_cpu else 32768
+        # One pass of each kind at a time bounds memory; an embedding never waits for a long
+        # generation to end.
+        self._embedding = threading.Lock()
+        self._generating = threading.Lock()
+
+    def embed(self, rows: Sequence[Row]) -> FloatArray:
+        arrangement: Arrangement = "packed" if self._how == "flex" else "aligned"
+        layout = Layout.build(rows, self._encoder.k, arrangement)
+        with self._embedding, torch.inference_mode():
+            vectors: FloatArray = self._encoder(layout, self._how).cpu().numpy()
+        return vectors
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
+        criteria = [_StopStrings(self.text, sampling.stop, prompts)] if sampling.stop else []
+        output = self._run(prompts, sampling, criteria)
+        start = max(map(len, prompts))
+        return [
+            self._generation(row[start:], prompt, sampling)
+            for row, prompt in zip(output.tolist(), prompts, strict=True)
+        ]
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        sink = _Sink(len(prompt))
+        criteria: list[StoppingCriteria] = [sink.cancelled]
+        if sampling.stop:
+            criteria.append(_StopStrings(self.text, sampling.stop, [prompt]))
+
+        def work() -> None:
+            try:
+                self._run([prompt], sampling, criteria, sink)
+            except BaseException as error:  # carried to the consumer's thread
+                sink.pieces.put(error)
+            finally:
+                sink.pieces.put(None)
+
+        thread = threading.Thread(target=work, name="gem-rag-stream", daemon=True)
+        thread.start()
+        try:
+            yield from self._shown(sink.pieces, sampling)
+        finally:  # also when the consumer walks away
+            sink.cancelled.event.set()
+            thread.join()
+
+    def close(self) -> None:
+        with self._embedding, self._generating:
+            del self._model, self._encoder
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        criteria: Sequence[StoppingCriteria],
+        streamer: BaseStreamer | None = None,
+    ) -> Tensor:
+        """Prompts, left-padded, and their continuations: [prompts, width]."""
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self._pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        device = self._model.device
+        with self._generating, torch.inference_mode(), _seeded(sampling.seed, device):
+            output: Tensor = self._model.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=self._generation_config(sampling),
+                stopping_criteria=StoppingCriteriaList(criteria),
+                streamer=streamer,
+            )
+        return output.cpu()
+
+    def _generation_config(self, sampling: Sampling) -> transformers.GenerationConfig:
+        """Only what the caller asked for: a model's own sampling defaults do not leak in."""
+        sample = sampling.temperature > 0
+        return transformers.GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            do_sample=sample,
+            temperature=sampling.temperature if sample else None,
+            top_p=sampling.top_p if sample else None,
+            top_k=sampling.top_k if sample else None,
+            eos_token_id=sorted(self._eos) or None,
+            pad_token_id=self._pad,
+        )
+
+    @property
+    def _eos(self) -> set[int]:
+        eos = self._model.generation_config.eos_token_id
+        return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+
+    @property
+    def _pad(self) -> int:
+        pad = self._model.generation_config.pad_token_id
+        return int(pad if pad is not None else min(self._eos, default=0))
+
+    def _generation(
+        self, tokens: list[int], prompt: Sequence[int], sampling: Sampling
+    ) -> Generation:
+        while tokens and (tokens[-1] == self._pad or tokens[-1] in self._eos):
+            tokens.pop()
+        text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
+        ended = stopped or len(tokens) < sampling.max_tokens
+        return Generation(text, tuple(tokens), "stop" if ended else "length", len(prompt))
+
+    def _shown(
+        self, pieces: queue.Queue[list[int] | BaseException | None], sampling: Sampling
+    ) -> Iterator[str]:
+        tokens: list[int] = []
+        text, shown = "", 0
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise GemError(f"generation failed: {piece}") from piece
+            tokens += [i for i in piece if i not in self._eos]
+            text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
+            end = len(text) if stopped else shown_length(text, sampling.stop)
+            if end > shown:
+                yield text[shown:end]
+                shown = end
+        if len(text) > shown:
+            yield text[shown:]
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends each row whose own generated text holds a stop string; prompts do not count."""
+
+    def __init__(
+        self, text: TextEncoder, stop: Sequence[str], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        self.text, self.stop = text, stop
+        self.start = max(map(len, prompts))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        texts = (self.text.decode(row) for row in input_ids[:, self.start :].tolist())
+        done = [any(s in text for s in self.stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends generation when nobody listens any more."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+
+
+class _Sink(BaseStreamer):
+    """Takes token ids from `generate` and queues all but the prompt."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.pieces: queue.Queue[list[int] | BaseException | None] = queue.Queue()
+        self.cancelled = _Cancelled()
+        self._skip = prompt_tokens
+
+    def put(self, value: Tensor) -> None:
+        tokens = value.flatten().tolist()
+        skipped, self._skip = min(self._skip, len(tokens)), max(0, self._skip - len(tokens))
+        if tokens[skipped:]:
+            self.pieces.put(tokens[skipped:])
+
+    def end(self) -> None:
+        """The worker thread says when it is done, also when it fails."""
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,12 @@
+"""The two kinds of failure a user can meet; both carry one sentence with a remedy.
+
+Knows nothing about where they are raised or how they are shown.
+"""
+
+
+class GemError(RuntimeError):
+    """Something went wrong that is not the caller's mistake (command line: exit code 1)."""
+
+
+class InputError(GemError, ValueError):
+    """What the caller gave cannot be used; the message names it and the remedy (exit code 2)."""

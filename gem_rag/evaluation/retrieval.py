@@ -1,0 +1,36 @@
+"""Retrieval figures from scores.
+
+Knows nothing about models or where scores come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class RetrievalFigures:
+    """Shares of queries whose right document is among the first 1 and 10, and mean 1 / rank."""
+
+    recall_1: float
+    recall_10: float
+    mrr: float
+
+
+def known_item(scores: npt.NDArray[np.floating], right: Sequence[int]) -> RetrievalFigures:
+    """Figures for queries with one right document each.
+
+    scores: [queries, documents], larger is better. Ties count against the right document.
+    right: for each query the column of its document.
+    """
+    own = scores[np.arange(len(scores)), np.asarray(right)][:, None]
+    rank = (scores >= own).sum(axis=1)
+    return RetrievalFigures(
+        recall_1=float((rank <= 1).mean()),
+        recall_10=float((rank <= 10).mean()),
+        mrr=float((1.0 / rank).mean()),
+    )

@@ -1,0 +1,134 @@
+"""Text to token ids, so that text never becomes a special token.
+
+A document may contain `</s>`, `<|im_start|>` or a GEM token's own name; it is tokenised as the
+characters it is made of. GEM's special tokens are not in the vocabulary at all (their input rows
+live in the checkpoint's adapter file), so no text and no generated token can ever be one.
+
+Knows nothing about models, layouts or prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from gem_rag.errors import InputError
+
+# Splits a marker in two so that it is no longer one; a noncharacter that no real text contains.
+_BREAK = "\ufdd0"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one text and, for each, the [start, end) characters it stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class TextEncoder:
+    """Safe encoding and decoding around a Hugging Face fast tokenizer.
+
+    Safe to use from many threads: nothing is changed after construction.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json form: convert it "
+                "to a fast tokenizer (tokenizer.json) and save it in the model folder"
+            )
+        self.tokenizer = tokenizer
+        self.markers = _markers(tokenizer)
+        self._plain = _plain_backend(tokenizer, self.markers)
+        self._marker_pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Token ids of plain texts, with what the tokenizer puts around a text (BOS, say)."""
+        return [
+            Encoded(e.ids, e.offsets)
+            for e in self._plain.encode_batch(list(texts), add_special_tokens=True)
+        ]
+
+    def count(self, text: str) -> int:
+        """How many tokens `encode` makes of the text."""
+        return len(self._plain.encode(text, add_special_tokens=True).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens and with spaces as they are."""
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]], **template_kwargs: Any) -> list[int]:
+        """Token ids of a conversation by the model's own chat template, ready to be continued.
+
+        Markers that the template writes become special tokens; the same markers inside a
+        message are plain text.
+
+        Raises InputError if the model has no chat template or the template refuses the messages.
+        """
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "this model has no chat template: use generate() with a plain prompt, or add "
+                "chat_template.jinja to the model folder"
+            )
+        messages = [self._defused(message) for message in messages]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **template_kwargs
+            )
+        except Exception as error:  # a template is a program of the model's author
+            raise InputError(f"the model's chat template refuses these messages: {error}") from None
+        # Only a broken marker's inside is a boundary, so ordinary text is tokenised in one piece.
+        pieces = rendered.split(_BREAK)
+        return [
+            i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False)
+        ]
+
+    def _defused(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with a break inside every marker in its content."""
+        content = message.get("content")
+        if not isinstance(content, str):
+            return message
+        content = content.replace(_BREAK, "")
+        broken = self._marker_pattern.sub(lambda m: m[0][:1] + _BREAK + m[0][1:], content)
+        return {**message, "content": broken}
+
+
+def _markers(tokenizer: Any) -> list[str]:
+    """Names that text must not be able to spell: control tokens and the chat template's own."""
+    template = tokenizer.chat_template or ""
+    template = template if isinstance(template, str) else json.dumps(template)
+    return sorted(
+        (
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.content.strip()
+            and (token.special or (len(token.content) > 1 and token.content in template))
+        ),
+        key=len,
+        reverse=True,
+    )
+
+
+def _plain_backend(tokenizer: Any, markers: Sequence[str]) -> tokenizers.Tokenizer:
+    """A copy of the backend for which every marker is special, and special tokens are text.
+
+    Other added tokens (runs of spaces in GPT-NeoX, newlines in Gemma) are part of how the model
+    reads text and stay.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] in markers
+    plain = tokenizers.Tokenizer.from_str(json.dumps(state))
+    plain.encode_special_tokens = True
+    plain.no_padding()
+    plain.no_truncation()
+    return plain
