@@ -190,7 +190,7 @@ def _split_forward(
     texts = (_take(x, split.text, dim=2) for x in qkv)
     text, _ = sdpa_attention_forward(module, *texts, None, is_causal=True, **kwargs)
     rest_query = _take(query, split.rest, dim=2)
-    if not rest_query.shape[2]:
+    if not rest_query.shape[2] and isinstance(split.text, slice):
         return text
     rest, _ = sdpa_attention_forward(module, rest_query, key, value, rest_mask, **kwargs)
     if isinstance(split.text, slice) and isinstance(split.rest, slice):

@@ -38,10 +38,12 @@ _NEUTRAL_KEYS = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"
 class Checkpoint:
     """A checkpoint folder that has been looked at: it holds a model, and `config` is valid.
 
+    name: the bundled or hub name it was asked for by, or its absolute path.
     path: the folder.
     config: its GEM configuration; the default one for a plain language model.
     """
 
+    name: str
     path: Path
     config: GemConfig
 
@@ -94,6 +96,7 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
     Raises InputError with the remedy if it is not.
     """
     path = _locate(str(model), revision)
+    known_by = str(path) if Path(model).expanduser().is_dir() else str(model)
     for name, what in (
         ("config.json", "model configuration"),
         ("tokenizer.json", "fast tokenizer"),
@@ -108,11 +111,11 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
             f"{path} has no *.safetensors weights: save the model with safe serialization "
             "(pickled weights are not read)"
         )
-    return Checkpoint(path, GemConfig.read(path) or GemConfig())
+    return Checkpoint(known_by, path, GemConfig.read(path) or GemConfig())
 
 
 def _locate(model: str, revision: str | None) -> Path:
-    if model in BUNDLED:
+    if model in BUNDLED and not Path(model).is_dir():
         return BUNDLED[model]
     path = Path(model).expanduser()
     if path.is_dir():

@@ -167,9 +167,9 @@ def _columns(row: Row, k: int, segment: int) -> IntArray:
 def _pad(bodies: Sequence[IntArray], side: Literal["right", "left"]) -> list[IntArray]:
     width = max(body.shape[1] for body in bodies)
     padded = []
-    for body in bodies:
+    for number, body in enumerate(bodies):
         out = np.zeros((_FIELDS, width), dtype=np.int64)
-        out[1] = body[1, :1]
+        out[1] = number  # body is empty where a row has no special tokens
         out[2] = Role.PAD
         start = width - body.shape[1] if side == "left" else 0
         out[:, start : start + body.shape[1]] = body

@@ -12,7 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -24,6 +24,9 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row, plan_batches
 from gem_rag.progress import progress_bar
 from gem_rag.tokens import Encoded, TextEncoder
+
+if TYPE_CHECKING:
+    import tokenizers
 
 EngineName = Literal["auto", "transformers"]
 Overlong = Literal["truncate", "windows", "error"]
@@ -140,16 +143,29 @@ class Gem:
 
         Raises InputError if the model has no chat template or it refuses the messages.
         """
-        return self.generate([self._text.encode_chat(messages)], **sampling)[0]
+        return self.generate([self.encode_chat(messages)], **sampling)[0]
 
     def stream_chat(self, messages: Sequence[dict[str, Any]], **sampling: Any) -> Iterator[str]:
         """As `chat`, piece by piece."""
-        return self.stream(self._text.encode_chat(messages), **sampling)
+        return self.stream(self.encode_chat(messages), **sampling)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain text, as `generate` reads it."""
+        return self._text.encode([text])[0].ids
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation, as `chat` reads it; errors as there."""
+        return self._text.encode_chat(messages)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `chat` can be used."""
         return bool(self._text.tokenizer.chat_template)
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The model's tokenizer, for which everything is plain text; for splitters."""
+        return self._text.plain
 
     @property
     def context(self) -> int:
@@ -160,8 +176,8 @@ class Gem:
 
     @property
     def name(self) -> str:
-        """A name for people: the checkpoint folder's."""
-        return self._checkpoint.path.name
+        """What `load` finds it by: a bundled or hub name, or an absolute path."""
+        return self._checkpoint.name
 
     @property
     def fingerprint(self) -> str:
@@ -362,16 +378,16 @@ def _with_k(checkpoint: Checkpoint, k: int | None) -> Checkpoint:
     if checkpoint.trained:
         if k not in (None, checkpoint.config.k):
             raise InputError(
-                f"{checkpoint.path.name} was GEM-trained with k = {checkpoint.config.k}, not {k}: "
+                f"{checkpoint.name} was GEM-trained with k = {checkpoint.config.k}, not {k}: "
                 "leave k out"
             )
         return checkpoint
     warnings.warn(
-        f"{checkpoint.path.name} has not been GEM-trained: it generates as ever, but its "
+        f"{checkpoint.name} has not been GEM-trained: it generates as ever, but its "
         "embeddings are poor",
         stacklevel=3,
     )
-    return Checkpoint(checkpoint.path, GemConfig(k=1 if k is None else k))
+    return Checkpoint(checkpoint.name, checkpoint.path, GemConfig(k=1 if k is None else k))
 
 
 def _engine_class(engine: str) -> type[Engine]:

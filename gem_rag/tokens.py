@@ -35,6 +35,10 @@ class TextEncoder:
     """Safe encoding and decoding around a Hugging Face fast tokenizer.
 
     Safe to use from many threads: nothing is changed after construction.
+
+    tokenizer: the Hugging Face tokenizer.
+    plain: its backend, for which everything is text.
+    markers: names that are special tokens where a template writes them, and text elsewhere.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -45,19 +49,19 @@ class TextEncoder:
             )
         self.tokenizer = tokenizer
         self.markers = _markers(tokenizer)
-        self._plain = _plain_backend(tokenizer, self.markers)
+        self.plain = _plain_backend(tokenizer, self.markers)
         self._marker_pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Token ids of plain texts, with what the tokenizer puts around a text (BOS, say)."""
         return [
             Encoded(e.ids, e.offsets)
-            for e in self._plain.encode_batch(list(texts), add_special_tokens=True)
+            for e in self.plain.encode_batch(list(texts), add_special_tokens=True)
         ]
 
     def count(self, text: str) -> int:
         """How many tokens `encode` makes of the text."""
-        return len(self._plain.encode(text, add_special_tokens=True).ids)
+        return len(self.plain.encode(text, add_special_tokens=True).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens and with spaces as they are."""

@@ -46,7 +46,7 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[Docstring]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _walk(child, f"{prefix}.{child.name}" if prefix else child.name)
-        elif isinstance(child, ast.If | ast.Try | ast.With):
+        elif isinstance(child, ast.If | ast.Try | ast.ExceptHandler | ast.With):
             yield from _walk(child, prefix)
 
 

@@ -1,0 +1,248 @@
+"""The command line: `gem-rag index | search | ask | info`.
+
+Parses, prints and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
+Knows nothing that the library does not offer; heavy imports happen inside commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gem_rag import __version__
+from gem_rag.errors import GemError, InputError
+
+if TYPE_CHECKING:
+    from gem_rag.model import Gem
+    from gem_rag.rag.index import Index
+
+app = typer.Typer(
+    name="gem-rag",
+    help="One set of weights that embeds, retrieves and answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+IndexOption = Annotated[Path, typer.Option("--index", "-i", help="Folder of the index.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
+]
+HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to retrieve.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+# typer brings its own copy of click; this is click's UsageError, whichever that is.
+_USAGE_ERRORS: Any = typer.BadParameter.__base__
+DEFAULT_INDEX = Path("gem-index")
+DEFAULT_MODEL = "gem-tiny"
+
+
+@app.command()
+def index(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files and folders to bring the index in step with.")
+    ] = None,
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    store: Annotated[
+        str | None, typer.Option(help="faiss or chroma; default faiss for a new index.")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens in a chunk of a new index.")
+    ] = None,
+    reembed: Annotated[
+        bool, typer.Option("--reembed", help="Embed all of the index again, with --model.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an index of documents, or bring one in step with them."""
+    from gem_rag.rag.index import Index
+
+    if not paths and not reembed:
+        raise InputError("index needs files or folders: gem-rag index docs/")
+    shown = sys.stderr.isatty() and not as_json
+    gem = _load(model, None if reembed else index)
+    if reembed:
+        opened = Index.reembed(index, gem, progress=shown)
+        if not paths:
+            _print({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
+            return
+    else:
+        opened = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
+    report = opened.sync(paths or (), progress=shown)
+    for skipped in report.skipped:
+        _say(f"skipped: {skipped.reason}")
+    if not opened.sources:
+        raise InputError(f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes "
+                         "text, Markdown, reStructuredText and Python files")  # fmt: skip
+    counts = ", ".join(
+        f"{len(getattr(report, name))} {name}"
+        for name in ("added", "changed", "removed", "unchanged", "skipped")
+    )
+    summary = f"{counts}; {report.chunks} chunks in {index}, {report.embedded} embedded now"
+    _print(dataclasses.asdict(report), as_json, summary)
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    k: HitsOption = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the passages nearest to a question."""
+    hits = _open(index, model).search(question, k)
+    if as_json:
+        _print([dataclasses.asdict(hit) for hit in hits], True)
+        return
+    for number, hit in enumerate(hits, start=1):
+        chunk = hit.chunk
+        print(f"[{number}] {hit.score:.3f}  {chunk.source}:{chunk.start}-{chunk.stop}")
+        print(_indented(chunk.text, 300))
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    k: HitsOption = 5,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens in the answer.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the index, with sources."""
+    limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+    answer = _open(index, model).ask(question, k, temperature=temperature, **limit)
+    if as_json:
+        _print(dataclasses.asdict(answer), True)
+        return
+    print(answer.text)
+    print()
+    for citation in answer.citations:
+        start, stop = citation.span
+        print(f"[{citation.number}] {citation.source}:{start}-{stop}")
+        print(_indented(f'"{citation.quote}"', 200))
+    if not answer.citations:
+        print("No passage holds these words; what was read:")
+        for number, hit in enumerate(answer.hits, start=1):
+            print(f"[{number}] {hit.chunk.source}:{hit.chunk.start}-{hit.chunk.stop}")
+
+
+@app.command()
+def info(
+    index: Annotated[Path | None, typer.Option("--index", "-i", help="An index.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A model.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an index or a model is, without loading weights."""
+    from gem_rag.checkpoint import open_checkpoint
+    from gem_rag.rag.manifest import Manifest
+
+    if index is not None:
+        manifest = Manifest.read(index)
+        if manifest is None:
+            raise InputError(f"there is no index in {index}: make one with gem-rag index")
+        facts = dataclasses.asdict(manifest)
+    else:
+        checkpoint = open_checkpoint(model or DEFAULT_MODEL)
+        facts = {
+            "gem-rag": __version__,
+            "model": checkpoint.name,
+            "path": str(checkpoint.path),
+            "fingerprint": checkpoint.fingerprint(),
+            **dataclasses.asdict(checkpoint.config),
+        }
+        if facts["adapter"] is not None:
+            facts["adapter"]["targets"] = f"{len(facts['adapter']['targets'])} linear layers"
+    _print(facts, as_json, "\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+def _open(folder: Path, model: str | None) -> Index:
+    from gem_rag.rag.index import Index
+    from gem_rag.rag.manifest import Manifest
+
+    if Manifest.read(folder) is None:
+        raise InputError(f"there is no index in {folder}: make one with gem-rag index")
+    return Index.open(folder, _load(model, folder), create=False)
+
+
+def _load(model: str | None, folder: Path | None) -> Gem:
+    """The model asked for, else the one the index was made with, else the bundled one."""
+    import transformers
+
+    from gem_rag.model import load
+    from gem_rag.rag.manifest import Manifest
+
+    manifest = Manifest.read(folder) if folder is not None else None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return load(model or (manifest.model if manifest else DEFAULT_MODEL))
+
+
+def _print(value: Any, as_json: bool, text: str = "") -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
+
+
+def _indented(text: str, limit: int) -> str:
+    shown = text if len(text) <= limit else text[:limit].rsplit(None, 1)[0] + " ..."
+    return "".join(f"    {line}\n" for line in shown.splitlines() if line.strip())
+
+
+def _say(message: object) -> None:
+    """One line on stderr."""
+    print("gem-rag:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gem-rag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; errors become one line and an exit code, never a traceback."""
+    warnings.showwarning = lambda message, *rest, **more: _say(f"warning: {message}")
+    try:
+        code = app(arguments, standalone_mode=False)
+    except InputError as error:
+        _say(error)
+        code = 2
+    except GemError as error:
+        _say(error)
+        code = 1
+    except _USAGE_ERRORS as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        _say(f"{error.format_message()}{where}")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; what was committed before is kept")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        if os.environ.get("GEM_RAG_DEBUG"):
+            raise
+        _say(f"{type(error).__name__}: {error} (GEM_RAG_DEBUG=1 shows where)")
+        code = 1
+    sys.exit(code)

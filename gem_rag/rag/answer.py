@@ -1,0 +1,143 @@
+"""An answer from passages, with citations that can be checked.
+
+Knows nothing about how passages were found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gem_rag.errors import InputError
+from gem_rag.model import Gem
+from gem_rag.rag.splitting import Chunk, Hit
+
+INSTRUCTIONS = (
+    "Answer the question from the passages below, in their own words where you can, and cite "
+    "them like [1]. If they do not answer it, say that they do not."
+)
+_PROMPT = f"{INSTRUCTIONS}\n\n{{passages}}\n\nQuestion: {{question}}\nAnswer:"
+# A base model does not know where to end: a plain prompt's answer is one paragraph.
+_PLAIN_STOP = ("\n\n", "\nQuestion:")
+_SHORTEST_QUOTE = 4  # words
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A place in a document that the answer rests on.
+
+    number: of the passage in the prompt, from 1.
+    source: the document's name.
+    span: [start, stop) characters of the quote in the document's text.
+    quote: those characters.
+    """
+
+    number: int
+    source: str
+    span: tuple[int, int]
+    quote: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it rests on.
+
+    citations: quotes found word for word in a passage, or passages cited like [1].
+    hits: passages that were read, in the order of their numbers.
+    timings: seconds spent in "search" and "generate".
+    """
+
+    text: str
+    citations: list[Citation]
+    hits: list[Hit]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def answer(gem: Gem, question: str, hits: Sequence[Hit], **sampling: Any) -> Answer:
+    """Answer a question from passages, as many of them as the model's context holds.
+
+    The prompt is the checkpoint's own (`answer_prompt`), else its chat template's, else plain.
+
+    Raises InputError if the question is empty, or too long to leave room for a passage.
+    """
+    if not question.strip():
+        raise InputError("the question is empty: ask something")
+    plain = gem.config.answer_prompt is not None or not gem.has_chat_template
+    if plain:
+        stop = sampling.get("stop", ())
+        sampling["stop"] = [*([stop] if isinstance(stop, str) else stop), *_PLAIN_STOP]
+    sampling.setdefault("max_tokens", max(16, min(256, gem.context // 4)))
+    prompt, read = _fitting_prompt(gem, question, hits, gem.context - sampling["max_tokens"])
+    start = time.perf_counter()
+    generation = gem.generate([prompt], **sampling)[0]
+    text = generation.text.strip()
+    timings = {"generate": time.perf_counter() - start}
+    return Answer(text, cite(text, [hit.chunk for hit in read]), read, timings)
+
+
+def _fitting_prompt(
+    gem: Gem, question: str, hits: Sequence[Hit], room: int
+) -> tuple[list[int], list[Hit]]:
+    """The prompt with the most passages that fits in `room` tokens, and those passages."""
+    for count in range(len(hits), 0, -1):
+        prompt = _prompt(gem, question, [hit.chunk.passage for hit in hits[:count]])
+        if len(prompt) <= room:
+            return prompt, list(hits[:count])
+    passage = hits[0].chunk.passage
+    while len(passage) > 80:  # one passage, as much of its beginning as fits
+        passage = passage[: len(passage) * 4 // 5]
+        prompt = _prompt(gem, question, [passage])
+        if len(prompt) <= room:
+            return prompt, [hits[0]]
+    raise InputError(
+        f"the question leaves no room for a passage in the model's {gem.context} tokens: ask a "
+        "shorter one, or lower max_tokens"
+    )
+
+
+def _prompt(gem: Gem, question: str, passages: Sequence[str]) -> list[int]:
+    numbered = "\n\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, start=1))
+    form = gem.config.answer_prompt or _PROMPT
+    # Parts, not str.format: passages and questions may hold braces.
+    parts = {"{passages}": numbered, "{question}": question}
+    prompt = "".join(
+        parts.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form)
+    )
+    if gem.config.answer_prompt is None and gem.has_chat_template:
+        return gem.encode_chat([{"role": "user", "content": prompt}])
+    return gem.encode(prompt)
+
+
+def cite(text: str, chunks: Sequence[Chunk]) -> list[Citation]:
+    """Where an answer rests on passages: their longest common run of words, if it says enough,
+    and passages that the answer cites like [1], best match or not."""
+    named = {int(n) for n in re.findall(r"\[(\d+)\]", text)}
+    words = _words(re.sub(r"\[\d+\]", " ", text))
+    found = []
+    for number, chunk in enumerate(chunks, start=1):
+        size, span = _longest_run(words, chunk.text)
+        if size >= min(_SHORTEST_QUOTE, max(1, len(words))) or (number in named and size):
+            start, stop = span
+            place = (chunk.start + start, chunk.start + stop)
+            found.append((size, Citation(number, chunk.source, place, chunk.text[start:stop])))
+    return [citation for _, citation in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _longest_run(words: Sequence[str], passage: str) -> tuple[int, tuple[int, int]]:
+    """Length in words of the longest run both have, and its characters in the passage."""
+    places = list(re.finditer(r"\w+", passage))
+    own = [place[0].lower() for place in places]
+    matcher = difflib.SequenceMatcher(None, words, own, autojunk=False)
+    match = matcher.find_longest_match()
+    if not match.size:
+        return 0, (0, 0)
+    last = places[match.b + match.size - 1]
+    return match.size, (places[match.b].start(), last.end())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

@@ -1,0 +1,110 @@
+"""Documents to chunks of at most so many tokens, along the text's own structure.
+
+Knows nothing about vectors or indexes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+from gem_rag.rag.documents import Document
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a document.
+
+    source: the document's.
+    title: the document's, then the heading the chunk stands under, as far as the chunk itself
+        does not begin with them.
+    start, stop: its [start, stop) characters in the document's text.
+    text: those characters.
+    """
+
+    source: str
+    title: str
+    start: int
+    stop: int
+    text: str
+
+    @property
+    def passage(self) -> str:
+        """What is embedded, and read when answering: the text under its title."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+    @cached_property
+    def id(self) -> str:
+        """The same for the same passage at the same place of the same source, and only then."""
+        key = f"{self.source}\0{self.start}\0{self.passage}"
+        return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk found, and the cosine between it and the question."""
+
+    chunk: Chunk
+    score: float
+
+
+# "## Heading" of Markdown, or a line and its underline of reStructuredText.
+_HEADING = re.compile(
+    r"^(?:#{1,6} +(?P<marked>\S.*)|(?P<underlined>\S.*)\n([=\-*~^\"'#+`])\3{2,}[ \t]*)$",
+    re.MULTILINE,
+)
+
+
+class Splitter:
+    """Splits documents by tokens of one tokenizer (a `tokenizers.Tokenizer`).
+
+    size: most tokens in a passage, its title included.
+    """
+
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        self._tokenizer = tokenizer
+        self._size = size
+
+    def spans(self, document: Document) -> list[tuple[int, int]]:
+        """[start, stop) of every chunk in the document's text, in order; bare headings are none."""
+        headings = _headings(document)
+        titles = [_title(document, heading) for _, _, heading in headings] or [document.title]
+        longest = max(len(ids.ids) for ids in self._tokenizer.encode_batch(titles)) + 1
+        make = MarkdownSplitter if document.kind == "markdown" else TextSplitter
+        capacity = max(self._size - longest, self._size // 2)
+        splitter = make.from_huggingface_tokenizer(self._tokenizer, capacity)
+        bare = {document.text[start:stop].strip() for start, stop, _ in headings}
+        return [
+            (start, start + len(text))
+            for start, text in splitter.chunk_indices(document.text)
+            if text.strip() not in bare and any(c.isalnum() for c in text)
+        ]
+
+
+def chunks(document: Document, spans: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
+    """The chunks of a document at spans that are in order."""
+    headings = _headings(document)
+    above = ""
+    for start, stop in spans:
+        while headings and headings[0][0] < start:
+            above = headings.pop(0)[2]
+        text = document.text[start:stop]
+        yield Chunk(document.source, _title(document, above, text), start, stop, text)
+
+
+def _headings(document: Document) -> list[tuple[int, int, str]]:
+    """(start, stop, words) of every heading in the text."""
+    found = _HEADING.finditer(document.text)
+    return [(m.start(), m.end(), (m["marked"] or m["underlined"]).strip()) for m in found]
+
+
+def _title(document: Document, heading: str, text: str = "") -> str:
+    """Title and heading, without what the text itself begins with."""
+    parts = dict.fromkeys(part[:100] for part in (document.title, heading) if part)
+    return " > ".join(part for part in parts if part not in text[: len(part) + 10])

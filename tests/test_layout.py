@@ -1,0 +1,119 @@
+"""Layouts hold every token once at its right position, and batches hold every row once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import placed, position_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gem_rag.errors import InputError
+from gem_rag.layout import Layout, Role, Row, plan_batches
+
+ARRANGEMENTS = ["aligned", "left", "right", "packed"]
+ROLES = {"text": Role.TEXT, "special": Role.SPECIAL, "suffix": Role.SUFFIX}
+
+
+@st.composite
+def any_rows(draw: st.DrawFn) -> list[Row]:
+    rows = []
+    for number in range(draw(st.integers(1, 4))):
+        text = [100 * number + i for i in range(draw(st.integers(1, 9)))]
+        stop = draw(st.integers(1, len(text)))
+        spans = [((0, len(text)),), ((0, stop), (stop - 1, stop)), ()]
+        suffix = [100 * number + 50 + i for i in range(draw(st.integers(0, 3)))]
+        chosen = spans[0] if suffix else draw(st.sampled_from(spans))
+        rows.append(Row(text, chosen, suffix))
+    return rows
+
+
+@given(rows=any_rows(), k=st.integers(1, 3), arrangement=st.sampled_from(ARRANGEMENTS))
+def test_every_token_stands_once_at_its_position(
+    rows: list[Row], k: int, arrangement: Any
+) -> None:
+    layout = Layout.build(rows, k, arrangement)
+    grid = placed(rows, k, arrangement)
+    assert layout.shape == (len(grid), len(grid[0]))
+    for b, t in np.ndindex(layout.shape):
+        place = grid[b][t]
+        assert layout.tokens.column[b, t] == t
+        if place is None:
+            assert layout.tokens.role[b, t] == Role.PAD
+            continue
+        row = rows[place.row]
+        ids = {"text": row.text, "special": range(k), "suffix": row.suffix}[place.kind]
+        assert layout.ids[b, t] == ids[place.index]
+        assert layout.tokens.role[b, t] == ROLES[place.kind]
+        assert layout.tokens.segment[b, t] == place.row
+        assert layout.tokens.position[b, t] == position_of(place, rows, k)
+        if place.kind == "special":
+            assert (layout.tokens.start[b, t], layout.tokens.stop[b, t]) == place.span
+
+
+@given(rows=any_rows(), k=st.integers(1, 3), arrangement=st.sampled_from(ARRANGEMENTS))
+def test_special_tokens_come_in_order_of_row_and_span(
+    rows: list[Row], k: int, arrangement: Any
+) -> None:
+    layout = Layout.build(rows, k, arrangement)
+    where = layout.specials
+    found = zip(layout.tokens.segment[where], layout.tokens.stop[where], layout.ids[where],
+                strict=True)  # fmt: skip
+    expected = [(r, stop, slot) for r, row in enumerate(rows) for _, stop in row.spans
+                for slot in range(k)]  # fmt: skip
+    assert list(found) == expected
+
+
+def test_aligned_special_tokens_share_columns() -> None:
+    layout = Layout.build([Row.whole([1, 2, 3]), Row.whole([4])], k=2)
+    assert layout.rest_start == 3
+    assert layout.specials[1].tolist() == [3, 4, 3, 4]
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_only_several_rows_in_one_sequence_are_packed(arrangement: Any) -> None:
+    rows = [Row.whole([1, 2, 3]), Row.whole([4])]
+    assert Layout.build(rows, 1, arrangement).packed == (arrangement == "packed")
+    assert not Layout.build(rows[:1], 1, arrangement).packed
+
+
+@pytest.mark.parametrize("span", [(0, 0), (2, 1), (-1, 2), (0, 4), (3, 4)])
+def test_a_bad_span_is_refused(span: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="not a non-empty part of a text of 3 tokens"):
+        Row([1, 2, 3], (span,))
+
+
+def test_an_empty_text_has_no_embedding() -> None:
+    with pytest.raises(InputError, match="non-empty"):
+        Row.whole([])
+
+
+@pytest.mark.parametrize("spans", [(), ((0, 1), (0, 2))])
+def test_a_suffix_reads_exactly_one_span(spans: Any) -> None:
+    with pytest.raises(InputError, match="exactly one span"):
+        Row([1, 2], spans, [3])
+
+
+def test_a_layout_needs_a_row() -> None:
+    with pytest.raises(InputError, match="at least one row"):
+        Layout.build([], 1)
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 100))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = list(plan_batches(lengths, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 100))
+def test_batches_go_from_long_to_short(lengths: list[int], budget: int) -> None:
+    order = [lengths[i] for batch in plan_batches(lengths, budget) for i in batch]
+    assert order == sorted(lengths, reverse=True)
+
+
+def test_batches_are_as_large_as_the_budget_allows() -> None:
+    assert [len(batch) for batch in plan_batches([4] * 10, 16)] == [4, 4, 2]
