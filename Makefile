@@ -24,7 +24,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: setup ## Index Python's language reference and answer three questions about it.
-	$(BIN)/python -m gem_rag.demo
+	$(BIN)/python examples/demo.py
 
 test: setup-dev ## Run every test.
 	$(BIN)/python -m pytest

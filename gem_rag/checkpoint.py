@@ -54,11 +54,15 @@ class Checkpoint:
 
     def adapter(self) -> dict[str, Tensor] | None:
         """The special tokens' weights by name, or None for a model without them."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self.path / ADAPTER_NAME
         if path.exists():
-            return load_file(path)
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise InputError(f"{path} cannot be read ({error}): copy it whole") from None
         if self.trained:
             raise InputError(f"{self.path} has {CONFIG_NAME} but no {ADAPTER_NAME}: copy it whole")
         return None
@@ -106,7 +110,7 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
                 f"{path} is not a model folder: it has no {name} ({what}); give a folder saved "
                 "with save_pretrained, a hub name or 'gem-tiny'"
             )
-    if not any(path.glob("*.safetensors")):
+    if all(file.name == ADAPTER_NAME for file in path.glob("*.safetensors")):
         raise InputError(
             f"{path} has no *.safetensors weights: save the model with safe serialization "
             "(pickled weights are not read)"
@@ -171,7 +175,12 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         old = new.with_name(new.name + "-old")
         if folder.exists():
             os.rename(folder, old)
-        os.rename(new, folder)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise GemError(

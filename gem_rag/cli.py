@@ -40,6 +40,7 @@ HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 # typer brings its own copy of click; this is click's UsageError, whichever that is.
 _USAGE_ERRORS: Any = typer.BadParameter.__base__
+_INTERRUPTED = 130
 DEFAULT_INDEX = Path("gem-index")
 DEFAULT_MODEL = "gem-tiny"
 
@@ -224,6 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, *rest, **more: _say(f"warning: {message}")
     try:
         code = app(arguments, standalone_mode=False)
+        if code == _INTERRUPTED:  # typer returns it
+            raise KeyboardInterrupt
     except InputError as error:
         _say(error)
         code = 2
@@ -236,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted; what was committed before is kept")
-        code = 130
+        code = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -86,9 +86,11 @@ class GemConfig:
         object.__setattr__(self, "tokens", tokens)
         if len(set(tokens)) != self.k:
             raise InputError(f"k is {self.k}, so tokens must be {self.k} different names: {tokens}")
-        if set(self.prompts) != {"query", "document"}:
+        if not isinstance(self.prompts, dict) or set(self.prompts) != {"query", "document"}:
             raise InputError("prompts must have the two keys 'query' and 'document', not "
-                             f"{sorted(self.prompts)}")  # fmt: skip
+                             f"{self.prompts!r}")  # fmt: skip
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max_length must be at least 1, not {self.max_length}")
 
     def vector_state(self) -> dict[str, Any]:
         """The part that changes vectors, for the fingerprint."""
@@ -122,12 +124,18 @@ class GemConfig:
 
 
 def from_dict(cls: type[T], state: dict[str, Any], where: str) -> T:
-    """A dataclass from a dict; an unknown key raises InputError with the nearest right name."""
+    """A dataclass from a dict; an unknown key raises InputError with the nearest right name.
+
+    A missing key, or a value of a type that the class cannot use, raises InputError too.
+    """
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in state:
         if key not in known:
             raise InputError(f"{where} has an unknown key {key!r}{nearest(key, known)}")
-    return cls(**state)
+    try:
+        return cls(**state)
+    except TypeError as error:
+        raise InputError(f"{where} cannot be used ({error}): correct it") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -96,14 +96,16 @@ class TextEncoder:
             i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False)
         ]
 
-    def _defused(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message with a break inside every marker in its content."""
-        content = message.get("content")
-        if not isinstance(content, str):
-            return message
-        content = content.replace(_BREAK, "")
-        broken = self._marker_pattern.sub(lambda m: m[0][:1] + _BREAK + m[0][1:], content)
-        return {**message, "content": broken}
+    def _defused(self, value: Any) -> Any:
+        """A message, or a part of one, with a break inside every marker in its texts."""
+        if isinstance(value, str):
+            text = value.replace(_BREAK, "")
+            return self._marker_pattern.sub(lambda m: m[0][:1] + _BREAK + m[0][1:], text)
+        if isinstance(value, dict):
+            return {key: self._defused(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._defused(part) for part in value]
+        return value
 
 
 def _markers(tokenizer: Any) -> list[str]:

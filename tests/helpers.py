@@ -194,7 +194,9 @@ Grid = list[list[Place | None]]
 
 def placed(rows: Sequence[Row], k: int, arrangement: Arrangement) -> Grid:
     """Where every token of every row stands; None is padding."""
-    texts: Grid = [[Place(r, "text", i) for i in range(len(row.text))] for r, row in enumerate(rows)]
+    texts: Grid = [
+        [Place(r, "text", i) for i in range(len(row.text))] for r, row in enumerate(rows)
+    ]
     rests: Grid = [
         [Place(r, "special", slot, span) for span in row.spans for slot in range(k)]
         + [Place(r, "suffix", i) for i in range(len(row.suffix))]

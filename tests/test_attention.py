@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +21,9 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
-from gem_rag.adapters import linear_targets
 from gem_rag.attention import lower
-from gem_rag.config import AdapterConfig
 from gem_rag.encoder import GemEncoder, check_supported, longest_text
 from gem_rag.errors import GemError
 from gem_rag.layout import Layout, Row
@@ -35,10 +34,9 @@ RECTANGLES = ("aligned", "left", "right")
 
 
 @pytest.fixture(autouse=True)
-def _eager_flex(request: pytest.FixtureRequest) -> Any:
+def _eager_flex() -> Iterator[None]:
     """FlexAttention without a compilation for every shape."""
-    stance = "default" if "compiled" in request.node.name else "force_eager"
-    with torch.compiler.set_stance(stance), torch.random.fork_rng():
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -47,13 +45,13 @@ def ragged_rows(count: int) -> list[Row]:
     generator = torch.Generator().manual_seed(count)
     rows = []
     for number in range(count):
-        length = 1 + (7 * number + 5) % 18
+        length = 1 + (7 * number + 5) % 11
         text = random_ids(length, generator)
         if number % 4 == 1:
             rows.append(Row.whole(text, random_ids(1 + number % 3, generator)))
         elif number % 4 == 2:
             half = (length + 1) // 2
-            rows.append(Row(text, ((0, half), (length // 2, length), (0, length))))
+            rows.append(Row(text, ((length // 2, length), (0, half))))
         elif number % 8 == 7:
             rows.append(Row(text, ()))
         else:
@@ -132,7 +130,11 @@ def test_packed_agrees_with_transformers(
 def test_compiled_flex_agrees_with_dense(tiny_model: Any) -> None:
     encoder = tiny_encoder(tiny_model("llama"), 2)
     layout = Layout.build(ragged_rows(9), 2, "packed")
-    assert (encoder(layout, "flex") - encoder(layout, "dense")).abs().max() < 1e-5
+    counters.clear()
+    with torch.compiler.set_stance("default"):
+        compiled = encoder(layout, "flex")
+    assert counters["stats"]["unique_graphs"] > 0
+    assert (compiled - encoder(layout, "dense")).abs().max() < 1e-5
 
 
 def test_split_refuses_packed_rows(tiny_model: Any) -> None:
@@ -299,7 +301,7 @@ def test_a_model_that_mixes_tokens_outside_attention_is_refused() -> None:
 # -- gradients ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", LOWERINGS)
+@pytest.mark.parametrize("how", ["dense", "split"])  # flex has no backward pass on CPU
 def test_a_suffix_learns_from_text_only_through_special_tokens(how: Any) -> None:
     """Text behind the span is cut off from the suffix altogether."""
     encoder = GemEncoder(build_model("llama"), 2)
@@ -332,21 +334,3 @@ def test_frozen_forward_is_forward(architecture: str, k: int) -> None:
         assert (plain - frozen).abs().max() <= 1e-4 * plain.abs().max()
         assert frozen.abs().max() > 0
     assert all(p.grad is None for p in encoder.base.parameters())
-
-
-def test_adapters_do_not_reach_text_or_suffix() -> None:
-    """With a suffix, adapters act on special rows only."""
-    model = build_model("llama")
-    encoder = GemEncoder(model, 2, adapter=AdapterConfig(4, 8.0, linear_targets(model)))
-    randomise(encoder.special)
-    rows = [Row.whole([9, 10, 11], [12, 13]), Row.whole([9, 10, 11, 12])]
-    hidden = encoder.hidden_states(Layout.build(rows, 2))
-    text = encoder.hidden_states(Layout.build([Row([9, 10, 11], ())], 2))
-    assert (hidden[0, :3] - text[0]).abs().max() < 1e-6
-    bare = build_model("llama")  # the suffix's own rows: same weights, no adapter, one layer deep
-    with torch.no_grad():
-        seen = model.model.layers[0].self_attn.q_proj
-        rows_in = torch.randn(2, 8, 32)
-        with encoder.special.active(torch.as_tensor(Layout.build(rows, 2).tokens.role == 1)):
-            changed = (seen(rows_in) != bare.model.layers[0].self_attn.q_proj(rows_in)).any(-1)
-    assert torch.equal(changed, torch.as_tensor(Layout.build(rows, 2).tokens.role == 1))

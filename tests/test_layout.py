@@ -31,9 +31,7 @@ def any_rows(draw: st.DrawFn) -> list[Row]:
 
 
 @given(rows=any_rows(), k=st.integers(1, 3), arrangement=st.sampled_from(ARRANGEMENTS))
-def test_every_token_stands_once_at_its_position(
-    rows: list[Row], k: int, arrangement: Any
-) -> None:
+def test_every_token_stands_once_at_its_position(rows: list[Row], k: int, arrangement: Any) -> None:
     layout = Layout.build(rows, k, arrangement)
     grid = placed(rows, k, arrangement)
     assert layout.shape == (len(grid), len(grid[0]))

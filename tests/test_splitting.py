@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from fakes import FakeGem
 from hypothesis import given
@@ -23,7 +25,7 @@ def test_chunks_are_in_order_and_hold_all_words_but_bare_headings(text: str, kin
     document = Document("s", text, kind=kind)  # type: ignore[arg-type]
     found = split(document)
     assert all(c.text == text[c.start : c.stop] for c in found)
-    assert all(a.stop <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(found))
     kept = " ".join(c.text for c in found).replace("delta", "").replace("#", "").split()
     everything = text.replace("delta", "").replace("#", "").split()
     assert [w for w in kept if w.isalpha()] == [w for w in everything if w.isalpha()]
@@ -40,8 +42,14 @@ def test_passages_stay_within_the_size(size: int) -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("Guide\n\n# Setup\n\n" + "install it " * 20 + "\n\n## Use\n\n" + "run it " * 20, "markdown"),
-        ("Guide\n\nSetup\n=====\n\n" + "install it " * 20 + "\n\nUse\n---\n\n" + "run it " * 20, "text"),
+        (
+            "Guide\n\n# Setup\n\n" + "install it " * 20 + "\n\n## Use\n\n" + "run it " * 20,
+            "markdown",
+        ),
+        (
+            "Guide\n\nSetup\n=====\n\n" + "install it " * 20 + "\n\nUse\n---\n\n" + "run it " * 20,
+            "text",
+        ),
     ],
 )
 def test_a_chunk_stands_under_its_title_and_heading(text: str, kind: str) -> None:

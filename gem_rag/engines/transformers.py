@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
@@ -59,19 +60,26 @@ class TransformersEngine(Engine):
         path = str(checkpoint.path)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=("float32" if on_cpu else "auto") if dtype == "auto" else dtype,
                 attn_implementation=IMPLEMENTATION,
                 use_safetensors=True,
                 local_files_only=True,
+                output_loading_info=True,
                 **(model_kwargs or {}),
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0]
             raise InputError(
                 f"{path} cannot be loaded as a causal language model: {reason}"
             ) from error
+        if report["missing_keys"]:  # transformers fills them with random numbers
+            missing = sorted(report["missing_keys"])
+            raise InputError(
+                f"{path} cannot be loaded: its weights lack {missing[0]} and {len(missing) - 1} "
+                "more: copy it whole"
+            )
         config = checkpoint.config
         self._model = model.to(device).eval().requires_grad_(False)
         self._encoder = GemEncoder(model, config.k, config.pooling, config.adapter)

@@ -24,6 +24,8 @@ class ContrastiveModel(nn.Module):
         that little of it is padding, and compared whole.
     """
 
+    _keys_to_ignore_on_save = None  # Trainer asks for it when a run resumes
+
     def __init__(self, encoder: GemEncoder, budget: int = 8192) -> None:
         super().__init__()
         self.encoder = encoder

@@ -1,0 +1,148 @@
+"""Answers: prompts that fit, passages in full view, citations that can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from fakes import FakeGem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gem_rag.config import GemConfig
+from gem_rag.engines.base import Generation
+from gem_rag.errors import InputError
+from gem_rag.rag.answer import Answer, answer, cite
+from gem_rag.rag.splitting import Chunk, Hit
+
+
+class Answering(FakeGem):
+    """Answers what it is told to, and remembers what it was asked; a token is a character."""
+
+    def __init__(self, reply: str = "", context: int = 1000, **config: Any) -> None:
+        super().__init__()
+        self.reply, self.context = reply, context
+        self.config = GemConfig(**config)
+        self.asked: list[str] = []
+        self.sampling: dict[str, Any] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        return self.encode(
+            "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+        )
+
+    def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[Generation]:
+        self.asked += ["".join(map(chr, prompt)) for prompt in prompts]
+        self.sampling = sampling
+        return [Generation(self.reply, (), "stop", len(prompt)) for prompt in prompts]
+
+
+class Chatting(Answering):
+    has_chat_template = True
+
+
+def hit(text: str, source: str = "doc", start: int = 100, title: str = "") -> Hit:
+    return Hit(Chunk(source, title, start, start + len(text), text), 0.5)
+
+
+PUMP, LAMP = hit("A pump moves water through pipes."), hit("A lamp gives light.", "lamp", 0)
+
+
+def ask(gem: Answering, *hits: Hit, question: str = "What moves water?", **sampling: Any) -> Answer:
+    return answer(gem, question, hits or (PUMP, LAMP), **sampling)  # type: ignore[arg-type]
+
+
+def test_prompt_holds_numbered_passages_and_the_question() -> None:
+    gem = Answering("x")
+    ask(gem)
+    (prompt,) = gem.asked
+    assert "[1] A pump moves water through pipes.\n\n[2] A lamp gives light." in prompt
+    assert prompt.endswith("Question: What moves water?\nAnswer:")
+    assert set(gem.sampling["stop"]) == {"\n\n", "\nQuestion:"}
+
+
+def test_checkpoint_has_its_own_prompt_and_braces_are_text() -> None:
+    gem = Answering("x", answer_prompt="P: {passages} Q: {question} A:")
+    ask(gem, hit("a {question} {passages} {0}"), question="{passages}?")
+    assert gem.asked == ["P: [1] a {question} {passages} {0} Q: {passages}? A:"]
+
+
+def test_chat_models_are_asked_by_their_template() -> None:
+    gem = Chatting("x", context=2000)
+    ask(gem, stop="###")
+    (prompt,) = gem.asked
+    assert prompt.startswith("<user>")
+    assert prompt.endswith("<assistant>")
+    assert gem.sampling["stop"] == "###"
+
+
+def test_callers_stop_strings_are_kept() -> None:
+    gem = Answering("x")
+    ask(gem, stop=["END"])
+    assert gem.sampling["stop"] == ["END", "\n\n", "\nQuestion:"]
+
+
+@given(st.integers(360, 900))
+def test_prompt_and_answer_fit_the_context(context: int) -> None:
+    gem = Answering("x", context)
+    hits = [hit("word " * 20, f"doc{n}") for n in range(6)]
+    read = ask(gem, *hits, max_tokens=50).hits
+    (prompt,) = gem.asked
+    assert len(prompt) + 50 <= context
+    assert read == hits[: len(read)]
+    if len(read) < 6:  # one more would not have fitted
+        assert len(prompt) + len("word " * 20) + 50 > context - 10
+
+
+def test_a_passage_that_does_not_fit_is_cut() -> None:
+    gem = Answering("x", 500)
+    read = ask(gem, hit("word " * 500), max_tokens=50).hits
+    assert len(read) == 1
+    assert "word word word" in gem.asked[0]
+
+
+def test_empty_and_over_long_questions_are_refused() -> None:
+    with pytest.raises(InputError, match="the question is empty"):
+        ask(Answering(), question=" ")
+    with pytest.raises(InputError, match="leaves no room for a passage"):
+        ask(Answering(context=300), question="why? " * 100)
+
+
+# -- citations ---------------------------------------------------------------------------------
+
+
+def cited(text: str) -> list[tuple[int, str, str]]:
+    return [(c.number, c.source, c.quote) for c in cite(text, [PUMP.chunk, LAMP.chunk])]
+
+
+def test_words_of_a_passage_are_cited_as_they_stand_there() -> None:
+    assert cited("It is said: a PUMP, moves  water!") == [(1, "doc", "A pump moves water")]
+
+
+def test_span_is_in_the_document() -> None:
+    (citation,) = cite("moves water through pipes", [PUMP.chunk])
+    text = " " * PUMP.chunk.start + PUMP.chunk.text
+    assert text[slice(*citation.span)] == citation.quote == "moves water through pipes"
+
+
+def test_best_quote_comes_first() -> None:
+    both = cited("A lamp gives light. A pump moves water through pipes.")
+    assert [number for number, *_ in both] == [1, 2]
+
+
+def test_named_passage_is_cited_even_for_few_words_and_wrong_numbers_are_not() -> None:
+    assert cited("Use light [2].") == [(2, "lamp", "light")]
+    assert cited("Nothing of the sort [7].") == []
+
+
+def test_short_answer_of_a_passages_words_is_cited() -> None:
+    assert cited("Pipes") == [(1, "doc", "pipes")]
+
+
+@pytest.mark.parametrize("text", ["", "...", "Elephants never forget anything."])
+def test_words_of_no_passage_cite_nothing(text: str) -> None:
+    assert cited(text) == []

@@ -1,0 +1,25 @@
+"""Retrieval figures against figures worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gem_rag.evaluation.retrieval import known_item
+
+
+def test_known_item_by_hand() -> None:
+    scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.4, 0.3], [0.1, 0.2, 0.15]])
+    figures = known_item(scores, [0, 1, 2])  # ranks 1, 2, 2
+    assert figures.recall_1 == pytest.approx(1 / 3)
+    assert figures.recall_10 == 1.0
+    assert figures.mrr == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+
+
+def test_ties_count_against_the_right_document() -> None:
+    assert known_item(np.zeros((2, 4)), [0, 3]).mrr == pytest.approx(1 / 4)
+
+
+def test_recall_at_ten() -> None:
+    scores = np.arange(12.0)[None].repeat(12, axis=0)  # document j has rank 12 - j
+    assert known_item(scores, range(12)).recall_10 == pytest.approx(10 / 12)
