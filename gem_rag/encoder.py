@@ -40,6 +40,7 @@ class GemEncoder(nn.Module):
         self.model = model
         self.k = k
         self.pooling = pooling
+        self.adapter = adapter
         self.special = SpecialTokens(model, k, adapter)
 
     @property

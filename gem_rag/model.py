@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -23,7 +22,7 @@ from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row, plan_batches
 from gem_rag.progress import progress_bar
-from gem_rag.tokens import Encoded, TextEncoder
+from gem_rag.tokens import TextEncoder
 
 if TYPE_CHECKING:
     import tokenizers
@@ -102,6 +101,7 @@ class Gem:
             local = tuple((parts[i][0] - window[0], parts[i][1] - window[0]) for i in indices)
             row = Row(encoded.ids[window[0] : window[1]], local)
             vectors[indices] = self._engine.embed([row])
+        _check_finite(vectors, [document[start:end] for start, end in spans])
         return vectors
 
     def count_tokens(self, text: str) -> int:
@@ -237,32 +237,30 @@ class Gem:
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
                 part = texts[start : start + _TEXTS_AT_ONCE]
                 encoded = self._text.encode([prompt + text for text in part])
+                if policy == "truncate":
+                    self._warn_truncated(max(len(e) for e in encoded))
                 pieces = [self._pieces(e, len(prompt), policy) for e in encoded]
                 vectors[start : start + len(part)] = self._embed_pieces(pieces, advance)
-        if not np.isfinite(vectors).all():
-            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise GemError(f"the model gives NaN for text {bad} ({texts[bad][:60]!r}): its weights "
-                           "or its dtype are not fit for it")  # fmt: skip
+        _check_finite(vectors, texts)
         return vectors
 
     def _embed_pieces(self, pieces: list[list[list[int]]], advance: Any) -> FloatArray:
-        """One vector for each text, given as the pieces it is read in."""
+        """One vector for each text: the mean of its pieces', weighted by their tokens."""
         rows = [Row.whole(piece) for text in pieces for piece in text]
         owner = np.repeat(np.arange(len(pieces)), [len(text) for text in pieces])
+        first = np.diff(owner, prepend=-1) > 0
         total = np.zeros((len(pieces), self.dim), dtype=np.float32)
-        done = np.zeros(len(pieces), dtype=np.int64)
         for batch in plan_batches([row.length(self.config.k) for row in rows], self._batch_tokens):
             vectors = self._engine.embed([rows[i] for i in batch])
             weights = np.array([len(rows[i].text) for i in batch], dtype=np.float32)
-            single = np.array([len(pieces[owner[i]]) == 1 for i in batch])
-            np.add.at(total, owner[batch], np.where(single, 1, weights)[:, None] * vectors)
-            np.add.at(done, owner[batch], 1)
-            advance(int(sum(done[o] == len(pieces[o]) for o in np.unique(owner[batch]))))
-        several = np.array([len(text) > 1 for text in pieces])
-        total[several] /= np.linalg.norm(total[several], axis=1, keepdims=True)
-        return total
+            np.add.at(total, owner[batch], weights[:, None] * vectors)
+            advance(int(first[batch].sum()))
+        mean: FloatArray = total / np.linalg.norm(total, axis=1, keepdims=True)
+        return mean
 
-    def _pieces(self, encoded: Encoded, prompt_end: int, policy: Overlong) -> list[list[int]]:
+    def _pieces(
+        self, encoded: tokenizers.Encoding, prompt_end: int, policy: Overlong
+    ) -> list[list[int]]:
         """The token rows a text is read in: itself, unless it is over-long."""
         ids = encoded.ids
         if len(ids) <= self.max_length:
@@ -273,21 +271,22 @@ class Gem:
                 "or choose overlong='truncate' or 'windows'"
             )
         if policy == "truncate":
-            self._warn_truncated(len(ids))
             return [ids[: self.max_length]]
         # What stands before the text (BOS, prompt) stands before every window of it.
         head = sum(end <= prompt_end for _, end in encoded.offsets[: self.max_length // 2])
         size = self.max_length - head
         return [ids[:head] + ids[at : at + size] for at in range(head, len(ids), size)]
 
-    def _warn_truncated(self, length: int) -> None:
+    def _warn_truncated(self, longest: int) -> None:
+        if longest <= self.max_length:
+            return
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
             warnings.warn(
-                f"a text has {length} tokens and only its first {self.max_length} are embedded; "
+                f"a text has {longest} tokens and only its first {self.max_length} are embedded; "
                 "split it, or use overlong='windows' (said once)",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _windows(
@@ -322,6 +321,10 @@ class Gem:
         ids = self._text.encode([prompt])[0].ids if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise InputError("the prompt is empty: give the model something to continue")
+        for token in ids:
+            if not 0 <= token < self._engine.vocabulary:
+                raise InputError(f"the model has no token {token}: its tokens are 0 to "
+                                 f"{self._engine.vocabulary - 1}")  # fmt: skip
         if len(ids) + settings.max_tokens > self.context:
             raise InputError(
                 f"the prompt has {len(ids)} tokens and max_tokens is {settings.max_tokens}, more "
@@ -333,7 +336,7 @@ class Gem:
 # -- load ------------------------------------------------------------------------------------
 
 _instances: WeakValueDictionary[Any, Gem] = WeakValueDictionary()
-_locks: defaultdict[Any, threading.Lock] = defaultdict(threading.Lock)
+_locks: dict[Any, threading.Lock] = {}
 _GEM_OPTIONS = ("overlong", "batch_tokens")
 
 
@@ -363,8 +366,9 @@ def load(
     make = _engine_class(engine)
     _check_options(make, options)
     checkpoint = _with_k(open_checkpoint(model, revision), k)
-    key = (checkpoint.path, checkpoint.stamp(), make, k, repr(sorted(options.items())))
-    with _locks[key]:
+    own_k, settings = checkpoint.config.k, repr(sorted(options.items()))
+    key = (checkpoint.path, checkpoint.stamp(), make, own_k, settings)
+    with _locks.setdefault(key, threading.Lock()):
         gem = _instances.get(key)
         if gem is None or not gem._retain():
             own = {name: options.pop(name) for name in _GEM_OPTIONS if name in options}
@@ -424,6 +428,13 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise InputError(f"text {index} is empty: leave it out")
 
 
+def _check_finite(vectors: FloatArray, texts: Sequence[str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise GemError(f"the model gives NaN for text {bad[0]} ({texts[bad[0]][:60]!r}): its "
+                       "weights or its dtype are not fit for it")  # fmt: skip
+
+
 def _sampling(settings: dict[str, Any]) -> Sampling:
     known = list(Sampling.__dataclass_fields__)
     for name in settings:
@@ -434,7 +445,7 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 
 
 def _token_span(
-    encoded: Encoded, span: tuple[int, int], shift: int, length: int
+    encoded: tokenizers.Encoding, span: tuple[int, int], shift: int, length: int
 ) -> tuple[int, int]:
     """The tokens that stand for a character span of the document, which begins at `shift`."""
     start, end = span

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
@@ -21,14 +20,6 @@ from gem_rag.errors import InputError
 
 # Splits a marker in two so that it is no longer one; a noncharacter that no real text contains.
 _BREAK = "\ufdd0"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of one text and, for each, the [start, end) characters it stands for."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
 
 
 class TextEncoder:
@@ -52,16 +43,21 @@ class TextEncoder:
         self.plain = _plain_backend(tokenizer, self.markers)
         self._marker_pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Token ids of plain texts, with what the tokenizer puts around a text (BOS, say)."""
-        return [
-            Encoded(e.ids, e.offsets)
-            for e in self.plain.encode_batch(list(texts), add_special_tokens=True)
-        ]
+    def encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Plain texts as token `ids` and the character `offsets` they stand for, with what the
+        tokenizer puts around a text (BOS, say), which stands for no characters.
+        """
+        try:
+            return self.plain.encode_batch(list(texts), add_special_tokens=True)
+        except TypeError:
+            raise InputError(
+                "a text holds a lone surrogate (\\ud800 to \\udfff), which no Unicode text does: "
+                "decode its bytes with errors='replace'"
+            ) from None
 
     def count(self, text: str) -> int:
         """How many tokens `encode` makes of the text."""
-        return len(self.plain.encode(text, add_special_tokens=True).ids)
+        return len(self.encode([text])[0])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens and with spaces as they are."""

@@ -268,7 +268,9 @@ def test_a_new_folder_appears_with_its_parents(tmp_path: Path) -> None:
     ("error", "raised"), [(ValueError, ValueError), (KeyboardInterrupt, KeyboardInterrupt),
                           (OSError, GemError)]
 )  # fmt: skip
-def test_a_failure_leaves_the_old_folder(old: Path, tmp_path: Path, error: Any, raised: Any) -> None:
+def test_a_failure_leaves_the_old_folder(
+    old: Path, tmp_path: Path, error: Any, raised: Any
+) -> None:
     with pytest.raises(raised), replaced_folder(old) as new:  # noqa: PT012
         (new / "file").write_text("half")
         raise error("no")

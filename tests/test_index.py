@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -214,6 +215,24 @@ def test_sync_takes_up_what_another_writer_committed(tmp_path: Path) -> None:
     first.sync([Document("a", "First.")])
     second.sync([Document("b", "Second.")])
     assert second.sources == ["a", "b"]
+
+
+def test_full_disk_leaves_the_index_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index(tmp_path)
+    index.sync([Document("a", "Text.")])
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(GemError, match=r"\(No space left on device\): the index is as it was"):
+            index.sync([Document("b", "More.")])
+    assert index.sources == open_index(tmp_path).sources == ["a"]
+    index.sync([Document("b", "More.")])
+    assert open_index(tmp_path).sources == ["a", "b"]
 
 
 # -- re-embedding ------------------------------------------------------------------------------

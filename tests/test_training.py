@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import gem_rag
 from gem_rag.checkpoint import save_special
-from gem_rag.config import AdapterConfig, GemConfig
+from gem_rag.config import GemConfig
 from gem_rag.tokens import TextEncoder
 from gem_rag.training.data import PairDataset, collate_pairs
 from gem_rag.training.objectives import LogitScale, info_nce
@@ -142,8 +142,7 @@ def test_saved_state_holds_the_trained_weights_only(base: Path, tmp_path: Path) 
 def test_trained_checkpoint_loads_and_gives_the_trained_vectors(base: Path, tmp_path: Path) -> None:
     model, data = contrastive(base)
     trainer(model, data, tmp_path / "state", 10).train()
-    targets = tuple(key.replace("/", ".") for key in model.encoder.special.lora)
-    config = GemConfig(k=2, scope="special", adapter=AdapterConfig(4, 8.0, targets))
+    config = GemConfig(k=2, scope="special", adapter=model.encoder.adapter)
     save_special(tmp_path / "out", base, config, model.encoder.special.tensors())
     with torch.no_grad():
         trained = model.embed([document for _, document in map(data.__getitem__, range(8))])

@@ -46,7 +46,7 @@ class Sampling:
         object.__setattr__(self, "stop", stop)
         if self.max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise InputError(f"temperature must be 0 or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
@@ -77,6 +77,7 @@ class Engine(ABC):
 
     text: the model's tokenizer.
     dim: length of an embedding.
+    vocabulary: token ids are below this.
     context: most positions in one sequence.
     longest_text: most text tokens in one embedding pass; leaves room for the special tokens.
     batch_tokens: tokens in one batch unless the caller says otherwise.
@@ -84,6 +85,7 @@ class Engine(ABC):
 
     text: TextEncoder
     dim: int
+    vocabulary: int
     context: int
     longest_text: int
     batch_tokens: int

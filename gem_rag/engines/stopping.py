@@ -19,7 +19,8 @@ def shown_length(text: str, stop: Sequence[str]) -> int:
 
     A replacement character at the end is half of a character whose other bytes are to come.
     """
-    shown = len(text) - (len(text) - len(text.rstrip("\ufffd")))
+    text = text.rstrip("\ufffd")
+    shown = len(text)
     for s in stop:
         for size in range(min(len(s) - 1, len(text)), 0, -1):
             if text.endswith(s[:size]):

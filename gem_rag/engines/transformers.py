@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
@@ -54,9 +55,6 @@ class TransformersEngine(Engine):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = torch.device(device).type == "cpu"
-        self._how: LoweringName = (
-            ("split" if on_cpu else "flex") if attention == "auto" else attention
-        )
         path = str(checkpoint.path)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -81,23 +79,47 @@ class TransformersEngine(Engine):
                 "more: copy it whole"
             )
         config = checkpoint.config
-        self._model = model.to(device).eval().requires_grad_(False)
-        self._encoder = GemEncoder(model, config.k, config.pooling, config.adapter)
+        if "device_map" not in (model_kwargs or {}):
+            model = model.to(device)
+        encoder = GemEncoder(model, config.k, config.pooling, config.adapter)
         adapter = checkpoint.adapter()
         if adapter is not None:
-            self._encoder.special.load_tensors(adapter)
-        self._encoder.eval().requires_grad_(False)
-        check_supported(self._encoder, self._how)
+            encoder.special.load_tensors(adapter)
+        self._encoder_or_none: GemEncoder | None = encoder.eval().requires_grad_(False)
+        self._how = self._checked_lowering(attention, on_cpu)
 
         self.text = TextEncoder(tokenizer)
         self.dim = self._encoder.dim
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.context = int(model.config.get_text_config().max_position_embeddings)
         self.longest_text = longest_text(model.config, config.k)
-        self.batch_tokens = 4096 if on_cpu else 32768
+        self.batch_tokens = 4096 if on_cpu else 8192
+        self._eos, self._pad = _take_ends(model)
         # One pass of each kind at a time bounds memory; an embedding never waits for a long
         # generation to end.
         self._embedding = threading.Lock()
         self._generating = threading.Lock()
+
+    def _checked_lowering(
+        self, attention: LoweringName | Literal["auto"], on_cpu: bool
+    ) -> LoweringName:
+        """The lowering to use, run once on this model."""
+        known = ("auto", *get_args(LoweringName))
+        if attention not in known:
+            raise InputError(f"attention must be one of {', '.join(known)}, not {attention!r}")
+        how: LoweringName = ("split" if on_cpu else "flex") if attention == "auto" else attention
+        try:
+            check_supported(self._encoder, how)
+        except GemError:
+            raise
+        except Exception as error:  # FlexAttention compiles for the GPU at hand, or does not
+            if attention != "auto" or how == "split":
+                raise
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(f"FlexAttention fails here ({reason}): using SDPA", stacklevel=4)
+            how = "split"
+            check_supported(self._encoder, how)
+        return how
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
         arrangement: Arrangement = "packed" if self._how == "flex" else "aligned"
@@ -139,10 +161,20 @@ class TransformersEngine(Engine):
 
     def close(self) -> None:
         with self._embedding, self._generating:
-            del self._model, self._encoder
+            self._encoder_or_none = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @property
+    def _encoder(self) -> GemEncoder:
+        if self._encoder_or_none is None:  # another thread closed the engine meanwhile
+            raise GemError("this Gem has been closed: load the model again")
+        return self._encoder_or_none
+
+    @property
+    def _model(self) -> Any:
+        return self._encoder.model
 
     def _run(
         self,
@@ -170,7 +202,6 @@ class TransformersEngine(Engine):
         return output.cpu()
 
     def _generation_config(self, sampling: Sampling) -> transformers.GenerationConfig:
-        """Only what the caller asked for: a model's own sampling defaults do not leak in."""
         sample = sampling.temperature > 0
         return transformers.GenerationConfig(
             max_new_tokens=sampling.max_tokens,
@@ -182,23 +213,15 @@ class TransformersEngine(Engine):
             pad_token_id=self._pad,
         )
 
-    @property
-    def _eos(self) -> set[int]:
-        eos = self._model.generation_config.eos_token_id
-        return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
-
-    @property
-    def _pad(self) -> int:
-        pad = self._model.generation_config.pad_token_id
-        return int(pad if pad is not None else min(self._eos, default=0))
-
     def _generation(
         self, tokens: list[int], prompt: Sequence[int], sampling: Sampling
     ) -> Generation:
-        while tokens and (tokens[-1] == self._pad or tokens[-1] in self._eos):
-            tokens.pop()
+        end = next((at for at, token in enumerate(tokens) if token in self._eos), None)
+        tokens = tokens[:end]
         text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
-        ended = stopped or len(tokens) < sampling.max_tokens
+        while stopped and tokens[-1] == self._pad:  # only a row that has ended is padded
+            tokens.pop()
+        ended = stopped or end is not None
         return Generation(text, tuple(tokens), "stop" if ended else "length", len(prompt))
 
     def _shown(
@@ -260,6 +283,22 @@ class _Sink(BaseStreamer):
 
     def end(self) -> None:
         """The worker thread says when it is done, also when it fails."""
+
+
+def _take_ends(model: Any) -> tuple[set[int], int]:
+    """A model's end tokens and padding token; its other generation settings are dropped.
+
+    What a call leaves open, `generate` takes from the model's own settings: without this its
+    sampling defaults and penalties would leak in.
+    """
+    own = model.generation_config
+    eos = own.eos_token_id
+    ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    pad = own.pad_token_id if own.pad_token_id is not None else min(ends, default=0)
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=eos, pad_token_id=own.pad_token_id
+    )
+    return ends, int(pad)
 
 
 @contextmanager

@@ -221,33 +221,52 @@ class Index:
         skipped = [s for s in read if isinstance(s, Skipped)]
         self.folder.mkdir(parents=True, exist_ok=True)
         with _write_lock(self.folder):
-            self._state = _load(self.folder, self._state.manifest)
+            if Manifest.read(self.folder) != self._state.manifest:  # another process committed
+                self._state = _load(self.folder, self._state.manifest)
             self._state.store.clean()
             known = self._state.documents
             unread = [s.source for s in skipped]
-            gone = [
+            gone = {
                 s for s in known if s not in found and _within(s, roots) and not _within(s, unread)
-            ]
-            changed = [s for s in found if s in known and known[s].document != found[s]]
+            }
+            changed = {s for s in found if s in known and known[s].document != found[s]}
             added = [s for s in found if s not in known]
             embedded = 0
             if added or changed or gone:
-                stay = {s: entry for s, entry in known.items() if s not in set(gone)}
-                fresh = self._split([found[s] for s in [*added, *changed]])
+                stay = {s: entry for s, entry in known.items() if s not in gone}
+                fresh = self._split(d for s, d in found.items() if s in changed or s not in known)
                 embedded = self._commit(stay | fresh, progress)
         same = [s for s in found if s in known and s not in changed]
-        return SyncReport(added, changed, gone, same, skipped, len(self), embedded)
+        return SyncReport(added, sorted(changed), sorted(gone), same, skipped, len(self), embedded)
 
     def _split(self, documents: Iterable[Document]) -> dict[str, _Entry]:
         splitter = Splitter(self.gem.tokenizer, self._state.manifest.chunk_tokens)
         return {d.source: _Entry(d, splitter.spans(d)) for d in documents}
 
     def _commit(self, documents: dict[str, _Entry], progress: bool) -> int:
-        """Make these the index's documents; returns how many chunks had to be embedded."""
-        old = self._state
+        """Make these the index's documents; returns how many chunks had to be embedded.
+
+        Raises GemError if the disk is full or fails; the index is then as it was.
+        """
         by_id = _chunks(documents)
-        fresh = [id for id in by_id if id not in old.chunks]
+        fresh = [id for id in by_id if id not in self._state.chunks]
         vectors, embedded = self._vectors([by_id[id] for id in fresh], progress)
+        try:
+            self._write(documents, by_id, fresh, vectors)
+        except OSError as error:
+            raise GemError(
+                f"could not write {self.folder} ({error.strerror}): the index is as it was before"
+            ) from error
+        return embedded
+
+    def _write(
+        self,
+        documents: dict[str, _Entry],
+        by_id: dict[str, Chunk],
+        fresh: Sequence[str],
+        vectors: FloatArray,
+    ) -> None:
+        old = self._state
         generation = old.manifest.generation + 1
         file = self.folder / f"documents-{generation}.jsonl"
         with file.open("w", encoding="utf-8") as handle:
@@ -263,7 +282,6 @@ class Index:
         self._state = _State(manifest, documents, by_id, store)
         remove_others(self.folder, "documents-*.jsonl", manifest.files)
         store.clean()
-        return embedded
 
     def _vectors(self, chunks: list[Chunk], progress: bool) -> tuple[FloatArray, int]:
         """Vectors of new chunks, taken over where the same passage stood elsewhere; and how many

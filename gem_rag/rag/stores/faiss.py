@@ -23,6 +23,8 @@ class FaissStore(Store):
         self._file = self._path(generation)
         self._rows = {id: row for row, id in enumerate(self.ids)}
         if self.ids:
+            if not self._file.exists():
+                raise FileNotFoundError(self._file)
             self._index = faiss.read_index(str(self._file))
         else:
             self._index = faiss.IndexFlatIP(self.dim)

@@ -7,6 +7,7 @@ contrast on docstrings, whose summary line must find the rest.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from gem_rag.checkpoint import save_special
-from gem_rag.config import AdapterConfig, GemConfig
+from gem_rag.config import GemConfig
 from gem_rag.evaluation.retrieval import known_item
 from gem_rag.tokens import TextEncoder
 from gem_rag.training.data import PairDataset, collate_pairs
@@ -29,8 +30,19 @@ from gem_rag.training.scopes import special
 from gem_rag.training.tiny.corpus import Pair, held_out, pairs, read_corpus, training_texts
 from gem_rag.training.trainer import ContrastiveModel, GemTrainer
 
+# The forms that the base was trained on.
+CHAT_TEMPLATE = """\
+{% for message in messages -%}
+{% if message.role == "system" %}Context:
+{{ message.content }}
+
+{% elif message.role == "user" %}Question: {{ message.content }}
+Answer:{% else %} {{ message.content }}
+
+{% endif %}{% endfor %}"""
 ANSWER_PROMPT = "Context:\n{passages}\n\nQuestion: {question}\nAnswer:"
 QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128
+CONTEXT = 256  # the base was trained on sequences of this length, and knows no position beyond
 
 
 class HeldOutRetrieval(TrainerCallback):
@@ -58,10 +70,10 @@ def main(
     work: Annotated[Path, typer.Option(help="pairs and training state")] = Path("build/gem-tiny"),
     k: int = 1,
     rank: int = 64,
-    steps: int = 4000,
+    steps: int = 900,
     batch: int = 256,
-    rate: float = 2e-3,
-    save_every: int = 200,
+    rate: float = 1e-3,
+    save_every: int = 100,
     seed: int = 0,
 ) -> None:
     """Train, save the training state every few minutes, resume where it stopped."""
@@ -74,6 +86,7 @@ def main(
     print(f"{len(train)} pairs to train on, {len(kept)} held out")
 
     torch.manual_seed(seed)
+    base = prepared(base, work / "base")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     gem = special(model, k, rank=rank)
     trainer = GemTrainer(
@@ -107,16 +120,22 @@ def main(
         k=k,
         scope="special",
         answer_prompt=ANSWER_PROMPT,
-        adapter=_adapter_config(gem, rank),
-        base_model=base.name,
+        adapter=gem.adapter,
+        base_model="base-lm",
     )
     gem.special.to(torch.bfloat16)
     save_special(out, base, config, gem.special.tensors())
     print(f"saved {out}")
 
 
-def _adapter_config(gem, rank: int) -> AdapterConfig:  # type: ignore[no-untyped-def]
-    return AdapterConfig(rank, 2.0 * rank, tuple(key.replace("/", ".") for key in gem.special.lora))
+def prepared(base: Path, copy: Path) -> Path:
+    """A copy of the base that says how long a text it can read, and how to chat with it."""
+    shutil.copytree(base, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    file = copy / "config.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**state, "max_position_embeddings": CONTEXT}, indent=2) + "\n")
+    (copy / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return copy
 
 
 def cached_pairs(file: Path, packages: Path | None) -> list[Pair]:
