@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 WORK = Path("build/demo")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gem_rag.config import AdapterConfig
-from gem_rag.errors import InputError
+from gem_rag.errors import GemError, InputError
 
 # Where special tokens stand in the batch that this thread (or task) is running: a slice of
 # columns, or a [B, T] bool mask. None: no GEM pass is running, the adapters keep silent.
@@ -63,7 +63,7 @@ class SpecialTokens(nn.Module):
                 linear = _linear(model, name)
                 update = LowRank(linear, adapter.rank, adapter.alpha, self.embeddings.dtype)
                 self.lora[_key(name)] = update
-                linear.register_forward_hook(_hook(update))
+                linear.register_forward_hook(_hook(update, name))
 
     @contextmanager
     def active(self, rows: Rows) -> Iterator[None]:
@@ -120,11 +120,16 @@ def _initial_rows(vocabulary: Tensor, k: int) -> Tensor:
     return start.to(vocabulary.dtype)
 
 
-def _hook(update: LowRank) -> Callable[..., Tensor | None]:
+def _hook(update: LowRank, name: str) -> Callable[..., Tensor | None]:
     def add_update(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         rows = _rows.get()
         if rows is None:
             return None
+        if not isinstance(output, Tensor) or output.ndim != 3:
+            raise GemError(
+                f"the adapter of {name} cannot tell special tokens from text: the model gives that "
+                "layer no [batch, tokens, features]; leave it out of the adapter's targets"
+            )
         index = (slice(None), rows) if isinstance(rows, slice) else rows
         output = output.clone() if torch.is_grad_enabled() else output
         output[index] += update(inputs[0][index])

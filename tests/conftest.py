@@ -23,8 +23,10 @@ import gem_rag
 from gem_rag.model import Gem
 
 torch.set_num_threads(2)
-settings.register_profile("gem", deadline=None)  # how long an example takes proves nothing
-settings.load_profile("gem")
+# The same examples every time, however long they take.
+settings.register_profile("gem", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gem"))
 
 
 @pytest.fixture(scope="session")

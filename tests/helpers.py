@@ -50,7 +50,7 @@ def build_tokenizer(
     extra_tokens: Sequence[str] = (),
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; `bos` puts <s> before every text, extra tokens are not special."""
+    """Byte-level BPE; `bos` puts <s> before every text, extra tokens are not special."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -18,7 +18,7 @@ from gem_rag.adapters import SpecialTokens, linear_targets
 from gem_rag.checkpoint import open_checkpoint, save_special
 from gem_rag.config import AdapterConfig
 from gem_rag.encoder import GemEncoder
-from gem_rag.errors import InputError
+from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Layout, Row
 from gem_rag.model import Gem
 
@@ -57,11 +57,11 @@ def test_generation_is_the_base_models_bit_for_bit(base_and_gem: tuple[Any, Gem]
     base, gem = base_and_gem
     assert base.config._attn_implementation == "sdpa"
     expected = outputs(base)
-    for embeds in (0, 1, 100):
-        for number in range(embeds):
-            gem.embed_documents([f"text number {number}"])
-        for found, wanted in zip(outputs(gem._engine._model), expected, strict=True):
-            assert torch.equal(found, wanted)
+    for number in range(101):
+        if number in (0, 1, 25, 50, 75, 100):
+            for found, wanted in zip(outputs(gem._engine._model), expected, strict=True):
+                assert torch.equal(found, wanted)
+        gem.embed_documents([f"text number {number}"])
 
 
 def test_generation_within_an_embedding_pass_is_the_base_models(
@@ -89,6 +89,20 @@ def test_every_adapter_changes_vectors(gem_folder: Any) -> None:
             assert abs(changed - before).max() > 1e-5
             update.lora_B.weight.mul_(-1)
         assert abs(gem.embed_documents(["some text"]) - before).max() < 1e-6
+
+
+def test_an_adapter_adds_its_scaled_low_rank_update() -> None:
+    encoder = adapted_encoder()
+    layer = encoder.model.model.layers[1].mlp.up_proj
+    update = encoder.special.lora["model/layers/1/mlp/up_proj"]
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([[True, False, False], [False, True, True]])
+    with torch.inference_mode():
+        plain = layer(x)
+        with encoder.special.active(rows):
+            adapted = layer(x)
+    folded = 8.0 / 4 * x @ (update.lora_B.weight @ update.lora_A.weight).T
+    assert (adapted - plain - folded * rows[..., None]).abs().max() < 1e-5
 
 
 def test_a_new_adapter_changes_nothing() -> None:
@@ -179,6 +193,20 @@ def test_missing_adapter_weights_are_refused(gem_folder: Any) -> None:
     (folder / "gem_adapter.safetensors").unlink()
     with pytest.raises(InputError, match=r"no gem_adapter\.safetensors"):
         open_checkpoint(folder).adapter()
+
+
+def test_an_adapter_where_tokens_lose_their_rows_is_refused() -> None:
+    """OPT runs its feed-forward layers over all tokens of a batch in one long row."""
+    model = helpers.build_model("opt", ffn_dim=64, word_embed_proj_dim=32)
+    layout = Layout.build([Row.whole([9, 10, 11])], 1)
+    for names, refused in ((("q_proj", "v_proj"), False), (("fc1",), True)):
+        adapter = AdapterConfig(4, 8.0, linear_targets(model, only=names))
+        encoder = GemEncoder(model, 1, adapter=adapter)
+        if refused:
+            with pytest.raises(GemError, match=r"fc1 cannot tell special tokens from text"):
+                encoder(layout)
+        else:
+            assert encoder(layout).isfinite().all()
 
 
 def test_targets_can_be_chosen_by_name() -> None:

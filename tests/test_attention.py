@@ -29,6 +29,10 @@ from gem_rag.errors import GemError
 from gem_rag.layout import Layout, Row
 from gem_rag.training import scopes
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),
+]
 LOWERINGS = ("dense", "split", "flex")
 RECTANGLES = ("aligned", "left", "right")
 
@@ -171,6 +175,22 @@ def test_observers_equal_the_dense_mask(how: Any, pooling: Any, tiny_model: Any)
     assert (vectors - encoder(layout, "dense")).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("pooling", ["mean", "concat"])
+@torch.inference_mode()
+def test_a_vector_is_the_pooled_last_hidden_states(
+    pooling: Any, tiny_model: Any, reference_model: Any
+) -> None:
+    rows = [Row([9, 10, 11, 12], ((0, 2), (1, 4))), Row.whole([13, 14])]
+    encoder = tiny_encoder(tiny_model("llama"), 3, pooling)
+    hidden = reference_hidden_states(
+        reference_model("llama"), encoder.special.embeddings, rows, "right"
+    )
+    groups = [hidden[0, 4:7], hidden[0, 7:10], hidden[1, 2:5]]
+    pooled = [group.mean(0) if pooling == "mean" else group.reshape(-1) for group in groups]
+    expected = torch.stack([vector / vector.norm() for vector in pooled])
+    assert (encoder(Layout.build(rows, 3)) - expected).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("how", LOWERINGS)
 @torch.inference_mode()
 def test_no_text_sees_an_observer(how: Any, tiny_model: Any) -> None:
@@ -238,6 +258,14 @@ def test_the_longest_text_fits_the_sliding_window(how: Any, reference_model: Any
     assert (found - expected).abs().max() < 1e-5
 
 
+def test_training_refuses_a_text_beyond_the_sliding_window() -> None:
+    encoder = scopes.special(build_model("mistral", sliding_window=12), 2, rank=4)
+    encoder.frozen_forward(Layout.build([Row.whole([5] * 10)], 2))
+    for length in (11, 20):
+        with pytest.raises(GemError, match="window of 12 tokens"):
+            encoder.frozen_forward(Layout.build([Row.whole([5] * length)], 2))
+
+
 @pytest.mark.parametrize(
     ("settings", "longest"),
     [
@@ -266,6 +294,7 @@ def test_an_unused_sliding_window_does_not_shorten_texts() -> None:
         ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "interface"),
         ("bloom", {}, "interface"),
         ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
+        ("stablelm", {}, "runs 0 of its 2 layers"),  # hands its attention no keyword arguments
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import helpers
@@ -45,7 +46,7 @@ def test_offsets_cover_the_text_in_order(encoder: Any, text: str) -> None:
     offsets = encoder.encode([text])[0].offsets
     assert offsets[0][0] == 0
     assert offsets[-1][1] == len(text)
-    for (start, stop), (after, _) in zip(offsets, offsets[1:], strict=False):
+    for (start, stop), (after, _) in pairwise(offsets):
         assert start < stop
         assert after in (stop, start)  # a character of several tokens has the same place in all
 
