@@ -56,7 +56,7 @@ class SpecialTokens(nn.Module):
 
     def __init__(self, model: Any, k: int, adapter: AdapterConfig | None) -> None:
         super().__init__()
-        self.embeddings = nn.Parameter(_initial_rows(model.get_input_embeddings().weight, k))
+        self.embeddings = nn.Parameter(_initial_rows(model.get_input_embeddings(), k))
         self.lora = nn.ModuleDict()
         if adapter is not None:
             for name in adapter.targets:
@@ -112,12 +112,16 @@ def linear_targets(model: Any, only: Sequence[str] = ()) -> tuple[str, ...]:
     )
 
 
-def _initial_rows(vocabulary: Tensor, k: int) -> Tensor:
+@torch.no_grad()
+def _initial_rows(embedding: nn.Embedding, k: int) -> Tensor:
     """The mean input row and a little noise, as is usual for tokens never seen: [k, hidden]."""
-    rows = vocabulary.detach().float()
+    # Rows as the layers see them, which some models scale; a few thousand tell the mean.
+    vocabulary = embedding.num_embeddings
+    ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 4096), device=embedding.weight.device)
+    rows = embedding(ids.long()).float()
     noise = torch.randn(k, rows.shape[1], generator=torch.Generator().manual_seed(0))
     start = rows.mean(dim=0) + 0.1 * rows.std() * noise.to(rows.device)
-    return start.to(vocabulary.dtype)
+    return start.to(embedding.weight.dtype)
 
 
 def _hook(update: LowRank, name: str) -> Callable[..., Tensor | None]:

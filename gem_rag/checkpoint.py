@@ -15,7 +15,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,12 @@ BUNDLED = {"gem-tiny": Path(__file__).parent / "assets" / "gem-tiny"}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Keys of config.json that say how a file was written, not what the model computes.
 _NEUTRAL_KEYS = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
+# What the fingerprint reads of each file.
+_HASHED_KEYS: dict[str, Callable[[str], bool]] = {
+    "config.json": lambda key: key not in _NEUTRAL_KEYS,
+    "tokenizer.json": lambda key: True,
+    "tokenizer_config.json": lambda key: key.startswith("add_"),  # add_bos_token, ...
+}
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,10 @@ class Checkpoint:
         vectors in config.json and gem_config.json; never the path.
         """
         digest = hashlib.sha256()
-        for file in ("config.json", "tokenizer.json"):
-            state = json.loads((self.path / file).read_text(encoding="utf-8"))
-            kept = {key: value for key, value in state.items() if key not in _NEUTRAL_KEYS}
+        for file, counts in _HASHED_KEYS.items():
+            path = self.path / file
+            state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            kept = {key: value for key, value in state.items() if counts(key)}
             digest.update(json.dumps(kept, sort_keys=True).encode())
         digest.update(json.dumps(self.config.vector_state(), sort_keys=True).encode())
         for name, dtype, shape, data in _tensors(self._weight_files()):
@@ -157,6 +164,7 @@ def save_special(
         config.save(new)
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}
         save_file(contiguous, new / ADAPTER_NAME, metadata={"format": "pt"})
+        shutil.copymode(new / CONFIG_NAME, new / ADAPTER_NAME)  # it is written for its owner only
     return open_checkpoint(folder)
 
 

@@ -134,6 +134,8 @@ def from_dict(cls: type[T], state: dict[str, Any], where: str) -> T:
             raise InputError(f"{where} has an unknown key {key!r}{nearest(key, known)}")
     try:
         return cls(**state)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except TypeError as error:
         raise InputError(f"{where} cannot be used ({error}): correct it") from None
 

@@ -160,15 +160,23 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     bare = Layout.build([Row(text, ())], encoder.k)
     full = Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k)
     lowered = lower(full, "dense", encoder.device)  # a mask that every attention can take
-    encoder._run(full, lowered)
+    try:
+        encoder._run(full, lowered)
+        if lowered.calls == config.num_hidden_layers:
+            with_specials = encoder.hidden_states(full, how)
+            plain = encoder.hidden_states(bare, how)
+    except GemError:
+        raise
+    except Exception as error:  # whatever the architecture's own code runs into
+        reason = str(error).strip().split("\n")[0]
+        raise GemError(f"{name} cannot run under GEM attention ({reason}): choose another "
+                       "architecture, or another attention") from error  # fmt: skip
     if lowered.calls != config.num_hidden_layers:
         raise GemError(
             f"{name} runs {lowered.calls} of its {config.num_hidden_layers} layers through "
             "transformers' attention interface, so GEM cannot set who attends to whom: choose "
             "another architecture"
         )
-    with_specials = encoder.hidden_states(full, how)
-    plain = encoder.hidden_states(bare, how)
     difference = (plain - with_specials[:, : len(text)]).abs().max().item()
     if not difference <= 1e-2 * plain.abs().max().item():
         raise GemError(

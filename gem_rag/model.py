@@ -6,10 +6,11 @@ Knows nothing about indexes, files of text or adapters of other frameworks.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakValueDictionary
@@ -22,13 +23,13 @@ from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row, plan_batches
 from gem_rag.progress import progress_bar
+from gem_rag.texts import Overlong, head_length, pieces, token_spans, windows
 from gem_rag.tokens import TextEncoder
 
 if TYPE_CHECKING:
     import tokenizers
 
 EngineName = Literal["auto", "transformers"]
-Overlong = Literal["truncate", "windows", "error"]
 Prompt = Sequence[int] | str
 
 _TEXTS_AT_ONCE = 8192  # tokenised and sorted together: bounds memory, keeps padding low
@@ -95,11 +96,13 @@ class Gem:
         """
         prompt = self.config.prompts["document"]
         encoded = self._text.encode([prompt + document])[0]
-        parts = [_token_span(encoded, span, len(prompt), len(document)) for span in spans]
+        ids, head = encoded.ids, head_length(encoded, prompt)
+        parts = token_spans(encoded, spans, len(prompt), len(document))
         vectors = np.empty((len(parts), self.dim), dtype=np.float32)
-        for indices, window in self._windows(parts, len(encoded.ids)):
-            local = tuple((parts[i][0] - window[0], parts[i][1] - window[0]) for i in indices)
-            row = Row(encoded.ids[window[0] : window[1]], local)
+        for indices, (start, stop) in windows(parts, head, len(ids), self.max_length):
+            shift = head - start
+            local = [(parts[i][0] + shift, parts[i][1] + shift) for i in indices]
+            row = Row(ids[:head] + ids[start:stop], tuple(local))
             vectors[indices] = self._engine.embed([row])
         _check_finite(vectors, [document[start:end] for start, end in spans])
         return vectors
@@ -115,14 +118,15 @@ class Gem:
 
         prompts: plain texts, in which special-token names and chat markers are plain text too;
             or token ids.
-        sampling: the fields of `Sampling` (max_tokens, temperature, top_p, top_k, stop, seed).
+        sampling: the fields of `Sampling` (max_tokens, temperature, top_p, top_k, stop, seed);
+            max_tokens defaults to 256, or fewer where the context ends.
 
         Raises InputError if a prompt and `max_tokens` do not fit the model's context.
         """
         if isinstance(prompts, str):
             raise InputError("generate() takes a list of prompts, not one string: put it in a list")
-        settings = _sampling(sampling)
-        ids = [self._prompt_ids(prompt, settings) for prompt in prompts]
+        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        settings = self._sampling(sampling, ids)
         results: list[Generation | None] = [None] * len(ids)
         lengths = [len(prompt) + settings.max_tokens for prompt in ids]
         for batch in plan_batches(lengths, self._batch_tokens):
@@ -133,8 +137,8 @@ class Gem:
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
         """Continue one prompt, piece by piece; arguments and errors as for `generate`."""
-        settings = _sampling(sampling)
-        return self._engine.stream(self._prompt_ids(prompt, settings), settings)
+        ids = self._prompt_ids(prompt)
+        return self._engine.stream(ids, self._sampling(sampling, [ids]))
 
     def chat(self, messages: Sequence[dict[str, Any]], **sampling: Any) -> Generation:
         """Answer a conversation, by the model's own chat template.
@@ -239,17 +243,21 @@ class Gem:
                 encoded = self._text.encode([prompt + text for text in part])
                 if policy == "truncate":
                     self._warn_truncated(max(len(e) for e in encoded))
-                pieces = [self._pieces(e, len(prompt), policy) for e in encoded]
-                vectors[start : start + len(part)] = self._embed_pieces(pieces, advance)
+                read = [
+                    pieces(e.ids, head_length(e, prompt), self.max_length, policy) for e in encoded
+                ]
+                vectors[start : start + len(part)] = self._embed_pieces(read, advance)
         _check_finite(vectors, texts)
         return vectors
 
-    def _embed_pieces(self, pieces: list[list[list[int]]], advance: Any) -> FloatArray:
+    def _embed_pieces(
+        self, texts: Sequence[list[list[int]]], advance: Callable[[int], None]
+    ) -> FloatArray:
         """One vector for each text: the mean of its pieces', weighted by their tokens."""
-        rows = [Row.whole(piece) for text in pieces for piece in text]
-        owner = np.repeat(np.arange(len(pieces)), [len(text) for text in pieces])
+        rows = [Row.whole(piece) for text in texts for piece in text]
+        owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
         first = np.diff(owner, prepend=-1) > 0
-        total = np.zeros((len(pieces), self.dim), dtype=np.float32)
+        total = np.zeros((len(texts), self.dim), dtype=np.float32)
         for batch in plan_batches([row.length(self.config.k) for row in rows], self._batch_tokens):
             vectors = self._engine.embed([rows[i] for i in batch])
             weights = np.array([len(rows[i].text) for i in batch], dtype=np.float32)
@@ -257,25 +265,6 @@ class Gem:
             advance(int(first[batch].sum()))
         mean: FloatArray = total / np.linalg.norm(total, axis=1, keepdims=True)
         return mean
-
-    def _pieces(
-        self, encoded: tokenizers.Encoding, prompt_end: int, policy: Overlong
-    ) -> list[list[int]]:
-        """The token rows a text is read in: itself, unless it is over-long."""
-        ids = encoded.ids
-        if len(ids) <= self.max_length:
-            return [ids]
-        if policy == "error":
-            raise InputError(
-                f"a text has {len(ids)} tokens and the model reads {self.max_length}: shorten it, "
-                "or choose overlong='truncate' or 'windows'"
-            )
-        if policy == "truncate":
-            return [ids[: self.max_length]]
-        # What stands before the text (BOS, prompt) stands before every window of it.
-        head = sum(end <= prompt_end for _, end in encoded.offsets[: self.max_length // 2])
-        size = self.max_length - head
-        return [ids[:head] + ids[at : at + size] for at in range(head, len(ids), size)]
 
     def _warn_truncated(self, longest: int) -> None:
         if longest <= self.max_length:
@@ -289,48 +278,34 @@ class Gem:
                 stacklevel=4,
             )
 
-    def _windows(
-        self, parts: Sequence[tuple[int, int]], length: int
-    ) -> Iterator[tuple[list[int], tuple[int, int]]]:
-        """Parts grouped into [start, stop) windows of the document, at most max_length long.
-
-        A window ends with its last part and reaches as far back as it may: context comes
-        before, in a causal model.
-        """
-        if length <= self.max_length:
-            if parts:
-                yield list(range(len(parts))), (0, length)
-            return
-        group: list[int] = []
-        for index in sorted(range(len(parts)), key=lambda i: (parts[i][1], parts[i][0])):
-            start, stop = parts[index]
-            if stop - start > self.max_length:
-                raise InputError(f"a span has {stop - start} tokens and the model reads "
-                                 f"{self.max_length}: use shorter spans")  # fmt: skip
-            first = min(start, *(parts[i][0] for i in group)) if group else start
-            if group and stop - first > self.max_length:
-                last = parts[group[-1]][1]
-                yield group, (max(0, last - self.max_length), last)
-                group = []
-            group.append(index)
-        if group:
-            last = parts[group[-1]][1]
-            yield group, (max(0, last - self.max_length), last)
-
-    def _prompt_ids(self, prompt: Prompt, settings: Sampling) -> list[int]:
-        ids = self._text.encode([prompt])[0].ids if isinstance(prompt, str) else list(prompt)
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise InputError("the prompt is empty: give the model something to continue")
         for token in ids:
             if not 0 <= token < self._engine.vocabulary:
                 raise InputError(f"the model has no token {token}: its tokens are 0 to "
                                  f"{self._engine.vocabulary - 1}")  # fmt: skip
-        if len(ids) + settings.max_tokens > self.context:
+        return ids
+
+    def _sampling(self, settings: dict[str, Any], prompts: Sequence[Sequence[int]]) -> Sampling:
+        """Checked settings; without `max_tokens`, what fits up to the usual number."""
+        known = list(Sampling.__dataclass_fields__)
+        for name in settings:
+            if name not in known:
+                raise InputError(f"there is no sampling setting {name!r}{nearest(name, known)}: "
+                                 f"use {', '.join(known)}")  # fmt: skip
+        longest = max(map(len, prompts), default=0)
+        if settings.get("max_tokens") is None:
+            fitting = max(1, min(Sampling.max_tokens, self.context - longest))
+            settings = {**settings, "max_tokens": fitting}
+        sampling = Sampling(**settings)
+        if longest + sampling.max_tokens > self.context:
             raise InputError(
-                f"the prompt has {len(ids)} tokens and max_tokens is {settings.max_tokens}, more "
+                f"the prompt has {longest} tokens and max_tokens is {sampling.max_tokens}, more "
                 f"than the model's context of {self.context}: shorten one of them"
             )
-        return ids
+        return sampling
 
 
 # -- load ------------------------------------------------------------------------------------
@@ -360,6 +335,8 @@ def load(
     model or option, GemError if the architecture cannot give GEM embeddings.
     """
     if isinstance(model, Gem):
+        if options or k is not None or revision is not None:
+            raise InputError("a Gem is loaded already: give load() options with a model's name")
         if not model._retain():
             raise GemError("this Gem has been closed: load the model again")
         return model
@@ -391,7 +368,10 @@ def _with_k(checkpoint: Checkpoint, k: int | None) -> Checkpoint:
         "embeddings are poor",
         stacklevel=3,
     )
-    return Checkpoint(checkpoint.name, checkpoint.path, GemConfig(k=1 if k is None else k))
+    if k is None:
+        return checkpoint
+    config = dataclasses.replace(checkpoint.config, k=k, tokens=())
+    return dataclasses.replace(checkpoint, config=config)
 
 
 def _engine_class(engine: str) -> type[Engine]:
@@ -433,28 +413,3 @@ def _check_finite(vectors: FloatArray, texts: Sequence[str]) -> None:
     if len(bad):
         raise GemError(f"the model gives NaN for text {bad[0]} ({texts[bad[0]][:60]!r}): its "
                        "weights or its dtype are not fit for it")  # fmt: skip
-
-
-def _sampling(settings: dict[str, Any]) -> Sampling:
-    known = list(Sampling.__dataclass_fields__)
-    for name in settings:
-        if name not in known:
-            raise InputError(f"there is no sampling setting {name!r}{nearest(name, known)}: use "
-                             f"{', '.join(known)}")  # fmt: skip
-    return Sampling(**settings)
-
-
-def _token_span(
-    encoded: tokenizers.Encoding, span: tuple[int, int], shift: int, length: int
-) -> tuple[int, int]:
-    """The tokens that stand for a character span of the document, which begins at `shift`."""
-    start, end = span
-    if not 0 <= start < end <= length:
-        raise InputError(
-            f"span ({start}, {end}) is not a non-empty part of a document of {length} characters"
-        )
-    inside = [
-        i for i, (a, b) in enumerate(encoded.offsets) if b > start + shift and a < end + shift
-    ]
-    # A span from the very beginning takes BOS and the prompt with it, as a whole text does.
-    return (0 if start == 0 else inside[0]), inside[-1] + 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tokenizers
@@ -29,7 +29,8 @@ class TextEncoder:
 
     tokenizer: the Hugging Face tokenizer.
     plain: its backend, for which everything is text.
-    markers: names that are special tokens where a template writes them, and text elsewhere.
+    markers: names, with their ids, that are special tokens where a template writes them, and
+        text elsewhere.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -104,23 +105,21 @@ class TextEncoder:
         return value
 
 
-def _markers(tokenizer: Any) -> list[str]:
-    """Names that text must not be able to spell: control tokens and the chat template's own."""
+def _markers(tokenizer: Any) -> dict[str, int]:
+    """Names that text must not be able to spell, longest first, and their ids: control tokens and
+    the chat template's own."""
     template = tokenizer.chat_template or ""
     template = template if isinstance(template, str) else json.dumps(template)
-    return sorted(
-        (
-            token.content
-            for token in tokenizer.added_tokens_decoder.values()
-            if token.content.strip()
-            and (token.special or (len(token.content) > 1 and token.content in template))
-        ),
-        key=len,
-        reverse=True,
-    )
+    found = {
+        token.content: id
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip()
+        and (token.special or (len(token.content) > 1 and token.content in template))
+    }
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
-def _plain_backend(tokenizer: Any, markers: Sequence[str]) -> tokenizers.Tokenizer:
+def _plain_backend(tokenizer: Any, markers: Collection[str]) -> tokenizers.Tokenizer:
     """A copy of the backend for which every marker is special, and special tokens are text.
 
     Other added tokens (runs of spaces in GPT-NeoX, newlines in Gemma) are part of how the model

@@ -1,11 +1,12 @@
 """A process that syncs an index and kills itself, for `test_index_crash.py`.
 
 Usage: crash_child.py FOLDER STORE AT. It makes FOLDER/docs the index's documents and dies by
-SIGKILL at the AT-th step that touches the disk; it prints how many steps it saw if it lives.
+SIGKILL at the AT-th step that touches the disk; it exits with 0 if it lives.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -21,14 +22,12 @@ from gem_rag.rag.index import Index
 from gem_rag.rag.stores import chroma, faiss
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
-steps = 0
+steps = itertools.count(1)
 
 
 def step() -> None:
     """Count a step, and die if it is the one."""
-    global steps
-    steps += 1
-    if steps == int(sys.argv[3]):
+    if next(steps) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -57,7 +56,6 @@ def main() -> None:
 
     sys.addaudithook(hook)
     index.sync([folder / "docs"])
-    print(steps)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def _docx(text: str) -> bytes:
         f'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
         f'<Override PartName="/word/document.xml" ContentType="{main}"/></Types>',
         "_rels/.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" '
-        f'Type="{office}/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
+        f'Type="{office}/relationships/officeDocument" Target="word/document.xml"/>'
+        "</Relationships>",
         "word/document.xml": f'<w:document xmlns:w="{word}"><w:body><w:p><w:r><w:t>{text}</w:t>'
         "</w:r></w:p></w:body></w:document>",
     }

@@ -344,31 +344,43 @@ def test_chunks_are_embedded_in_context(gem: Gem) -> None:
     assert not close_to(found[:1], gem.embed_documents([TEXT[49:76]]), tolerance=1e-3)
 
 
+def head_of(gem: Gem, prompt: str) -> int:
+    """Tokens that stand before the text."""
+    offsets = gem.tokenizer.encode(prompt + TEXT).offsets
+    return next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
+
+
 def test_chunks_of_an_overlong_document_are_read_in_windows(short_gem: Gem) -> None:
-    spans = [(70, 76), (0, 7), (37, 48)]
+    """A window ends with its part, reaches back as far as it may, and begins as a text does."""
+    spans = [(70, 76), (0, 4), (37, 41)]
     ids, parts = token_spans(short_gem, "passage: ", TEXT, spans)
+    head = head_of(short_gem, "passage: ")
+    room = 24 - head
     expected = []
     for start, stop in parts:
-        first = max(0, stop - 24)
-        expected.append(Row(ids[first : max(stop, 24)], ((start - first, stop - first),)))
+        first = max(head, stop - room)
+        local = (start - first + head if start else 0, stop - first + head)
+        expected.append(Row(ids[:head] + ids[first:stop], (local,)))
     assert parts[2][1] > 24
-    assert parts[0][1] - parts[2][0] > 24
+    assert parts[0][1] - parts[2][0] > room
     assert close_to(short_gem.embed_chunks(TEXT, spans), vectors_of(short_gem, *expected))
 
 
 def test_neighbouring_chunks_share_a_window(
     short_gem: Gem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids, parts = token_spans(short_gem, "passage: ", TEXT, [(50, 58), (60, 70), (70, 76)])
-    first = parts[2][1] - 24
-    local = tuple((start - first, stop - first) for start, stop in parts)
-    expected = vectors_of(short_gem, Row(ids[first : first + 24], local))
+    ids, parts = token_spans(short_gem, "passage: ", TEXT, [(66, 68), (68, 72), (72, 76)])
+    head = head_of(short_gem, "passage: ")
+    first = parts[2][1] - (24 - head)
+    assert parts[0][0] >= first
+    local = tuple((start - first + head, stop - first + head) for start, stop in parts)
+    expected = vectors_of(short_gem, Row(ids[:head] + ids[first : parts[2][1]], local))
     batches: list[Any] = []
     embed = short_gem._engine.embed
     monkeypatch.setattr(
         short_gem._engine, "embed", lambda rows: batches.append(rows) or embed(rows)
     )
-    assert close_to(short_gem.embed_chunks(TEXT, [(70, 76), (50, 58), (60, 70)]),
+    assert close_to(short_gem.embed_chunks(TEXT, [(72, 76), (66, 68), (68, 72)]),
                     expected[[2, 0, 1]])  # fmt: skip
     assert len(batches) == 1
 
@@ -380,7 +392,9 @@ def test_a_span_outside_the_document_is_refused(gem: Gem, span: tuple[int, int])
 
 
 def test_a_span_longer_than_the_model_reads_is_refused(short_gem: Gem) -> None:
-    with pytest.raises(InputError, match=r"span has \d+ tokens and the model reads 24"):
+    with pytest.raises(
+        InputError, match=r"span has \d+ tokens and the model reads \d+: use shorter spans"
+    ):
         short_gem.embed_chunks(TEXT, [(0, 76)])
 
 
@@ -594,7 +608,11 @@ def test_a_chat_is_generation_from_the_template(talker: Gem) -> None:
 
 
 def streaming_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "gem-rag-stream"]
+    """Workers that go on although they have had time to end."""
+    found = [thread for thread in threading.enumerate() if thread.name == "gem-rag-stream"]
+    for thread in found:
+        thread.join(30)
+    return [thread for thread in found if thread.is_alive()]
 
 
 @pytest.mark.parametrize("stops", [0, 1, 2])
@@ -723,3 +741,28 @@ def test_the_overlong_warning_comes_once_from_many_threads(short_gem: Gem) -> No
         warnings.simplefilter("always")
         list(pool.map(lambda _: short_gem.embed_documents([TEXT]), range(16)))
     assert len(caught) == 1
+
+
+def test_max_tokens_is_what_the_context_leaves(talker: Gem) -> None:
+    prompt = [5] * (talker.context - 3)
+    (generation,) = talker.generate([prompt])
+    assert len(generation.tokens) == 3
+    assert talker.generate([prompt], max_tokens=None) == [generation]
+    with pytest.raises(InputError, match="max_tokens is 4, more than the model's context"):
+        talker.generate([prompt], max_tokens=4)
+
+
+def test_a_special_token_named_as_stop_string_ends_the_text(talker: Gem) -> None:
+    """No decoded text shows it, so it must be stopped at as a token."""
+    engine = talker._engine
+    sampling = Sampling(max_tokens=8, stop=("<|im_end|>",))
+    marker = engine.text.markers["<|im_end|>"]
+    assert marker in engine._generation_config(sampling).eos_token_id
+    letters = talker.encode("ab")[-2:]
+    found = engine._generation([*letters, marker, *letters], [1], sampling)
+    assert (found.text, found.finish_reason) == ("ab", "stop")
+
+
+def test_options_beside_a_loaded_gem_are_refused(gem: Gem) -> None:
+    with pytest.raises(InputError, match="a Gem is loaded already"):
+        gem_rag.load(gem, dtype="bfloat16")

@@ -110,15 +110,13 @@ class TransformersEngine(Engine):
         how: LoweringName = ("split" if on_cpu else "flex") if attention == "auto" else attention
         try:
             check_supported(self._encoder, how)
-        except GemError:
-            raise
-        except Exception as error:  # FlexAttention compiles for the GPU at hand, or does not
+        except GemError as error:
+            # FlexAttention compiles for the GPU at hand, or does not.
             if attention != "auto" or how == "split":
                 raise
-            reason = str(error).strip().split("\n")[0]
-            warnings.warn(f"FlexAttention fails here ({reason}): using SDPA", stacklevel=4)
             how = "split"
             check_supported(self._encoder, how)
+            warnings.warn(f"using SDPA, since FlexAttention fails here: {error}", stacklevel=4)
         return how
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
@@ -151,13 +149,11 @@ class TransformersEngine(Engine):
             finally:
                 sink.pieces.put(None)
 
-        thread = threading.Thread(target=work, name="gem-rag-stream", daemon=True)
-        thread.start()
+        threading.Thread(target=work, name="gem-rag-stream", daemon=True).start()
         try:
             yield from self._shown(sink.pieces, sampling)
-        finally:  # also when the consumer walks away
+        finally:  # also when the consumer walks away; the worker then ends at its next token
             sink.cancelled.event.set()
-            thread.join()
 
     def close(self) -> None:
         with self._embedding, self._generating:
@@ -201,6 +197,11 @@ class TransformersEngine(Engine):
             )
         return output.cpu()
 
+    def _ends(self, sampling: Sampling) -> set[int]:
+        """Tokens that end a text: the model's own, and special tokens named as stop strings,
+        which no decoded text shows."""
+        return self._eos | {self.text.markers[s] for s in sampling.stop if s in self.text.markers}
+
     def _generation_config(self, sampling: Sampling) -> transformers.GenerationConfig:
         sample = sampling.temperature > 0
         return transformers.GenerationConfig(
@@ -209,14 +210,15 @@ class TransformersEngine(Engine):
             temperature=sampling.temperature if sample else None,
             top_p=sampling.top_p if sample else None,
             top_k=sampling.top_k if sample else None,
-            eos_token_id=sorted(self._eos) or None,
+            eos_token_id=sorted(self._ends(sampling)) or None,
             pad_token_id=self._pad,
         )
 
     def _generation(
         self, tokens: list[int], prompt: Sequence[int], sampling: Sampling
     ) -> Generation:
-        end = next((at for at, token in enumerate(tokens) if token in self._eos), None)
+        ends = self._ends(sampling)
+        end = next((at for at, token in enumerate(tokens) if token in ends), None)
         tokens = tokens[:end]
         text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
         while stopped and tokens[-1] == self._pad:  # only a row that has ended is padded
@@ -228,11 +230,12 @@ class TransformersEngine(Engine):
         self, pieces: queue.Queue[list[int] | BaseException | None], sampling: Sampling
     ) -> Iterator[str]:
         tokens: list[int] = []
+        ends = self._ends(sampling)
         text, shown = "", 0
         while (piece := pieces.get()) is not None:
             if isinstance(piece, BaseException):
                 raise GemError(f"generation failed: {piece}") from piece
-            tokens += [i for i in piece if i not in self._eos]
+            tokens += [i for i in piece if i not in ends]
             text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
             end = len(text) if stopped else shown_length(text, sampling.stop)
             if end > shown:
