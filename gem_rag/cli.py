@@ -120,16 +120,26 @@ def ask(
         int | None, typer.Option(min=1, help="Most tokens in the answer.")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
+    style: Annotated[
+        str | None,
+        typer.Option(help="free writes, quote chooses a sentence; default the model's own."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the index, with sources."""
-    limit = {} if max_tokens is None else {"max_tokens": max_tokens}
-    answer = _open(index, model).ask(question, k, temperature=temperature, **limit)
+    if style not in (None, "free", "quote"):
+        raise InputError(f"there is no style {style!r}: use free or quote")
+    answer = _open(index, model).ask(
+        question,
+        k,
+        style=style,  # type: ignore[arg-type]
+        max_tokens=max_tokens,
+        temperature=temperature,
+    )
     if as_json:
         _print(dataclasses.asdict(answer), True)
         return
-    print(answer.text)
-    print()
+    print(f"{answer.text}\n")
     for citation in answer.citations:
         start, stop = citation.span
         print(f"[{citation.number}] {citation.source}:{start}-{stop}")
@@ -197,7 +207,7 @@ def _print(value: Any, as_json: bool, text: str = "") -> None:
 
 def _indented(text: str, limit: int) -> str:
     shown = text if len(text) <= limit else text[:limit].rsplit(None, 1)[0] + " ..."
-    return "".join(f"    {line}\n" for line in shown.splitlines() if line.strip())
+    return "\n".join(f"    {line.strip()}" for line in shown.splitlines() if line.strip())
 
 
 def _say(message: object) -> None:

@@ -21,6 +21,7 @@ MAX_K = 16
 
 Pooling = Literal["mean", "concat"]
 Scope = Literal["full", "lora", "special"]
+AnswerStyle = Literal["free", "quote"]
 T = TypeVar("T")
 
 
@@ -54,6 +55,8 @@ class GemConfig:
     prompts: text put before what is embedded, by use: "query" and "document".
     answer_prompt: the model's own form of a grounded question, with {passages} and {question};
         None leaves it to the chat template.
+    answer_style: "free" writes an answer, "quote" chooses a sentence of the passages, which is
+        what a model too small to write can do.
     max_length: most text tokens in one embedding pass; None means what the model can hold.
     adapter: the special-row adapters, if there are any.
     base_model: name of the model that was GEM-trained, for people to read.
@@ -65,6 +68,7 @@ class GemConfig:
     tokens: tuple[str, ...] = ()
     prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
     answer_prompt: str | None = None
+    answer_style: AnswerStyle = "free"
     max_length: int | None = None
     adapter: AdapterConfig | None = None
     base_model: str | None = None
@@ -75,6 +79,7 @@ class GemConfig:
             raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {self.k!r}: "
                              "an embedding is read from k special tokens")  # fmt: skip
         _one_of("pooling", self.pooling, get_args(Pooling))
+        _one_of("answer_style", self.answer_style, get_args(AnswerStyle))
         if self.scope is not None:
             _one_of("scope", self.scope, get_args(Scope))
         if self.format_version != FORMAT_VERSION:
@@ -95,7 +100,7 @@ class GemConfig:
     def vector_state(self) -> dict[str, Any]:
         """The part that changes vectors, for the fingerprint."""
         state = dataclasses.asdict(self)
-        for name in ("tokens", "answer_prompt", "base_model", "scope"):
+        for name in ("tokens", "answer_prompt", "answer_style", "base_model", "scope"):
             del state[name]
         return state
 

@@ -153,6 +153,21 @@ class Gem:
         """As `chat`, piece by piece."""
         return self.stream(self.encode_chat(messages), **sampling)
 
+    def score(self, prompt: Prompt, continuations: Sequence[str]) -> FloatArray:
+        """How well each text continues the prompt: mean log-probability of its tokens, float32 [n].
+
+        Raises InputError if a continuation is empty, or does not fit the context.
+        """
+        ids = self._prompt_ids(prompt)
+        tokens = [self._text.encode_continuation(text) for text in continuations]
+        for text, found in zip(continuations, tokens, strict=True):
+            if not found or len(ids) + len(found) > self.context:
+                raise InputError(
+                    f"{text[:60]!r} has {len(found)} tokens after a prompt of {len(ids)}, and the "
+                    f"model's context is {self.context}: give it from 1 to what fits"
+                )
+        return self._engine.score(ids, tokens)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain text, as `generate` reads it."""
         return self._text.encode([text])[0].ids

@@ -56,6 +56,10 @@ class TextEncoder:
                 "decode its bytes with errors='replace'"
             ) from None
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a plain text that stands behind another: nothing is put around it."""
+        return self.plain.encode(text, add_special_tokens=False).ids
+
     def count(self, text: str) -> int:
         """How many tokens `encode` makes of the text."""
         return len(self.encode([text])[0])

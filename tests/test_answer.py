@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import FakeGem
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from gem_rag.config import GemConfig
 from gem_rag.engines.base import Generation
 from gem_rag.errors import InputError
-from gem_rag.rag.answer import Answer, answer, cite
+from gem_rag.rag.answer import Answer, answer, cite, sentences
 from gem_rag.rag.splitting import Chunk, Hit
 
 
@@ -39,6 +41,14 @@ class Answering(FakeGem):
         self.asked += ["".join(map(chr, prompt)) for prompt in prompts]
         self.sampling = sampling
         return [Generation(self.reply, (), "stop", len(prompt)) for prompt in prompts]
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    def score(self, prompt: Sequence[int], continuations: Sequence[str]) -> np.ndarray:
+        """The text it was told to reply is the likeliest."""
+        self.scored = list(continuations)
+        return np.array([float(text == f" {self.reply}") for text in continuations])
 
 
 class Chatting(Answering):
@@ -146,3 +156,40 @@ def test_short_answer_of_a_passages_words_is_cited() -> None:
 @pytest.mark.parametrize("text", ["", "...", "Elephants never forget anything."])
 def test_words_of_no_passage_cite_nothing(text: str) -> None:
     assert cited(text) == []
+
+
+# -- quotes ------------------------------------------------------------------------------------
+
+STORY = hit("A pump moves water.  It has\n   two valves! See below.\n\nDo not open it", "story", 50)
+
+
+@pytest.mark.parametrize("by_config", [True, False])
+def test_a_quote_is_the_likeliest_sentence_with_its_place(by_config: bool) -> None:
+    gem = Answering("It has two valves!", answer_style="quote" if by_config else "free")
+    found = ask(gem, LAMP, STORY, **({} if by_config else {"style": "quote"}))
+    assert found.text == "It has two valves!"
+    (citation,) = found.citations
+    assert (citation.number, citation.source) == (2, "story")
+    assert citation.quote == "It has\n   two valves!"
+    assert (" " * 50 + STORY.chunk.text)[slice(*citation.span)] == citation.quote
+    assert gem.asked == []  # nothing is generated
+    assert gem.scored == [
+        " A lamp gives light.",
+        " A pump moves water.",
+        " It has two valves!",
+        " Do not open it",
+    ]
+
+
+def test_style_of_the_call_comes_before_the_checkpoints() -> None:
+    gem = Answering("words of its own", answer_style="quote")
+    assert ask(gem, style="free").text == "words of its own"
+
+
+@given(st.text("Ab .!?\n(", max_size=60))
+def test_sentences_are_in_order_and_hold_all_words_of_three_or_more(text: str) -> None:
+    spans = sentences(text)
+    assert all(0 <= start <= stop <= len(text) for start, stop in spans)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    if spans != [(0, len(text))]:
+        assert all(text[a:b] == text[a:b].strip() for a, b in spans)

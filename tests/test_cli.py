@@ -58,6 +58,13 @@ def test_index_search_ask_info(docs: Path, run: Any) -> None:
     assert code == 0
     assert "docs/" in out
 
+    code, out, _ = run("ask", "What jumps?", "--style", "quote")
+    assert code == 0
+    assert out.splitlines()[0] in {
+        "The quick brown fox jumps over the lazy dog.",
+        "Indexes hold vectors, and vectors come from text.",
+    }
+
     code, out, _ = run("info", "--index", "gem-index")
     assert (code, "store: chroma" in out) == (0, True)
 
@@ -94,6 +101,7 @@ WRONG = [
     (["search", "x", "-k", "0"], 2, "Invalid value for '-k'"),
     (["search", "x"], 2, "there is no index in gem-index: make one with gem-rag index"),
     (["ask", "x"], 2, "there is no index in gem-index: make one with gem-rag index"),
+    (["ask", "x", "--style", "poem"], 2, "there is no style 'poem': use free or quote"),
     (["info", "-i", "nowhere"], 2, "there is no index in nowhere"),
     (["index"], 2, "index needs files or folders"),
     (["index", "nowhere", "-m", "MODEL"], 2, "there is no file or folder 'nowhere'"),

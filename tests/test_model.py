@@ -766,3 +766,23 @@ def test_a_special_token_named_as_stop_string_ends_the_text(talker: Gem) -> None
 def test_options_beside_a_loaded_gem_are_refused(gem: Gem) -> None:
     with pytest.raises(InputError, match="a Gem is loaded already"):
         gem_rag.load(gem, dtype="bfloat16")
+
+
+def test_score_is_the_mean_log_probability_after_the_prompt(talker: Gem) -> None:
+    texts = [" a", " hello there", " x y z and more of it", "b"]
+    model = talker._engine._model
+    prompt = talker.encode("The prompt:")
+    expected = []
+    for text in texts:
+        tokens = talker.tokenizer.encode(text, add_special_tokens=False).ids
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        expected.append(float(logits.log_softmax(-1)[range(len(tokens)), tokens].mean()))
+    assert np.allclose(talker.score("The prompt:", texts), expected, atol=1e-5)
+    assert np.allclose(talker.score(prompt, texts[::-1]), expected[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "word " * 400])
+def test_what_cannot_be_scored_is_refused(talker: Gem, text: str) -> None:
+    with pytest.raises(InputError, match="tokens after a prompt of"):
+        talker.score("prompt", ["fine", text])

@@ -107,5 +107,9 @@ class Engine(ABC):
         """Pieces of one continuation as they come; joined, they are what `generate` gives."""
 
     @abstractmethod
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
+        """Mean log-probability of each continuation's tokens after the prompt, in order."""
+
+    @abstractmethod
     def close(self) -> None:
         """Free the weights."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ from gem_rag.encoder import GemEncoder, check_supported, longest_text
 from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
 from gem_rag.engines.stopping import cut_at_stop, shown_length
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Arrangement, Layout, Row
+from gem_rag.layout import Arrangement, Layout, Row, plan_batches
 from gem_rag.tokens import TextEncoder
 
 
@@ -154,6 +155,26 @@ class TransformersEngine(Engine):
             yield from self._shown(sink.pieces, sampling)
         finally:  # also when the consumer walks away; the worker then ends at its next token
             sink.cancelled.event.set()
+
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
+        scores = np.empty(len(continuations), dtype=np.float32)
+        lengths = [len(prompt) + len(tokens) for tokens in continuations]
+        for batch in plan_batches(lengths, self.batch_tokens):
+            width = max(lengths[i] for i in batch)
+            ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
+            for row, i in enumerate(batch):
+                ids[row, : lengths[i]] = torch.tensor([*prompt, *continuations[i]])
+            ids = ids.to(self._model.device)
+            # Padding is on the right, where no scored token sees it. Only the places that
+            # predict a continuation go through the head, whose output is large.
+            places = torch.arange(len(prompt) - 1, width - 1, device=ids.device)
+            with self._generating, torch.inference_mode():
+                logits = self._model(ids, logits_to_keep=places, use_cache=False).logits
+                likely = logits.float().log_softmax(-1)
+                likely = likely.gather(-1, ids[:, len(prompt) :, None])[..., 0]
+            for row, i in enumerate(batch):
+                scores[i] = float(likely[row, : len(continuations[i])].mean())
+        return scores
 
     def close(self) -> None:
         with self._embedding, self._generating:

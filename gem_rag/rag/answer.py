@@ -6,12 +6,14 @@ Knows nothing about how passages were found.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gem_rag.config import AnswerStyle
 from gem_rag.errors import InputError
 from gem_rag.model import Gem
 from gem_rag.rag.splitting import Chunk, Hit
@@ -24,6 +26,9 @@ _PROMPT = f"{INSTRUCTIONS}\n\n{{passages}}\n\nQuestion: {{question}}\nAnswer:"
 # A base model does not know where to end: a plain prompt's answer is one paragraph.
 _PLAIN_STOP = ("\n\n", "\nQuestion:")
 _SHORTEST_QUOTE = 4  # words
+_SHORTEST_SENTENCE = 3
+# The end of a sentence before something that begins one, or an empty line.
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[])|\n\s*\n")
 
 
 @dataclass(frozen=True)
@@ -57,26 +62,67 @@ class Answer:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def answer(gem: Gem, question: str, hits: Sequence[Hit], **sampling: Any) -> Answer:
+def answer(
+    gem: Gem, question: str, hits: Sequence[Hit], style: AnswerStyle | None = None, **sampling: Any
+) -> Answer:
     """Answer a question from passages, as many of them as the model's context holds.
 
-    The prompt is the checkpoint's own (`answer_prompt`), else its chat template's, else plain.
+    style: "free" lets the model write, "quote" lets it choose the sentence of the passages that
+        is its likeliest answer; default the checkpoint's own.
+    sampling: as for `Gem.generate`, for "free" answers.
 
+    The prompt is the checkpoint's own (`answer_prompt`), else its chat template's, else plain.
     Raises InputError if the question is empty, or too long to leave room for a passage.
     """
     if not question.strip():
         raise InputError("the question is empty: ask something")
-    plain = gem.config.answer_prompt is not None or not gem.has_chat_template
-    if plain:
-        stop = sampling.get("stop", ())
-        sampling["stop"] = [*([stop] if isinstance(stop, str) else stop), *_PLAIN_STOP]
-    sampling.setdefault("max_tokens", max(16, min(256, gem.context // 4)))
+    if sampling.get("max_tokens") is None:
+        sampling["max_tokens"] = max(16, min(256, gem.context // 4))
     prompt, read = _fitting_prompt(gem, question, hits, gem.context - sampling["max_tokens"])
     start = time.perf_counter()
-    generation = gem.generate([prompt], **sampling)[0]
-    text = generation.text.strip()
-    timings = {"generate": time.perf_counter() - start}
-    return Answer(text, cite(text, [hit.chunk for hit in read]), read, timings)
+    if (style or gem.config.answer_style) == "quote":
+        text, citations = _quote(gem, prompt, read)
+    else:
+        text = _write(gem, prompt, sampling)
+        citations = cite(text, [hit.chunk for hit in read])
+    return Answer(text, citations, read, {"generate": time.perf_counter() - start})
+
+
+def _write(gem: Gem, prompt: list[int], sampling: dict[str, Any]) -> str:
+    if gem.config.answer_prompt is not None or not gem.has_chat_template:
+        stop = sampling.get("stop") or ()
+        sampling["stop"] = [*([stop] if isinstance(stop, str) else stop), *_PLAIN_STOP]
+    return gem.generate([prompt], **sampling)[0].text.strip()
+
+
+def _quote(gem: Gem, prompt: list[int], read: Sequence[Hit]) -> tuple[str, list[Citation]]:
+    """The sentence that the model finds likeliest as the answer, and where it stands."""
+    room = gem.context - len(prompt)
+    found: dict[str, Citation] = {}
+    for number, hit in enumerate(read, start=1):
+        for start, stop in sentences(hit.chunk.text):
+            quote = hit.chunk.text[start:stop]
+            text = " ".join(quote.split())
+            if 0 < gem.count_tokens(f" {text}") <= room:
+                place = (hit.chunk.start + start, hit.chunk.start + stop)
+                found.setdefault(text, Citation(number, hit.chunk.source, place, quote))
+    if not found:
+        return "", []
+    scores = gem.score(prompt, [f" {text}" for text in found])
+    text = list(found)[int(scores.argmax())]
+    return text, [found[text]]
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """[start, stop) of the sentences of a text; of all of it, if none has three words."""
+    bounds = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    found = []
+    for start, stop in itertools.pairwise(bounds):
+        sentence = text[start:stop]
+        if len(_words(sentence)) >= _SHORTEST_SENTENCE:
+            first = start + len(sentence) - len(sentence.lstrip())
+            found.append((first, start + len(sentence.rstrip())))
+    return found or [(0, len(text))]
 
 
 def _fitting_prompt(

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from filelock import FileLock, Timeout
 
+from gem_rag.config import AnswerStyle
 from gem_rag.engines.base import FloatArray
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
@@ -189,15 +190,18 @@ class Index:
             _distinct([Hit(state.chunks[id], score) for id, score in hits])[:k] for hits in found
         ]
 
-    def ask(self, question: str, k: int = 5, **sampling: Any) -> Answer:
+    def ask(
+        self, question: str, k: int = 5, *, style: AnswerStyle | None = None, **sampling: Any
+    ) -> Answer:
         """Answer a question from the k nearest chunks, with citations.
 
+        style: "free" or "quote"; default the model's own (see `answer.answer`).
         sampling: as for `Gem.generate`.
         """
         start = time.perf_counter()
         hits = self.search(question, k)
         searched = time.perf_counter() - start
-        found = answer(self.gem, question, hits, **sampling)
+        found = answer(self.gem, question, hits, style, **sampling)
         return dataclasses.replace(found, timings={"search": searched, **found.timings})
 
     # -- writing -----------------------------------------------------------------------------

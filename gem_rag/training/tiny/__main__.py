@@ -120,6 +120,7 @@ def main(
         k=k,
         scope="special",
         answer_prompt=ANSWER_PROMPT,
+        answer_style="quote",
         max_length=DOCUMENT_TOKENS,
         adapter=gem.adapter,
         base_model="base-lm",
