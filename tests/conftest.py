@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
@@ -100,3 +101,9 @@ def talker(gem_folder: Any) -> Iterator[Gem]:
     """A GEM-trained Phi that generates printable ASCII and never ends by itself."""
     with gem_rag.load(gem_folder("phi")) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def folder(trained_folder: Path, tmp_path: Path) -> Path:
+    """A GEM checkpoint that nobody else has loaded."""
+    return Path(shutil.copytree(trained_folder, tmp_path / "model"))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -22,6 +23,7 @@ from gem_rag.checkpoint import save_special
 from gem_rag.config import AdapterConfig, GemConfig
 from gem_rag.encoder import GemEncoder
 from gem_rag.layout import Arrangement, Row
+from gem_rag.model import Gem
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox")
 SPECIAL_TOKENS = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
@@ -287,3 +289,20 @@ def reference_hidden_states(
         use_cache=False,
     ).last_hidden_state
     return hidden
+
+
+# -- loaded models -------------------------------------------------------------------------------
+
+
+def vectors_of(gem: Gem, *rows: Row) -> np.ndarray:
+    """Vectors of rows, each embedded alone."""
+    return np.concatenate([gem._engine.embed([row]) for row in rows])
+
+
+def close_to(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> bool:
+    return found.shape == wanted.shape and bool(np.abs(found - wanted).max() < tolerance)
+
+
+def written(gem: Gem, tokens: Sequence[int]) -> list[str]:
+    """What each token says."""
+    return [gem._text.decode([token]) for token in tokens]
