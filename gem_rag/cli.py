@@ -176,7 +176,8 @@ def info(
         }
         if facts["adapter"] is not None:
             facts["adapter"]["targets"] = f"{len(facts['adapter']['targets'])} linear layers"
-    _print(facts, as_json, "\n".join(f"{name}: {value}" for name, value in facts.items()))
+    lines = (f"{name}: {' '.join(str(value).split())}" for name, value in facts.items())
+    _print(facts, as_json, "\n".join(lines))
 
 
 def _open(folder: Path, model: str | None) -> Index:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gem_rag.training.rows import IGNORED
+
 
 class LogitScale(nn.Module):
     """Learnable factor on cosine similarities: exp(s), s from log 20, kept in [0, log 100].
@@ -40,3 +42,15 @@ def info_nce(queries: Tensor, documents: Tensor, scale: Tensor) -> Tensor:
     """
     logits = scale * queries @ documents.T
     return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device))
+
+
+def next_token_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """Language-modelling loss, a scalar, in nats per predicted token.
+
+    hidden: last-layer outputs [B, T, hidden].
+    head: the model's language-modelling head.
+    targets: what each place predicts, [B, T]; -100 for nothing (see `rows.targets`).
+    """
+    predicts = targets != IGNORED
+    # Only the places that predict go through the head: its output is the largest tensor there is.
+    return F.cross_entropy(head(hidden[predicts]).float(), targets[predicts])

@@ -28,7 +28,8 @@ def random_split(text: Sequence[int], rng: random.Random) -> Row:
 
     Raises ValueError for a text of fewer than two tokens.
     """
-    return continuation(text[: (cut := rng.randrange(1, len(text)))], text[cut:])
+    cut = rng.randrange(1, len(text))
+    return continuation(text[:cut], text[cut:])
 
 
 def reconstruction(text: Sequence[int]) -> Row:
