@@ -78,6 +78,7 @@ def build_tokenizer(
 # -- models ------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # models are shared, and some tests need gradients
 def build_model(architecture: str, **settings: Any) -> Any:
     """A random causal language model whose weights are all far enough from zero to matter."""
     shape = {
@@ -109,6 +110,7 @@ def randomise(module: nn.Module, std: float = 0.1, seed: int = 1) -> None:
             weight.add_(std * torch.randn(weight.shape, generator=noise))
 
 
+@torch.inference_mode(False)
 def reference_copy(model: Any) -> Any:
     """The same weights with transformers' own eager attention, and a configuration of its own."""
     config = copy.deepcopy(model.config)
