@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gem_rag
+from gem_rag.checkpoint import open_checkpoint
 from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
 from gem_rag.training.tiny.corpus import held_out, pairs, read_corpus
 
@@ -49,7 +50,7 @@ def main(
     tokens = sum(map(gem.count_tokens, [*queries, *documents]))
     rows = {
         f"{model} (k = {gem.config.k})": _figures(*vectors),
-        "mean pooling, untrained": _figures(_mean(gem, queries), _mean(gem, documents)),
+        "mean pooling, untrained": _figures(*_mean(gem, queries, documents)),
         "BM25": known_item(_bm25(queries, documents), range(len(kept))),
     }
     table = Table("", "R@1", "R@10", "MRR", title=f"{len(kept)} held-out docstrings")
@@ -73,15 +74,15 @@ def _figures(queries: np.ndarray, documents: np.ndarray) -> RetrievalFigures:
 
 
 @torch.inference_mode()
-def _mean(gem: gem_rag.Gem, texts: list[str]) -> np.ndarray:
+def _mean(gem: gem_rag.Gem, *groups: list[str]) -> list[np.ndarray]:
     """Mean of the base model's last layer, the usual embedding of an untrained model."""
-    folder = str(gem_rag.checkpoint.open_checkpoint(gem.name).path)
+    folder = open_checkpoint(gem.name).path
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     vectors = []
-    for text in texts:
-        hidden = model(torch.tensor([gem.encode(text)])).last_hidden_state[0].mean(0)
-        vectors.append(torch.nn.functional.normalize(hidden, dim=-1).numpy())
-    return np.stack(vectors)
+    for texts in groups:
+        means = [model(torch.tensor([gem.encode(t)])).last_hidden_state[0].mean(0) for t in texts]
+        vectors.append(torch.nn.functional.normalize(torch.stack(means), dim=-1).numpy())
+    return vectors
 
 
 def _bm25(queries: list[str], documents: list[str]) -> np.ndarray:

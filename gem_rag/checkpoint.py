@@ -92,13 +92,10 @@ class Checkpoint:
             kept = {key: value for key, value in state.items() if counts(key)}
             digest.update(json.dumps(kept, sort_keys=True).encode())
         digest.update(json.dumps(self.config.vector_state(), sort_keys=True).encode())
-        for name, dtype, shape, data in _tensors(self._weight_files()):
+        for name, dtype, shape, data in _tensors(sorted(self.path.glob("*.safetensors"))):
             digest.update(f"{name} {dtype} {shape}".encode())
             digest.update(data)
         return digest.hexdigest()
-
-    def _weight_files(self) -> list[Path]:
-        return sorted(self.path.glob("*.safetensors"))
 
 
 def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoint:

@@ -65,17 +65,19 @@ def index(
 ) -> None:
     """Make an index of documents, or bring one in step with them."""
     from gem_rag.rag.index import Index
+    from gem_rag.rag.manifest import Manifest
 
     if not paths and not reembed:
         raise InputError("index needs files or folders: gem-rag index docs/")
     shown = sys.stderr.isatty() and not as_json
-    gem = _load(model, None if reembed else index)
     if reembed:
-        opened = Index.reembed(index, gem, progress=shown)
+        opened = Index.reembed(index, _load(model or DEFAULT_MODEL), progress=shown)
         if not paths:
             _print({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
             return
     else:
+        manifest = Manifest.read(index)
+        gem = _load(model or (manifest.model if manifest else DEFAULT_MODEL))
         opened = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
     report = opened.sync(paths or (), progress=shown)
     for skipped in report.skipped:
@@ -127,8 +129,9 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the index, with sources."""
-    if style not in (None, "free", "quote"):
-        raise InputError(f"there is no style {style!r}: use free or quote")
+    from gem_rag.rag.answer import check_style
+
+    check_style(style)
     answer = _open(index, model).ask(
         question,
         k,
@@ -161,10 +164,7 @@ def info(
     from gem_rag.rag.manifest import Manifest
 
     if index is not None:
-        manifest = Manifest.read(index)
-        if manifest is None:
-            raise InputError(f"there is no index in {index}: make one with gem-rag index")
-        facts = dataclasses.asdict(manifest)
+        facts = dataclasses.asdict(Manifest.existing(index))
     else:
         checkpoint = open_checkpoint(model or DEFAULT_MODEL)
         facts = {
@@ -184,22 +184,18 @@ def _open(folder: Path, model: str | None) -> Index:
     from gem_rag.rag.index import Index
     from gem_rag.rag.manifest import Manifest
 
-    if Manifest.read(folder) is None:
-        raise InputError(f"there is no index in {folder}: make one with gem-rag index")
-    return Index.open(folder, _load(model, folder), create=False)
+    made_with = Manifest.existing(folder).model
+    return Index.open(folder, _load(model or made_with), create=False)
 
 
-def _load(model: str | None, folder: Path | None) -> Gem:
-    """The model asked for, else the one the index was made with, else the bundled one."""
+def _load(model: str) -> Gem:
     import transformers
 
     from gem_rag.model import load
-    from gem_rag.rag.manifest import Manifest
 
-    manifest = Manifest.read(folder) if folder is not None else None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return load(model or (manifest.model if manifest else DEFAULT_MODEL))
+    return load(model)
 
 
 def _print(value: Any, as_json: bool, text: str = "") -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -78,10 +78,10 @@ class GemConfig:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MAX_K:
             raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {self.k!r}: "
                              "an embedding is read from k special tokens")  # fmt: skip
-        _one_of("pooling", self.pooling, get_args(Pooling))
-        _one_of("answer_style", self.answer_style, get_args(AnswerStyle))
+        one_of("pooling", self.pooling, get_args(Pooling))
+        one_of("answer_style", self.answer_style, get_args(AnswerStyle))
         if self.scope is not None:
-            _one_of("scope", self.scope, get_args(Scope))
+            one_of("scope", self.scope, get_args(Scope))
         if self.format_version != FORMAT_VERSION:
             raise InputError(
                 f"{CONFIG_NAME} has format version {self.format_version}, this gem-rag reads "
@@ -151,6 +151,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raises InputError naming the allowed values if this is none of them."""
     if value not in allowed:
         raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

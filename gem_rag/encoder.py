@@ -61,9 +61,7 @@ class GemEncoder(nn.Module):
 
     def forward(self, layout: Layout, how: LoweringName = "split") -> Tensor:
         """Unit vectors, one for each group of special tokens: [groups, dim] float32."""
-        rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
-        hidden = self.hidden_states(layout, how)
-        return pool(hidden[rows, columns].unflatten(0, (-1, self.k)), self.pooling)
+        return self._pooled(self.hidden_states(layout, how), layout)
 
     def hidden_states(self, layout: Layout, how: LoweringName = "split") -> Tensor:
         """Output of the last layer after the final norm, [B, T, hidden]."""
@@ -120,8 +118,12 @@ class GemEncoder(nn.Module):
                 use_cache=True,
                 **lowered.model_kwargs(),
             ).last_hidden_state
+        return self._pooled(hidden, layout, boundary)
+
+    def _pooled(self, hidden: Tensor, layout: Layout, first: int = 0) -> Tensor:
+        """Vectors from last-layer outputs, of which the first is that of column `first`."""
         rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
-        return pool(hidden[rows, columns - boundary].unflatten(0, (-1, self.k)), self.pooling)
+        return pool(hidden[rows, columns - first].unflatten(0, (-1, self.k)), self.pooling)
 
 
 def check_config(model: Any) -> None:

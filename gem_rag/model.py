@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from gem_rag.checkpoint import Checkpoint, open_checkpoint
-from gem_rag.config import GemConfig, nearest
+from gem_rag.config import GemConfig, nearest, one_of
 from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row, plan_batches
@@ -58,7 +58,8 @@ class Gem:
         self.config: GemConfig = checkpoint.config
         self.dim = engine.dim
         self.max_length = min(self.config.max_length or engine.longest_text, engine.longest_text)
-        self.overlong = _checked_overlong(overlong)
+        one_of("overlong", overlong, get_args(Overlong))
+        self.overlong = overlong
         self._batch_tokens = batch_tokens or engine.batch_tokens
         self._lock = threading.Lock()
         self._references = 0
@@ -250,7 +251,8 @@ class Gem:
         self, texts: Sequence[str], prompt: str, overlong: Overlong | None, progress: bool
     ) -> FloatArray:
         _check_texts(texts)
-        policy = _checked_overlong(overlong or self.overlong)
+        policy = overlong or self.overlong
+        one_of("overlong", policy, get_args(Overlong))
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         with progress_bar("embedding", len(texts), progress) as advance:
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -258,9 +260,7 @@ class Gem:
                 encoded = self._text.encode([prompt + text for text in part])
                 if policy == "truncate":
                     self._warn_truncated(max(len(e) for e in encoded))
-                read = [
-                    pieces(e.ids, head_length(e, prompt), self.max_length, policy) for e in encoded
-                ]
+                read = [pieces(e, prompt, self.max_length, policy) for e in encoded]
                 vectors[start : start + len(part)] = self._embed_pieces(read, advance)
         _check_finite(vectors, texts)
         return vectors
@@ -405,12 +405,6 @@ def _check_options(make: type[Engine], options: dict[str, Any]) -> None:
         if name not in known:
             raise InputError(f"load() has no option {name!r}{nearest(name, known)}: it takes "
                              f"{', '.join(known)}")  # fmt: skip
-
-
-def _checked_overlong(policy: Overlong) -> Overlong:
-    if policy not in get_args(Overlong):
-        raise InputError(f"overlong must be one of {', '.join(get_args(Overlong))}, not {policy!r}")
-    return policy
 
 
 def _check_texts(texts: Sequence[str]) -> None:

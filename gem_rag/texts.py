@@ -25,14 +25,17 @@ def head_length(encoding: tokenizers.Encoding, prompt: str) -> int:
     )
 
 
-def pieces(ids: list[int], head: int, size: int, policy: Overlong) -> list[list[int]]:
+def pieces(
+    encoding: tokenizers.Encoding, prompt: str, size: int, policy: Overlong
+) -> list[list[int]]:
     """The token rows, at most `size` long, that a text is read in: itself unless it is over-long.
 
-    What stands before the text (its first `head` tokens) stands before every window of it.
+    What stands before the text (BOS, the prompt) stands before every window of it.
 
     Raises InputError for an over-long text under the policy "error", and for a head that leaves
     no room for text.
     """
+    ids = encoding.ids
     if len(ids) <= size:
         return [ids]
     if policy == "error":
@@ -42,6 +45,7 @@ def pieces(ids: list[int], head: int, size: int, policy: Overlong) -> list[list[
         )
     if policy == "truncate":
         return [ids[:size]]
+    head = head_length(encoding, prompt)
     step = _room(head, size)
     return [ids[:head] + ids[at : at + step] for at in range(head, len(ids), step)]
 

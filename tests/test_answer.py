@@ -186,6 +186,11 @@ def test_style_of_the_call_comes_before_the_checkpoints() -> None:
     assert ask(gem, style="free").text == "words of its own"
 
 
+def test_an_unknown_style_is_refused() -> None:
+    with pytest.raises(InputError, match="there is no style 'poem': use free or quote"):
+        ask(Answering(), style="poem")
+
+
 @given(st.text("Ab .!?\n(", max_size=60))
 def test_sentences_are_in_order_and_hold_all_words_of_three_or_more(text: str) -> None:
     spans = sentences(text)

@@ -23,6 +23,7 @@ from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCrit
 
 from gem_rag.attention import IMPLEMENTATION, LoweringName
 from gem_rag.checkpoint import Checkpoint
+from gem_rag.config import one_of
 from gem_rag.encoder import GemEncoder, check_supported, longest_text
 from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
 from gem_rag.engines.stopping import cut_at_stop, shown_length
@@ -105,9 +106,7 @@ class TransformersEngine(Engine):
         self, attention: LoweringName | Literal["auto"], on_cpu: bool
     ) -> LoweringName:
         """The lowering to use, run once on this model."""
-        known = ("auto", *get_args(LoweringName))
-        if attention not in known:
-            raise InputError(f"attention must be one of {', '.join(known)}, not {attention!r}")
+        one_of("attention", attention, ("auto", *get_args(LoweringName)))
         how: LoweringName = ("split" if on_cpu else "flex") if attention == "auto" else attention
         try:
             check_supported(self._encoder, how)

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from gem_rag.config import AnswerStyle
 from gem_rag.errors import InputError
@@ -74,6 +74,7 @@ def answer(
     The prompt is the checkpoint's own (`answer_prompt`), else its chat template's, else plain.
     Raises InputError if the question is empty, or too long to leave room for a passage.
     """
+    check_style(style)
     if not question.strip():
         raise InputError("the question is empty: ask something")
     if sampling.get("max_tokens") is None:
@@ -86,6 +87,12 @@ def answer(
         text = _write(gem, prompt, sampling)
         citations = cite(text, [hit.chunk for hit in read])
     return Answer(text, citations, read, {"generate": time.perf_counter() - start})
+
+
+def check_style(style: str | None) -> None:
+    """Raises InputError if there is no such style."""
+    if style not in (None, *get_args(AnswerStyle)):
+        raise InputError(f"there is no style {style!r}: use {' or '.join(get_args(AnswerStyle))}")
 
 
 def _write(gem: Gem, prompt: list[int], sampling: dict[str, Any]) -> str:

@@ -104,10 +104,8 @@ class Index:
                 f"chunk_tokens must be from 16 to {gem.max_length}, what the model reads at once; "
                 f"not {chunk_tokens}"
             )
-        manifest = Manifest.read(folder)
+        manifest = Manifest.read(folder) if create else Manifest.existing(folder)
         if manifest is None:
-            if not create:
-                raise InputError(f"there is no index in {folder}: make one with gem-rag index")
             tokens = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
             manifest = Manifest(gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens)
         for name, given in (("store", store), ("chunk_tokens", chunk_tokens)):
@@ -133,9 +131,7 @@ class Index:
         Raises InputError if there is no index, GemError as `sync`.
         """
         folder = Path(folder).expanduser().absolute()
-        old = Manifest.read(folder)
-        if old is None:
-            raise InputError(f"there is no index in {folder}: make one with gem-rag index")
+        old = Manifest.existing(folder)
         with _write_lock(folder):
             tokens = min(old.chunk_tokens, gem.max_length)
             blank = Manifest(

@@ -76,6 +76,14 @@ class Manifest:
             )
         return from_dict(cls, state, str(path))
 
+    @classmethod
+    def existing(cls, folder: Path) -> Manifest:
+        """As `read`; raises InputError where there is no index."""
+        manifest = cls.read(folder)
+        if manifest is None:
+            raise InputError(f"there is no index in {folder}: make one with gem-rag index")
+        return manifest
+
     def commit(self, folder: Path, files: Sequence[Path]) -> Manifest:
         """Make this, with the checksums of `files`, the folder's manifest."""
         for file in files:

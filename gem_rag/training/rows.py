@@ -29,17 +29,12 @@ def random_split(text: Sequence[int], rng: random.Random) -> Row:
     Raises ValueError for a text of fewer than two tokens.
     """
     cut = rng.randrange(1, len(text))
-    return continuation(text[:cut], text[cut:])
+    return Row.whole(text[:cut], text[cut:])
 
 
 def reconstruction(text: Sequence[int]) -> Row:
     """The text, the special tokens, and the same text again, to be told from them."""
     return Row.whole(text, text)
-
-
-def continuation(before: Sequence[int], after: Sequence[int]) -> Row:
-    """Special tokens between two texts: a context and its summary, a prompt and its answer."""
-    return Row.whole(before, after)
 
 
 def mixed(text: Sequence[int], rng: random.Random, p_raw: float, p_split: float = 0.5) -> Row:

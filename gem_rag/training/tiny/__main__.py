@@ -52,9 +52,9 @@ class HeldOutRetrieval(TrainerCallback):
         self.rows = [dataset[i] for i in range(len(dataset))]
 
     def on_save(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            queries = model.embed([q for q, _ in self.rows]).float()
-            documents = model.embed([d for _, d in self.rows]).float()
+        with torch.no_grad(), torch.autocast(model.encoder.device.type, torch.bfloat16):
+            queries = model.embed([q for q, _ in self.rows]).float().cpu()
+            documents = model.embed([d for _, d in self.rows]).float().cpu()
         figures = known_item((queries @ documents.T).numpy(), range(len(queries)))
         scale = float(model.logit_scale().detach())
         print(
@@ -70,7 +70,7 @@ def main(
     work: Annotated[Path, typer.Option(help="pairs and training state")] = Path("build/gem-tiny"),
     k: int = 1,
     rank: int = 64,
-    steps: int = 900,
+    steps: int = 600,
     batch: int = 256,
     rate: float = 1e-3,
     save_every: int = 100,
@@ -86,7 +86,7 @@ def main(
     print(f"{len(train)} pairs to train on, {len(kept)} held out")
 
     torch.manual_seed(seed)
-    base = prepared(base, work / "base")
+    name, base = base.name, prepared(base, work / "base")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     gem = special(model, k, rank=rank)
     trainer = GemTrainer(
@@ -123,7 +123,7 @@ def main(
         answer_style="quote",
         max_length=DOCUMENT_TOKENS,
         adapter=gem.adapter,
-        base_model="base-lm",
+        base_model=name,
     )
     gem.special.to(torch.bfloat16)
     save_special(out, base, config, gem.special.tensors())
