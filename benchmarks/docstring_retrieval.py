@@ -16,16 +16,15 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import bm25s
 import numpy as np
 import torch
-import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import gem_rag
 from gem_rag.checkpoint import open_checkpoint
+from gem_rag.evaluation.baselines import bm25, mean_pooled
 from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
 from gem_rag.training.tiny.corpus import held_out, pairs, read_corpus
 
@@ -48,10 +47,11 @@ def main(
     vectors = gem.embed_queries(queries), gem.embed_documents(documents)
     seconds = time.perf_counter() - start
     tokens = sum(map(gem.count_tokens, [*queries, *documents]))
+    ids = [[gem.encode(text) for text in texts] for texts in (queries, documents)]
     rows = {
         f"{model} (k = {gem.config.k})": _figures(*vectors),
-        "mean pooling, untrained": _figures(*_mean(gem, queries, documents)),
-        "BM25": known_item(_bm25(queries, documents), range(len(kept))),
+        "mean pooling, untrained": _figures(*mean_pooled(open_checkpoint(gem.name).path, *ids)),
+        "BM25": known_item(bm25(queries, documents)),
     }
     table = Table("", "R@1", "R@10", "MRR", title=f"{len(kept)} held-out docstrings")
     for name, found in rows.items():
@@ -70,26 +70,7 @@ def _cut(gem: gem_rag.Gem, texts: list[str], tokens: int) -> list[str]:
 
 
 def _figures(queries: np.ndarray, documents: np.ndarray) -> RetrievalFigures:
-    return known_item(queries @ documents.T, range(len(queries)))
-
-
-@torch.inference_mode()
-def _mean(gem: gem_rag.Gem, *groups: list[str]) -> list[np.ndarray]:
-    """Mean of the base model's last layer, the usual embedding of an untrained model."""
-    folder = open_checkpoint(gem.name).path
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    vectors = []
-    for texts in groups:
-        means = [model(torch.tensor([gem.encode(t)])).last_hidden_state[0].mean(0) for t in texts]
-        vectors.append(torch.nn.functional.normalize(torch.stack(means), dim=-1).numpy())
-    return vectors
-
-
-def _bm25(queries: list[str], documents: list[str]) -> np.ndarray:
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
-    words = bm25s.tokenize(queries, return_ids=False, show_progress=False)
-    return np.stack([retriever.get_scores(w) if w else np.zeros(len(documents)) for w in words])
+    return known_item(queries @ documents.T)
 
 
 if __name__ == "__main__":

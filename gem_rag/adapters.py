@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -73,6 +73,12 @@ class SpecialTokens(nn.Module):
             yield
         finally:
             _rows.reset(token)
+
+    def recomputed(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts for activation checkpointing: of the pass, and of its recomputation, which may
+        run in another thread and after `active` has ended."""
+        rows = _rows.get()
+        return nullcontext(), nullcontext() if rows is None else self.active(rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights under the names they have on disk; adapters are named as peft names them."""

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from gem_rag.config import CONFIG_NAME, GemConfig
 from gem_rag.errors import GemError, InputError
 
@@ -60,7 +62,6 @@ class Checkpoint:
 
     def adapter(self) -> dict[str, Tensor] | None:
         """The special tokens' weights by name, or None for a model without them."""
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self.path / ADAPTER_NAME
@@ -144,22 +145,34 @@ def _locate(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def save_special(
-    folder: Path, base: Path, config: GemConfig, adapter: dict[str, Tensor]
+def save_checkpoint(
+    folder: Path,
+    base: Path,
+    config: GemConfig,
+    special: dict[str, Tensor],
+    save_weights: Callable[[Path], None] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint of an unchanged base model with special tokens of its own.
+    """Write a checkpoint: a base model's files, its special tokens, and new weights if it has any.
 
-    The base's files are copied byte for byte. The folder appears whole or not at all; one that
-    exists is replaced only when the new one is complete.
+    special: the special tokens' weights (`SpecialTokens.tensors`).
+    save_weights: writes the language model's weights and config.json; without it the base's are
+        copied byte for byte, and generation is the base's.
+
+    The folder appears whole or not at all; one that exists is replaced only when the new one is
+    complete.
     """
     from safetensors.torch import save_file
 
+    own = {CONFIG_NAME, ADAPTER_NAME, "README.md"}
     with replaced_folder(folder) as new:
         for file in base.iterdir():
-            if file.is_file() and file.name not in (CONFIG_NAME, ADAPTER_NAME, "README.md"):
+            weights = ".safetensors" in file.name  # and the index of their shards
+            if file.is_file() and file.name not in own and not (save_weights and weights):
                 shutil.copyfile(file, new / file.name)
+        if save_weights:
+            save_weights(new)
         config.save(new)
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in special.items()}
         save_file(contiguous, new / ADAPTER_NAME, metadata={"format": "pt"})
         shutil.copymode(new / CONFIG_NAME, new / ADAPTER_NAME)  # it is written for its owner only
     return open_checkpoint(folder)
@@ -187,7 +200,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 os.rename(old, folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise GemError(
             f"could not write {folder} ({error}): what was there is unchanged"
         ) from error

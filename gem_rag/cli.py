@@ -1,4 +1,4 @@
-"""The command line: `gem-rag index | search | ask | info`.
+"""The command line: `gem-rag index | search | ask | train | export | info`.
 
 Parses, prints and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
 Knows nothing that the library does not offer; heavy imports happen inside commands.
@@ -154,6 +154,62 @@ def ask(
 
 
 @app.command()
+def train(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A bundled recipe's name, or a YAML file.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model to start from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the trained model goes.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="NAME=PATH of a source; PATH if there is one."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Scale the whole schedule to so many steps.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE over the recipe's, like schedule.batch=64."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last saved state.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """GEM-train a model, and report what it gained and what it cost."""
+    _needs("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
+    from gem_rag.training.recipe import parse_change, read_recipe
+    from gem_rag.training.run import train as run
+
+    recipe = read_recipe(config, dict(map(parse_change, change or ()))).with_data(data or [])
+    _quiet()
+    report = run(
+        recipe.scaled(max_steps) if max_steps else recipe,
+        model,
+        out,
+        resume=resume,
+        progress=sys.stderr.isatty() and not as_json,
+    )
+    if report is not None:  # of many processes, the first has it
+        _print(dataclasses.asdict(report), as_json, report.summary())
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the export goes.")],
+    to: Annotated[str, typer.Option("--to", help="What for: sentence-transformers.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model.")] = DEFAULT_MODEL,
+) -> None:
+    """Write a model as a folder that another library loads."""
+    from gem_rag.config import one_of
+    from gem_rag.export import to_sentence_transformers
+
+    one_of("--to", to, ["sentence-transformers"])
+    _quiet()
+    print(f"wrote {to_sentence_transformers(model, out)}")
+
+
+@app.command()
 def info(
     index: Annotated[Path | None, typer.Option("--index", "-i", help="An index.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A model.")] = None,
@@ -189,13 +245,27 @@ def _open(folder: Path, model: str | None) -> Index:
 
 
 def _load(model: str) -> Gem:
-    import transformers
-
     from gem_rag.model import load
+
+    _quiet()
+    return load(model)
+
+
+def _quiet() -> None:
+    """Leave progress and warnings to us."""
+    import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return load(model)
+
+
+def _needs(extra: str, *modules: str) -> None:
+    """Raises InputError naming the extra if one of its modules is not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise InputError(f"this needs {', '.join(missing)}: pip install 'gem-rag[{extra}]'")
 
 
 def _print(value: Any, as_json: bool, text: str = "") -> None:
@@ -234,12 +304,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # typer returns it
             raise KeyboardInterrupt
-    except InputError as error:
-        _say(error)
-        code = 2
     except GemError as error:
         _say(error)
-        code = 1
+        code = error.exit_code
     except _USAGE_ERRORS as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         _say(f"{error.format_message()}{where}")

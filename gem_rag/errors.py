@@ -5,8 +5,12 @@ Knows nothing about where they are raised or how they are shown.
 
 
 class GemError(RuntimeError):
-    """Something went wrong that is not the caller's mistake (command line: exit code 1)."""
+    """Something went wrong that is not the caller's mistake."""
+
+    exit_code = 1  # of the command line
 
 
 class InputError(GemError, ValueError):
-    """What the caller gave cannot be used; the message names it and the remedy (exit code 2)."""
+    """What the caller gave cannot be used; the message names it and the remedy."""
+
+    exit_code = 2

@@ -183,17 +183,22 @@ def _assemble(bodies: Sequence[IntArray], k: int, rest_start: int | None) -> Lay
     return Layout(ids, Tokens(column, segment, role, position, start, stop), k, rest_start)
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def plan_batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:
     """Indices of rows in batches of like length, longest first, at most `budget` places each.
 
-    A batch is a rectangle as wide as its longest row; a row longer than the budget goes alone.
-    Longest first, so that running out of memory shows at once and not after an hour.
+    A batch is a rectangle as wide as its longest row, of which at most the share `padding` is
+    padding; a row longer than the budget goes alone. Longest first, so that running out of memory
+    shows at once and not after an hour.
     """
     batch: list[int] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
+        if batch:
+            places = (len(batch) + 1) * lengths[batch[0]]
+            if places > budget or tokens + lengths[index] < (1 - padding) * places:
+                yield batch
+                batch, tokens = [], 0
         batch.append(index)
+        tokens += lengths[index]
     if batch:
         yield batch

@@ -5,8 +5,9 @@ Knows nothing about what is being done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -19,9 +20,15 @@ from rich.progress import (
 )
 
 
+class Advance(Protocol):
+    """To be called with how many more are done, and with a new label if there is one."""
+
+    def __call__(self, count: int, label: str | None = None) -> None: ...
+
+
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with how many more are done; draws on stderr, and only if `shown`."""
+def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
+    """Draws on stderr, and only if `shown`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,4 +38,8 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int]
     )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+
+        def advance(count: int, label: str | None = None) -> None:
+            progress.update(task, advance=count, description=label)
+
+        yield advance

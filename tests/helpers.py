@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from gem_rag.adapters import SpecialTokens, linear_targets
-from gem_rag.checkpoint import save_special
+from gem_rag.checkpoint import save_checkpoint
 from gem_rag.config import AdapterConfig, GemConfig
 from gem_rag.encoder import GemEncoder
 from gem_rag.layout import Arrangement, Row
@@ -171,7 +171,7 @@ def special_tensors(base: Path, config: GemConfig) -> dict[str, Tensor]:
 def save_gem(folder: Path, base: Path, **settings: Any) -> Path:
     """A `special`-scope checkpoint made from a plain folder."""
     config = special_config(base, **settings)
-    save_special(folder, base, config, special_tensors(base, config))
+    save_checkpoint(folder, base, config, special_tensors(base, config))
     return folder
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.adapters import SpecialTokens, linear_targets
-from gem_rag.checkpoint import open_checkpoint, save_special
+from gem_rag.checkpoint import open_checkpoint, save_checkpoint
 from gem_rag.config import AdapterConfig
 from gem_rag.encoder import GemEncoder
 from gem_rag.errors import GemError, InputError
@@ -151,7 +151,7 @@ def test_weights_survive_saving_and_loading(plain_folder: Any, tmp_path: Path) -
     config = helpers.special_config(base, k=2)
     encoder = GemEncoder(AutoModelForCausalLM.from_pretrained(base), 2, adapter=config.adapter)
     helpers.randomise(encoder.special)
-    save_special(tmp_path / "gem", base, config, encoder.special.tensors())
+    save_checkpoint(tmp_path / "gem", base, config, encoder.special.tensors())
     with gem_rag.load(tmp_path / "gem") as gem, torch.inference_mode():
         ids = gem.encode("a text")
         expected = encoder(Layout.build([Row.whole(ids)], 2))
@@ -176,7 +176,7 @@ def test_an_adapter_of_another_model_is_refused(
     other = helpers.save_plain(tmp_path / "other", "llama", bos_tokenizer, **settings)
     config = helpers.special_config(base)
     tensors = helpers.special_tensors(other, helpers.special_config(other))
-    save_special(tmp_path / "gem", base, config, tensors)
+    save_checkpoint(tmp_path / "gem", base, config, tensors)
     with pytest.raises(InputError, match="adapter"):
         gem_rag.load(tmp_path / "gem")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.checkpoint import ADAPTER_NAME, open_checkpoint, replaced_folder, save_special
+from gem_rag.checkpoint import ADAPTER_NAME, open_checkpoint, replaced_folder, save_checkpoint
 from gem_rag.config import CONFIG_NAME, GemConfig
 from gem_rag.errors import GemError, InputError
 
@@ -315,6 +315,6 @@ def test_a_checkpoint_can_be_saved_over_its_own_base(folder: Path) -> None:
     assert adapter is not None
     before = checkpoint.fingerprint()
     adapter["special_embeddings"] = torch.zeros_like(adapter["special_embeddings"])
-    saved = save_special(folder, folder, checkpoint.config, adapter)
+    saved = save_checkpoint(folder, folder, checkpoint.config, adapter)
     assert saved.fingerprint() != before
     assert saved.config == checkpoint.config

@@ -1,38 +1,40 @@
-"""The first piece of training: the contrastive loss, the `special` scope, the Trainer."""
+"""Losses, scopes and the training model: what is computed, and what may move."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+import torch.nn.functional as F
+from recipes import pairs_recipe, prepared, recipe
+from transformers import AutoModelForCausalLM
 
-import gem_rag
-from gem_rag.checkpoint import save_special
-from gem_rag.config import GemConfig
-from gem_rag.tokens import TextEncoder
-from gem_rag.training.data import PairDataset, collate_pairs
-from gem_rag.training.objectives import LogitScale, info_nce
-from gem_rag.training.scopes import special
-from gem_rag.training.tiny.__main__ import cached_pairs
-from gem_rag.training.tiny.corpus import (
-    Pair,
-    held_out,
-    pairs,
-    read_corpus,
-    training_texts,
+from gem_rag.training import scopes
+from gem_rag.training.objectives import (
+    LogitScale,
+    distillation_loss,
+    info_nce,
+    matryoshka,
+    teacher_loss,
 )
-from gem_rag.training.trainer import ContrastiveModel, GemTrainer
 
-TOPICS = ("pump", "lamp", "door", "fox", "index", "model", "dog", "line")
-PAIRS = [(f"about the {topic}", f"the {topic} is here, so {topic} it is") for topic in TOPICS]
+SCOPES = ("full", "lora", "special")
+
+
+@pytest.fixture
+def base(plain_folder: Any) -> Path:
+    return plain_folder("qwen3")
 
 
 # -- objectives --------------------------------------------------------------------------------
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1)
 
 
 def test_info_nce_is_the_cross_entropy_of_the_right_document() -> None:
@@ -43,6 +45,18 @@ def test_info_nce_is_the_cross_entropy_of_the_right_document() -> None:
         scores = [7.0 * float(queries[i] @ documents[j]) for j in range(5)]
         by_hand -= scores[i] - math.log(sum(map(math.exp, scores)))
     assert float(info_nce(queries, documents, torch.tensor(7.0))) == pytest.approx(by_hand / 3)
+
+
+def test_info_nce_leaves_out_documents_that_say_the_same() -> None:
+    torch.manual_seed(0)
+    queries, documents = unit(2, 8), unit(3, 8)
+    scale, positive = torch.tensor(5.0), torch.tensor([1, 2])
+    same = torch.tensor([[True, False, False], [False, False, False]])
+    by_hand = 0.0
+    for i, (right, columns) in enumerate([(1, (1, 2)), (2, (0, 1, 2))]):
+        scores = {j: 5.0 * float(queries[i] @ documents[j]) for j in columns}
+        by_hand -= scores[right] - math.log(sum(map(math.exp, scores.values())))
+    assert float(info_nce(queries, documents, scale, positive, same)) == pytest.approx(by_hand / 2)
 
 
 @pytest.mark.parametrize(("s", "scale"), [(-1.0, 1.0), (1.0, math.e), (9.0, 100.0)])
@@ -57,150 +71,166 @@ def test_logit_scale_is_clamped_and_learns(s: float, scale: float) -> None:
     assert float(logit_scale.s.grad) == pytest.approx(scale)
 
 
-# -- training ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def base(plain_folder: Any) -> Path:
-    return plain_folder("qwen3")
-
-
-def contrastive(base: Path, **options: Any) -> tuple[ContrastiveModel, PairDataset]:
+def test_matryoshka_is_the_mean_over_cut_vectors() -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    text = TextEncoder(AutoTokenizer.from_pretrained(base))
-    return ContrastiveModel(special(model, k=2, rank=4), **options), PairDataset(
-        PAIRS, text, 32, 32
-    )
+    queries, documents = unit(4, 16), unit(4, 16)
+
+    def loss(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        assert torch.allclose(q.norm(dim=1), torch.ones(4))
+        return info_nce(q, d, torch.tensor(3.0))
+
+    parts = [loss(unit_cut(queries, n), unit_cut(documents, n)) for n in (16, 4, 8)]
+    found = matryoshka(loss, queries, documents, (4, 8))
+    assert float(found) == pytest.approx(float(sum(parts)) / 3, abs=1e-6)
 
 
-def trainer(model: ContrastiveModel, data: PairDataset, out: Path, steps: int) -> GemTrainer:
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        learning_rate=2e-2,
-        lr_scheduler_type="constant",
-        save_steps=10,
-        logging_steps=10,
-        use_cpu=True,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    return GemTrainer(model, arguments, data_collator=collate_pairs, train_dataset=data)
+def unit_cut(vectors: torch.Tensor, dim: int) -> torch.Tensor:
+    return vectors[:, :dim] / vectors[:, :dim].norm(dim=1, keepdim=True)
 
 
-def batch(data: PairDataset) -> Any:
-    return collate_pairs([data[i] for i in range(len(data))])
+def test_teacher_loss_wants_the_teachers_similarities_whatever_its_dimension() -> None:
+    torch.manual_seed(0)
+    queries, documents = unit(5, 8), unit(5, 8)
+    turn = torch.linalg.qr(torch.randn(32, 32)).Q[:, :8]  # keeps all angles
+    scale = torch.tensor(10.0)
+    same = teacher_loss(queries, documents, (queries @ turn.T, documents @ turn.T), scale)
+    other = teacher_loss(queries, documents, (unit(5, 32), unit(5, 32)), scale)
+    assert float(same) == pytest.approx(0.0, abs=1e-5)
+    assert float(other) > 0.5
 
 
-def test_only_the_special_tokens_train(base: Path, tmp_path: Path) -> None:
-    model, data = contrastive(base)
-    frozen = {n: p.clone() for n, p in model.encoder.model.named_parameters()}
-    before = float(model(**batch(data))["loss"].detach())
-    trainer(model, data, tmp_path, 20).train()
-    after = float(model(**batch(data))["loss"].detach())
-    assert after < before / 2
-    assert all(torch.equal(p, frozen[n]) for n, p in model.encoder.model.named_parameters())
-    assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {
-        "special",
-        "s",
+def test_distillation_is_the_divergence_from_the_base() -> None:
+    torch.manual_seed(0)
+    own, base = torch.randn(4, 7), torch.randn(4, 7)
+    p, q = base.softmax(-1), own.softmax(-1)
+    assert float(distillation_loss(own, base)) == pytest.approx(float((p * (p / q).log()).sum()))
+    assert float(distillation_loss(own, own)) == pytest.approx(0.0, abs=1e-6)
+
+
+# -- the training model --------------------------------------------------------------------------
+
+
+def losses_and_gradients(model: Any, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(batch)["loss"]
+    loss.backward()
+    return float(loss.detach()), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
     }
 
 
-def test_batches_in_parts_give_the_same_loss(base: Path) -> None:
-    whole, data = contrastive(base, budget=10_000)
-    parts, _ = contrastive(base, budget=40)
-    losses = [float(m(**batch(data))["loss"].detach()) for m in (whole, parts)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+def nearly(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to 1e-5 of the largest number, or of one."""
+    return float((a - b).abs().max()) <= 1e-5 * max(1.0, float(a.abs().max()))
 
 
-def test_resumed_run_equals_the_unbroken_one(base: Path, tmp_path: Path) -> None:
-    unbroken, data = contrastive(base)
-    trainer(unbroken, data, tmp_path / "unbroken", 20).train()
-    broken, _ = contrastive(base)
-    trainer(broken, data, tmp_path / "broken", 10).train()
-    again, _ = contrastive(base)
-    trainer(again, data, tmp_path / "broken", 20).train(resume_from_checkpoint=True)
-    for (name, a), (_, b) in zip(
-        unbroken.named_parameters(), again.named_parameters(), strict=True
-    ):
-        assert torch.equal(a, b), name
+@pytest.mark.parametrize("make", [recipe, pairs_recipe])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_gradient_caching_changes_nothing(
+    base: Path, tmp_path: Path, scope: str, make: Any
+) -> None:
+    """Neither does cutting the batch in other passes. Step 4 has both losses."""
+    small = {"memory": {"tokens": 60, "gradient_caching": True}}
+    whole = {"memory": {"tokens": 10_000, "padding": 1.0}}
+    results = []
+    for memory in (whole, small):
+        model, steps = prepared(make(tmp_path, scope=scope, **memory), base)
+        results.append((len(steps[4].passes), *losses_and_gradients(model, steps[4])))
+    (few, loss, gradients), (many, cached_loss, cached) = results
+    assert few <= 2 < many
+    assert cached_loss == pytest.approx(loss, abs=1e-5)
+    assert gradients.keys() == cached.keys()
+    assert len(gradients) > 2
+    for name, gradient in gradients.items():
+        assert nearly(gradient, cached[name]), name
 
 
-def test_saved_state_holds_the_trained_weights_only(base: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    model, data = contrastive(base)
-    trainer(model, data, tmp_path, 10).train()
-    with safe_open(tmp_path / "checkpoint-10" / "model.safetensors", "pt") as state:
-        names = set(state.keys())
-    assert names == {n for n, p in model.named_parameters() if p.requires_grad}
-
-
-def test_trained_checkpoint_loads_and_gives_the_trained_vectors(base: Path, tmp_path: Path) -> None:
-    model, data = contrastive(base)
-    trainer(model, data, tmp_path / "state", 10).train()
-    config = GemConfig(k=2, scope="special", adapter=model.encoder.adapter)
-    save_special(tmp_path / "out", base, config, model.encoder.special.tensors())
-    with torch.no_grad():
-        trained = model.embed([document for _, document in map(data.__getitem__, range(8))])
-    with gem_rag.load(tmp_path / "out") as gem:
-        vectors = torch.tensor(gem.embed_documents([document for _, document in PAIRS]))
-    assert torch.allclose(trained, vectors, atol=1e-5)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_gradient_checkpointing_changes_nothing(base: Path, tmp_path: Path, scope: str) -> None:
+    """Adapters on special rows act in the recomputation too."""
+    model, steps = prepared(recipe(tmp_path, scope=scope), base)
+    plain = losses_and_gradients(model, steps[4])
+    model.gradient_checkpointing_enable()
+    model.train()
+    again = losses_and_gradients(model, steps[4])
+    assert again[0] == pytest.approx(plain[0], abs=1e-5)
+    for name, gradient in plain[1].items():
+        assert nearly(gradient, again[1][name]), name
 
 
-# -- corpus ------------------------------------------------------------------------------------
-
-
-def package(folder: Path) -> Path:
-    for number in range(60):
-        module = folder / "tools" / f"part{number}.py"
-        module.parent.mkdir(parents=True, exist_ok=True)
-        module.write_text(
-            f'def act{number}(x):\n    """Do the thing of number {number}.\n\n'
-            f'    It takes x and returns the {number}th of many things there are.\n    """\n'
-            f'def same():\n    """A docstring that stands everywhere.\n\n    Word for word, '
-            'everywhere, in all of the many parts of it.\n    """\n'
+def test_a_step_weighs_its_losses_by_alpha(base: Path, tmp_path: Path) -> None:
+    model, steps = prepared(recipe(tmp_path, next_token__distill=0.3), base)
+    for step, names in ((0, {"next_token", "distill"}), (4, {"next_token", "distill",
+                        "contrastive"})):  # fmt: skip
+        parts = {name: float(value.detach()) for name, value in model(steps[step]).items()}
+        loss = parts.pop("loss")
+        alpha = steps[step].alpha
+        assert alpha == pytest.approx(step / 4 / 3)
+        assert parts.keys() == names
+        assert loss == pytest.approx(
+            (1 - alpha) * parts["next_token"]
+            + alpha * parts.get("contrastive", 0)
+            + 0.3 * parts["distill"],
+            abs=1e-5,
         )
-    (folder / "tools" / "python2.py").write_text("print 'hello'")
-    (folder / "tools" / "tests").mkdir()
-    (folder / "tools" / "tests" / "test_x.py").write_text('"""Left out.\n\nAll of this text."""')
-    return folder
 
 
-def test_corpus_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
-    found = list(pairs(read_corpus([package(tmp_path / "site")])))
-    assert len(found) == 61  # the text that stands everywhere once
-    assert found[0] == Pair(
-        "tools.part0",
-        "act0",
-        "(x)",
-        "Do the thing of number 0.",
-        "It takes x and returns the 0th of many things there are.",
-    )
-    kept_out = {p.module for p in found if held_out(p.module)}
-    assert kept_out
-    texts = dict(training_texts(found))
-    for pair in found:
-        assert (pair.summary in texts) == (pair.module not in kept_out)
-    assert any(document.startswith("# tools.part") for document in texts.values())
+@pytest.mark.parametrize("scope", ["full", "lora"])
+def test_distillation_measures_how_far_raw_rows_moved(
+    base: Path, tmp_path: Path, scope: str
+) -> None:
+    model, steps = prepared(recipe(tmp_path, scope=scope, next_token__distill=1.0), base)
+    batch = steps[0]
+    before = float(model(batch)["distill"].detach())
+    trained = [p for p in model.encoder.model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for weight in trained:
+            weight.add_(0.05 * torch.randn_like(weight))
+    after = model(batch)["distill"]
+    assert before == pytest.approx(0.0, abs=1e-6)
+    assert float(after.detach()) > 1e-3
+    after.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
 
 
-def test_held_out_is_the_rule_of_the_base_model() -> None:
-    import hashlib
+def test_a_teacher_and_cut_vectors_join_the_contrastive_loss(base: Path, tmp_path: Path) -> None:
+    plain, steps = prepared(pairs_recipe(tmp_path), base)
+    cut, _ = prepared(pairs_recipe(tmp_path, contrastive__dims=[8, 16]), base)
+    losses = [float(model(steps[0])["contrastive"].detach()) for model in (plain, cut)]
+    assert losses[0] != pytest.approx(losses[1], abs=1e-4)
 
-    for module in ("json", "json.decoder", "os.path", "asyncio.events"):
-        number = int(hashlib.md5(module.encode()).hexdigest(), 16)
-        assert held_out(module) == (number % 25 == 0)
+
+# -- scopes --------------------------------------------------------------------------------------
 
 
-def test_pairs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
-    file = tmp_path / "work" / "pairs.jsonl"
-    first = cached_pairs(file, package(tmp_path / "site"))
-    assert len(file.read_text().splitlines()) == len(first) == 61
-    assert json.loads(file.read_text().splitlines()[0])["module"] == "tools.part0"
-    assert cached_pairs(file, tmp_path / "nowhere") == first
+def test_what_each_scope_may_move(base: Path, tmp_path: Path) -> None:
+    moving = {}
+    for scope in SCOPES:
+        model, _ = prepared(recipe(tmp_path, scope=scope), base)
+        trained = scopes.trained_state(model)
+        moving[scope] = set(trained)
+        assert all(tensor.dtype == torch.float32 for tensor in trained.values())
+    rows = {"encoder.special.embeddings", "logit_scale.s"}
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    whole = {f"encoder.model.{name}" for name, _ in plain.named_parameters()}
+    assert moving["full"] == whole | rows
+    assert rows < moving["special"]
+    assert all(".special." in name or name == "logit_scale.s" for name in moving["special"])
+    assert rows < moving["lora"]
+    assert all("lora_" in name for name in moving["lora"] - rows)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_base_stays_within_reach(base: Path, scope: str) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    make = getattr(scopes, scope)
+    tuned = make(AutoModelForCausalLM.from_pretrained(base), 1)
+    tuned.keep_base()
+    helpers.randomise(tuned.encoder.special)
+    for weight in scopes.trained_state(tuned.encoder.model).values():
+        weight.add_(0.1 * torch.randn_like(weight))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), tuned.base() as model:
+        assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
+        moved = (tuned.encoder.model(ids).logits - plain(ids).logits).abs().max()
+    assert (float(moved) > 1e-2) == (scope != "special") or scope == "lora"

@@ -19,18 +19,23 @@ class RetrievalFigures:
     recall_1: float
     recall_10: float
     mrr: float
+    queries: int
 
 
-def known_item(scores: npt.NDArray[np.floating], right: Sequence[int]) -> RetrievalFigures:
+def known_item(
+    scores: npt.NDArray[np.floating], right: Sequence[int] | None = None
+) -> RetrievalFigures:
     """Figures for queries with one right document each.
 
     scores: [queries, documents], larger is better. Ties count against the right document.
-    right: for each query the column of its document.
+    right: for each query the column of its document; default document i for query i.
     """
-    own = scores[np.arange(len(scores)), np.asarray(right)][:, None]
+    rows = np.arange(len(scores))
+    own = scores[rows, rows if right is None else np.asarray(right)][:, None]
     rank = (scores >= own).sum(axis=1)
     return RetrievalFigures(
         recall_1=float((rank <= 1).mean()),
         recall_10=float((rank <= 10).mean()),
         mrr=float((1.0 / rank).mean()),
+        queries=len(scores),
     )

@@ -6,6 +6,7 @@ Knows nothing about models, data or the training loop.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,30 +23,79 @@ class LogitScale(nn.Module):
 
     def __init__(self, initial: float = 20.0, largest: float = 100.0) -> None:
         super().__init__()
-        self.s = nn.Parameter(torch.tensor(math.log(initial)))
+        self.s = nn.Parameter(torch.tensor([math.log(initial)]))  # sharding takes no scalars
         self.limit = math.log(largest)
 
     def forward(self) -> Tensor:
         # Clamped in place and not in the graph, so that s cannot get stuck beyond the limit.
         with torch.no_grad():
             self.s.clamp_(0.0, self.limit)
-        return self.s.exp()
+        return self.s.exp()[0]
 
 
-def info_nce(queries: Tensor, documents: Tensor, scale: Tensor) -> Tensor:
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    scale: Tensor,
+    positive: Tensor | None = None,
+    same: Tensor | None = None,
+) -> Tensor:
     """Contrastive loss with the batch's other documents as negatives; a scalar.
 
     queries: unit vectors [n, dim].
-    documents: unit vectors [m, dim], m >= n; document i is the positive of query i, any beyond
-        n are negatives for all.
+    documents: unit vectors [m, dim].
     scale: factor on cosine similarities.
+    positive: column of each query's document, [n]; default document i for query i.
+    same: [n, m] bool, documents that are no negatives of a query; default none.
     """
     logits = scale * queries @ documents.T
-    return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device))
+    if same is not None:
+        logits = logits.masked_fill(same, float("-inf"))
+    if positive is None:
+        positive = torch.arange(len(queries), device=logits.device)
+    return F.cross_entropy(logits, positive)
 
 
-def next_token_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
-    """Language-modelling loss, a scalar, in nats per predicted token.
+def matryoshka(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    queries: Tensor,
+    documents: Tensor,
+    dims: Sequence[int],
+) -> Tensor:
+    """Mean of a loss of vectors over their first `dims` numbers and all of them (arXiv 2205.13147).
+
+    queries, documents: unit vectors [n, dim], [m, dim]; cut ones are normalised again.
+    """
+    losses = [loss(queries, documents)]
+    for dim in dims:
+        cut = (F.normalize(vectors[:, :dim], dim=-1) for vectors in (queries, documents))
+        losses.append(loss(*cut))
+    return torch.stack(losses).mean()
+
+
+def teacher_loss(
+    queries: Tensor, documents: Tensor, teacher: tuple[Tensor, Tensor], scale: Tensor
+) -> Tensor:
+    """KL divergence from a teacher's similarities within a batch to our own; a scalar.
+
+    queries, documents: unit vectors [n, dim]; document i belongs to query i.
+    teacher: vectors of the same texts by the teacher, of any dimension: only who is near whom is
+        learned.
+    """
+    wanted = F.normalize(teacher[0], dim=-1) @ F.normalize(teacher[1], dim=-1).T
+    scale = scale.detach()  # or the loss would vanish by making both flat
+    return F.kl_div(
+        (scale * queries @ documents.T).log_softmax(-1),
+        (scale * wanted).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def next_token_loss(
+    hidden: Tensor, head: nn.Module, targets: Tensor, reduction: str = "mean"
+) -> Tensor:
+    """Language-modelling loss, a scalar, in nats per predicted token (or their sum).
 
     hidden: last-layer outputs [B, T, hidden].
     head: the model's language-modelling head.
@@ -53,4 +103,17 @@ def next_token_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
     """
     predicts = targets != IGNORED
     # Only the places that predict go through the head: its output is the largest tensor there is.
-    return F.cross_entropy(head(hidden[predicts]).float(), targets[predicts])
+    return F.cross_entropy(head(hidden[predicts]).float(), targets[predicts], reduction=reduction)
+
+
+def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Sum over places of the KL divergence from a base's predictions to the model's, in nats.
+
+    logits, base_logits: [places, vocabulary].
+    """
+    return F.kl_div(
+        logits.float().log_softmax(-1),
+        base_logits.float().log_softmax(-1),
+        reduction="sum",
+        log_target=True,
+    )

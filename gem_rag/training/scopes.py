@@ -1,21 +1,73 @@
-"""What GEM training may move.
+"""What GEM training may move: `full`, `lora` or `special`.
 
-So far `special`: the special tokens' input rows and the adapters on their rows; the base model
-is frozen, and generates afterwards what it generated before, bit for bit.
+| scope | trains | generation afterwards |
+|---|---|---|
+| full | every weight (the paper) | another model's |
+| lora | low-rank adapters on every token, and the special tokens' rows | another model's |
+| special | the special tokens' rows and adapters on their rows only | the base's, bit for bit |
 
 Knows nothing about data, losses or the training loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from gem_rag.adapters import linear_targets
-from gem_rag.config import AdapterConfig, Pooling
+from gem_rag.checkpoint import Checkpoint
+from gem_rag.config import AdapterConfig, Pooling, Scope
 from gem_rag.encoder import GemEncoder, check_supported
+from gem_rag.errors import InputError
+from gem_rag.training.recipe import Recipe
+
+
+@dataclass
+class Tuned:
+    """A model made ready for a scope: what may move is float32 and requires gradients.
+
+    encoder: the model and its special tokens.
+    lora: peft's model around the encoder's, in the scope `lora`.
+    """
+
+    scope: Scope
+    encoder: GemEncoder
+    lora: Any = None
+    _base: Any = None
+
+    @contextmanager
+    def base(self) -> Iterator[Any]:
+        """The causal language model as it was before training."""
+        if self.lora is not None:
+            with self.lora.disable_adapter():
+                yield self.encoder.model
+        else:
+            yield self._base or self.encoder.model
+
+    def keep_base(self) -> None:
+        """Make sure that `base` stays what it is now, at the cost of a copy in the scope `full`."""
+        if self.scope == "full":
+            self._base = copy.deepcopy(self.encoder.model).requires_grad_(False).eval()
+
+    def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the language model's weights; the scope `special` has none of its own.
+
+        Adapters of the scope `lora` are merged, so that the folder is an ordinary model, and kept
+        beside it in peft's format, under lora/.
+        """
+        model = self.encoder.model
+        if self.lora is not None:
+            self.lora.save_pretrained(folder / "lora")
+            model = self.lora.merge_and_unload()
+        model.to(dtype).save_pretrained(folder)
 
 
 def special(
@@ -25,8 +77,8 @@ def special(
     rank: int = 16,
     alpha: float | None = None,
     targets: Sequence[str] = (),
-) -> GemEncoder:
-    """An encoder of which only the special tokens' own weights train, in float32.
+) -> Tuned:
+    """Only the special tokens' own weights train.
 
     rank, alpha: of the adapters; alpha defaults to twice the rank.
     targets: last names of the linear layers that get one ("q_proj", ...); default all below the
@@ -37,4 +89,79 @@ def special(
     encoder = GemEncoder(model, k, pooling, adapter)
     check_supported(encoder)
     encoder.special.to(torch.float32)
-    return encoder
+    return Tuned("special", encoder)
+
+
+def full(model: Any, k: int, pooling: Pooling = "mean") -> Tuned:
+    """Every weight trains (paper section 4)."""
+    encoder = GemEncoder(model.to(torch.float32), k, pooling)
+    check_supported(encoder)
+    return Tuned("full", encoder.requires_grad_(True))
+
+
+def lora(
+    model: Any,
+    k: int,
+    pooling: Pooling = "mean",
+    rank: int = 16,
+    alpha: float | None = None,
+    targets: Sequence[str] = (),
+    dropout: float = 0.0,
+) -> Tuned:
+    """Low-rank adapters on every token train, by peft, and the special tokens' rows.
+
+    rank, alpha, targets: as for `special`.
+    """
+    import peft
+
+    names = sorted({name.rsplit(".", 1)[-1] for name in linear_targets(model, targets)})
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha or 2.0 * rank, lora_dropout=dropout, target_modules=names
+    )
+    wrapped = peft.get_peft_model(model, config)
+    encoder = GemEncoder(wrapped.get_base_model(), k, pooling)
+    check_supported(encoder)
+    encoder.special.to(torch.float32)
+    return Tuned("lora", encoder, wrapped)
+
+
+def prepare(recipe: Recipe, base: Checkpoint) -> Tuned:
+    """The base model, ready for the recipe's scope.
+
+    Raises InputError if special tokens are to be continued and there are none that fit.
+    """
+    # A frozen base computes in the dtype it was saved in; what trains is float32.
+    frozen = recipe.scope != "full" and recipe.trainer.get("bf16")
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path, dtype="auto" if frozen else torch.float32, use_safetensors=True
+    )
+    k, pooling, adapter = recipe.k, recipe.pooling, recipe.adapter
+    if recipe.scope == "full":
+        tuned = full(model, k, pooling)
+    elif recipe.scope == "lora":
+        tuned = lora(
+            model, k, pooling, adapter.rank, adapter.alpha, adapter.targets, adapter.dropout
+        )
+    else:
+        tuned = special(model, k, pooling, adapter.rank, adapter.alpha, adapter.targets)
+    if recipe.special_tokens == "continue":
+        _continue(tuned, base)
+    return tuned
+
+
+def _continue(tuned: Tuned, base: Checkpoint) -> None:
+    """Start the special tokens from those that the checkpoint has."""
+    weights = base.adapter()
+    if weights is None:
+        raise InputError(f"{base.name} has no special tokens to continue: it has not been "
+                         "GEM-trained; set special_tokens: new")  # fmt: skip
+    try:
+        tuned.encoder.special.load_tensors(weights)
+    except InputError as error:
+        raise InputError(f"{base.name}'s special tokens cannot be continued: {error}; use its k, "
+                         "scope and adapter, or special_tokens: new") from None  # fmt: skip
+
+
+def trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights that may move, by name."""
+    return {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}

@@ -1,59 +1,256 @@
-"""Contrastive GEM training on transformers' Trainer.
+"""GEM training on transformers' Trainer: steps, rates, logs, saving and stopping.
 
-Knows nothing about where texts come from or what the trained model is for.
+Knows nothing about recipes' files, data formats or reports.
 """
 
 from __future__ import annotations
 
+import shutil
+import signal
+import time
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Trainer
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from gem_rag.encoder import GemEncoder
-from gem_rag.layout import Layout, Row, plan_batches
-from gem_rag.training.objectives import LogitScale, info_nce
+from gem_rag.errors import GemError
+from gem_rag.progress import progress_bar
+from gem_rag.training.batches import Batch, Steps, padding
+from gem_rag.training.model import TrainingModel
+from gem_rag.training.schedule import rate
+from gem_rag.training.scopes import trained_state
 
-
-class ContrastiveModel(nn.Module):
-    """An encoder and its logit scale: rows of queries and documents in, loss out.
-
-    budget: most tokens in one forward pass; a batch is embedded in parts of like length, so
-        that little of it is padding, and compared whole.
-    """
-
-    _keys_to_ignore_on_save = None  # Trainer asks for it when a run resumes
-
-    def __init__(self, encoder: GemEncoder, budget: int = 8192) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.logit_scale = LogitScale()
-        self.budget = budget
-
-    def forward(self, queries: list[Row], documents: list[Row]) -> dict[str, Tensor]:
-        vectors = self.embed([*queries, *documents])
-        loss = info_nce(vectors[: len(queries)], vectors[len(queries) :], self.logit_scale())
-        return {"loss": loss}
-
-    def embed(self, rows: Sequence[Row]) -> Tensor:
-        """Unit vectors of rows with one group of special tokens each, in order: [n, dim]."""
-        k = self.encoder.k
-        order: list[int] = []
-        parts: list[Tensor] = []
-        for batch in plan_batches([row.length(k) for row in rows], self.budget):
-            order += batch
-            parts.append(self.encoder.frozen_forward(Layout.build([rows[i] for i in batch], k)))
-        inverse = torch.empty(len(order), dtype=torch.long)
-        inverse[order] = torch.arange(len(order))
-        return torch.cat(parts)[inverse]
+_SAVED = "saved"  # the file that says that a training checkpoint is whole
+_PREFIX = "checkpoint-"
 
 
 class GemTrainer(Trainer):
-    """Trainer that saves the special tokens' weights only: the base does not change."""
+    """Trainer over `Steps`; saves the weights that train only, the rest does not change.
+
+    model: the training model. steps: its batches.
+    shown: whether to draw a progress bar.
+    """
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        args: TrainingArguments,
+        steps: Steps,
+        callbacks: Sequence[TrainerCallback] = (),
+        shown: bool = False,
+    ) -> None:
+        self.steps = steps
+        self._parts: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._since = time.perf_counter()
+        self.interruption = Interruption()
+        self._bar = _Bar(shown and args.should_log)
+        super().__init__(model, args, data_collator=_only, train_dataset=steps)
+        self.remove_callback(PrinterCallback)
+        for callback in (*callbacks, self.interruption, self._bar, _Ends()):
+            self.add_callback(callback)
+        self.model_accepts_loss_kwargs = False  # losses are means already
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        # A step's batch is this process's share already: accelerate must not share it again.
+        return DataLoader(
+            self.steps,
+            batch_size=1,
+            shuffle=False,
+            collate_fn=_only,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Any = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        recipe = self.steps.recipe
+        self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: rate(recipe, step) / recipe.schedule.rate
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        # Neither a temperature nor input rows are pulled to zero.
+        kept_out = ("logit_scale.s", "special.embeddings")
+        return [n for n in super().get_decay_parameter_names(model) if not n.endswith(kept_out)]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        batch: Batch = inputs["batch"]
+        parts = model(batch)
+        loss = parts.pop("loss")
+        if not torch.isfinite(loss):
+            raise GemError(_not_finite(batch, float(loss.detach()), self.latest()))
+        for name, part in parts.items():
+            self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part.detach()
+            self._counts[name] += 1
+        tokens, places = padding(batch.passes)
+        self._counts["tokens"] += tokens
+        self._counts["places"] += places
+        return (loss, parts) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # not at the end, where Trainer sums up
+            logs |= self._own_logs()
+        super().log(logs, start_time)
+
+    def _own_logs(self) -> dict[str, float]:
+        """The losses' parts, the work done and the time it took, since the last log."""
+        now = time.perf_counter()
+        found: dict[str, float] = {"seconds": now - self._since}
+        for name in sorted(self._parts):
+            mean = self._parts[name] / self._counts[name]
+            found[name] = float(self.accelerator.reduce(mean, reduction="mean"))
+        work = torch.tensor([self._counts["tokens"], self._counts["places"]], dtype=torch.float64)
+        tokens, places = self.accelerator.reduce(work.to(self.args.device)).tolist()
+        found |= {"tokens": tokens, "places": places}
+        found["logit_scale"] = float(self.model.logit_scale().detach())
+        self._parts, self._counts, self._since = {}, defaultdict(int), now
+        return found
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._since = time.perf_counter()
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # also when it fails
+            self.interruption.restore()
+            self._bar.close()
+
+    # -- saving ----------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        state = state_dict if state_dict is not None else self.model.state_dict()
-        super()._save(output_dir, {n: t for n, t in state.items() if n in trained})
+        trained = trained_state(self.model)
+        if state_dict is not None:
+            trained = {name: tensor for name, tensor in state_dict.items() if name in trained}
+        super()._save(output_dir, trained)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"{_PREFIX}{self.state.global_step}")
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                (folder / _SAVED).touch()
+        except (OSError, RuntimeError, SafetensorError) as error:  # what writers make of a disk
+            shutil.rmtree(folder, ignore_errors=True)
+            raise GemError(
+                f"step {self.state.global_step} could not be saved ({error}): make room, then go "
+                f"on with --resume from {self.latest() or 'the beginning'}"
+            ) from error
+
+    def latest(self) -> Path | None:
+        """The last whole training checkpoint."""
+        return latest_checkpoint(Path(self.args.output_dir))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The last whole training checkpoint of a run; one that was being written is passed over."""
+    whole = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
+    return max(whole, key=lambda path: int(path.name.removeprefix(_PREFIX)), default=None)
+
+
+def _only(items: list[Batch]) -> dict[str, Batch]:
+    (batch,) = items
+    return {"batch": batch}
+
+
+def _not_finite(batch: Batch, loss: float, saved: Path | None) -> str:
+    shown = ", ".join(batch.where[:40])
+    more = f" and {len(batch.where) - 40} more" if len(batch.where) > 40 else ""
+    return (
+        f"the loss is {loss} at step {batch.step}, on rows {shown}{more}: look at these rows, or "
+        f"lower schedule.rate; the last saved state is {saved or 'none'}"
+    )
+
+
+class Interruption(TrainerCallback):
+    """Ends a run that gets SIGINT or SIGTERM after the step it is in, saved; the second time at
+    once.
+
+    signal: the one that came, or None.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        try:
+            self._before = {s: signal.signal(s, self._note) for s in self._SIGNALS}
+        except ValueError:  # only a main thread may handle signals
+            self._before = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._anyone():
+            control.should_save = control.should_log = control.should_training_stop = True
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.restore()
+
+    def _anyone(self) -> bool:
+        """Whether any process was interrupted; all must stop after the same step."""
+        if not dist.is_initialized():
+            return self.signal is not None
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        flag = torch.tensor([self.signal or 0], device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        self.signal = int(flag) or None
+        return self.signal is not None
+
+
+class _Ends(TrainerCallback):
+    """Logs the last step, whatever the interval."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class _Bar(TrainerCallback):
+    """A progress bar with the last losses."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._stack = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        bar = progress_bar("training", state.max_steps, self._shown)
+        self._advance = self._stack.enter_context(bar)
+        self._advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        names = ("next_token", "contrastive", "distill", "teacher", "learning_rate")
+        told = (f"{n.replace('_', ' ')} {logs[n]:.3g}" for n in names if n in logs)
+        if "loss" in (logs or {}):
+            self._advance(0, "training: " + ", ".join(told))
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._stack.close()

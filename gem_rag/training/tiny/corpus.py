@@ -9,10 +9,11 @@ Knows nothing about models or training.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gem_rag.rag.docstrings import Docstring, docstrings
@@ -76,6 +77,22 @@ def pairs(corpus: Iterable[tuple[str, Docstring]], least: int = 40) -> Iterator[
         if seen.isdisjoint(keys):
             seen |= keys
             yield Pair(module, doc.name, doc.signature, summary, rest)
+
+
+def cached_pairs(file: Path, packages: Path | None) -> list[Pair]:
+    """The corpus's pairs, read once and kept, since parsing every module takes a minute."""
+    if not file.exists():
+        found = pairs(read_corpus([packages] if packages else []))
+        write_rows(file, map(asdict, found))
+    return [Pair(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """A JSONL file, there when it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part.rename(file)
 
 
 def training_texts(corpus: Iterable[Pair]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,216 @@
+"""The GEM paper's ablations (its tables 2, 3 and 4), and the three scopes, on a small model.
+
+Trains a model once for each row, on docstrings, and measures it on docstrings of modules held out
+from all training: the summary line must find the rest of its own. Every row has the same steps,
+batch, data and seed. Finished rows are kept and not trained again.
+
+    python benchmarks/paper_tables.py --base FOLDER --packages FOLDER [--steps N] [--table NAME]
+
+BASE is a plain language model that has not been GEM-trained; gem-tiny stands for the one it was
+made from. The packages are those of gem_rag/training/tiny/packages.txt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+import gem_rag
+from gem_rag.checkpoint import Checkpoint, open_checkpoint
+from gem_rag.encoder import GemEncoder
+from gem_rag.evaluation.baselines import mean_pooled
+from gem_rag.evaluation.retrieval import known_item
+from gem_rag.layout import Layout, Row
+from gem_rag.training.recipe import Source, read_recipe
+from gem_rag.training.report import HeldOut, measure_generation, retrieval_figures
+from gem_rag.training.run import train
+from gem_rag.training.sources import read_source
+from gem_rag.training.tiny.corpus import Pair, cached_pairs, held_out, write_rows
+from gem_rag.training.trainer import latest_checkpoint
+
+# What differs from the bundled recipes: a small model learns from larger rates, and what is
+# measured is given.
+TEXTS = {"max_length": 64, "evaluation.held_out": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One trained row: a bundled recipe and what is changed in it."""
+
+    recipe: str
+    changes: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder it is kept in."""
+        return "-".join(
+            [self.recipe, *(f"{k.split('.')[-1]}={v}" for k, v in self.changes.items())]
+        )
+
+
+def tables(rate: float) -> dict[str, dict[str, Run]]:
+    """Tables and their rows."""
+    rates = {"schedule.rate": rate, "schedule.contrastive_rate": rate / 3}
+    both = Run("paper", rates)
+
+    def next_token(p: float) -> Run:
+        return Run("paper", {**rates, "contrastive": None, "next_token.raw": p})
+
+    def pairs(scope: str) -> Run:
+        # Adapters and single rows take larger rates than whole models.
+        own = rate if scope == "full" else 1e-3
+        batch = {"schedule.batch": 64, "query_length": 64}
+        return Run("special", {"scope": scope, "schedule.rate": own, **batch})
+
+    return {
+        "objectives (table 3)": {
+            "mixed next token": next_token(0.8),
+            "mixed next token, then contrastive": both,
+        },
+        "k, both objectives (table 4)": {
+            "k = 1": both,
+            **{f"k = {k}": Run("paper", {**rates, "k": k}) for k in (2, 5, 10)},
+        },
+        "p, next token only (table 2)": {
+            f"p = {p}": next_token(p) for p in (0.8, 0.0, 0.2, 0.4, 0.6, 0.9, 0.95, 0.99)
+        },
+        "scopes, contrastive on pairs": {s: pairs(s) for s in ("full", "lora", "special")},
+    }
+
+
+def main(
+    base: Annotated[str, typer.Option(help="a plain language model")] = "gem-tiny",
+    packages: Annotated[Path | None, typer.Option(help="a folder of installed packages")] = None,
+    work: Annotated[Path, typer.Option(help="data and trained models")] = Path("build/tables"),
+    steps: int = 200,
+    rate: Annotated[float, typer.Option(help="of next-token steps; contrastive a third")] = 3e-4,
+    count: Annotated[int, typer.Option(help="held-out docstrings")] = 1500,
+    table: Annotated[str, typer.Option(help="only tables whose name holds this")] = "",
+) -> None:
+    """Train every row that is not there yet; print the tables and write them to WORK."""
+    corpus = cached_pairs(work / "pairs.jsonl", packages)
+    data = Data.of(corpus, count, work)
+    model = open_checkpoint(base)
+    console = Console()
+    shown = []
+    for title, rows in tables(rate).items():
+        if table in title:
+            found = untrained(model, data, work)
+            for label, run in rows.items():
+                found[label] = measured(run, model, data, work, steps)
+            shown.append(drawn(f"{title}; {steps} steps", found))
+            console.print(shown[-1])
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    with (work / "tables.txt").open("w") as file:
+        text = Console(width=100, file=file)
+        for drawing in shown:
+            text.print(drawing)
+        text.print(f"{model.name}, {device}, {torch.get_num_threads()} threads, {steps} steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Files to train on, and what is measured on: summaries, rests, whole docstrings."""
+
+    texts: Path
+    pairs: Path
+    queries: list[str]
+    documents: list[str]
+    held_out: HeldOut
+
+    @classmethod
+    def of(cls, corpus: list[Pair], count: int, work: Path) -> Data:
+        learned = [pair for pair in corpus if not held_out(pair.module)]
+        kept = [pair for pair in corpus if held_out(pair.module)][:count]
+        texts, pairs, whole = (work / f"{name}.jsonl" for name in ("texts", "pairs-train", "whole"))
+        write_rows(texts, ({"text": f"{p.summary}\n\n{p.rest}"} for p in learned))
+        write_rows(pairs, ({"query": p.summary, "document": p.rest} for p in learned))
+        write_rows(whole, ({"text": f"{p.summary}\n\n{p.rest}"} for p in kept[::3]))
+        rows = HeldOut("docstrings", "text", read_source("whole", Source(str(whole))))
+        queries, documents = [p.summary for p in kept], [p.rest for p in kept]
+        return cls(texts, pairs, queries, documents, rows)
+
+
+def measured(run: Run, base: Checkpoint, data: Data, work: Path, steps: int) -> dict[str, float]:
+    """Figures of a row, trained now if it has not been."""
+    out = work / f"{run.name}-{steps}"
+    file = work / f"{out.name}.json"
+    if not file.exists():
+        source = data.texts if run.recipe == "paper" else data.pairs
+        recipe = read_recipe(run.recipe, {**TEXTS, **run.changes}).with_data([str(source)])
+        resume = latest_checkpoint(out.with_name(out.name + ".run")) is not None
+        start = time.perf_counter()
+        if not out.exists():
+            train(recipe.scaled(steps), base.path, out, resume=resume, progress=True, report=False)
+        seconds = time.perf_counter() - start
+        saved = open_checkpoint(out)
+        generation = measure_generation(saved, base, 128, [data.held_out])
+        assert generation is not None
+        with gem_rag.load(saved.path) as gem:
+            found = retrieval_figures(gem, *cut(gem, data))
+        figures = {
+            "R@1": found.recall_1, "R@10": found.recall_10, "MRR": found.mrr,
+            "perplexity": generation.after, "logits differ by": generation.logits_difference,
+            "minutes": seconds / 60,
+        }  # fmt: skip
+        file.write_text(json.dumps(figures))
+    return dict(json.loads(file.read_text()))
+
+
+def untrained(base: Checkpoint, data: Data, work: Path) -> dict[str, dict[str, float]]:
+    """The base as it is: its mean pooling, the usual embedding of a model without training, and
+    a special token that has learned nothing."""
+    file = work / "untrained.json"
+    if not file.exists():
+        generation = measure_generation(base, base, 128, [data.held_out])
+        assert generation is not None
+        plain = {"perplexity": generation.before, "logits differ by": 0.0}
+        with gem_rag.load(base.path) as gem:
+            ids = [[gem.encode(text) for text in texts] for texts in cut(gem, data)]
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+        encoder = GemEncoder(model, k=1).eval()
+        found = {
+            "untrained, mean pooling": mean_pooled(base.path, *ids),
+            "untrained, special token": [by_special_token(encoder, rows) for rows in ids],
+        }
+        figures = {}
+        for name, (queries, documents) in found.items():
+            f = known_item(queries @ documents.T)
+            figures[name] = {"R@1": f.recall_1, "R@10": f.recall_10, "MRR": f.mrr, **plain}
+        file.write_text(json.dumps(figures))
+    return dict(json.loads(file.read_text()))
+
+
+@torch.inference_mode()
+def by_special_token(encoder: GemEncoder, ids: list[list[int]]) -> np.ndarray:
+    return np.concatenate([encoder(Layout.build([Row.whole(row)], 1)).numpy() for row in ids])
+
+
+def cut(gem: gem_rag.Gem, data: Data) -> tuple[list[str], list[str]]:
+    """Beginnings of texts, so that every method reads the same words."""
+    queries = [gem.tokenizer.decode(gem.encode(text)[:64]) for text in data.queries]
+    documents = [gem.tokenizer.decode(gem.encode(text)[:128]) for text in data.documents]
+    return queries, documents
+
+
+def drawn(title: str, rows: dict[str, dict[str, float]]) -> Table:
+    columns = list(next(reversed(rows.values())))
+    table = Table("", *columns, title=title)
+    for name, found in rows.items():
+        table.add_row(name, *(f"{found[c]:.3f}" if c in found else "" for c in columns))
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

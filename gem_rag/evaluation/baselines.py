@@ -1,0 +1,41 @@
+"""What a model's embeddings are measured beside: mean pooling without training, and BM25.
+
+Knows nothing about GEM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def mean_pooled(folder: Path, *groups: Sequence[Sequence[int]]) -> list[FloatArray]:
+    """Mean of a plain model's last layer, the usual embedding of one that has not been trained.
+
+    folder: of the model. groups: token ids of texts; for each group unit rows [n, hidden].
+    """
+    import torch
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    with torch.inference_mode():
+        for rows in groups:
+            means = [model(torch.tensor([list(row)])).last_hidden_state[0].mean(0) for row in rows]
+            found.append(torch.nn.functional.normalize(torch.stack(means), dim=-1).numpy())
+    return found
+
+
+def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
+    """BM25 scores by bm25s, [queries, documents]."""
+    import bm25s
+
+    retriever = bm25s.BM25()
+    retriever.index(bm25s.tokenize(list(documents), show_progress=False), show_progress=False)
+    words = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
+    return np.stack([retriever.get_scores(w) if w else np.zeros(len(documents)) for w in words])

@@ -1,0 +1,279 @@
+"""What every process trains on in every step: a function of the recipe, the data and the step.
+
+Nothing depends on what ran before, so a resumed run sees the batches of the unbroken one, and
+many processes share one process's batch. All of them get the same number of passes, which sharded
+training needs.
+
+Knows nothing about models, losses or files.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from gem_rag.errors import InputError
+from gem_rag.layout import IntArray, Layout, Role, Row, plan_batches
+from gem_rag.training import rows
+from gem_rag.training.recipe import Recipe
+from gem_rag.training.schedule import alpha, raw_share
+from gem_rag.training.sources import Corpus
+
+
+class Pass(NamedTuple):
+    """One forward pass of a process.
+
+    layout: rows in place.
+    labels: what each place predicts (`rows.targets`), or None where only vectors are wanted.
+    raw: which rows are plain text, [B] bool.
+    """
+
+    layout: Layout
+    labels: IntArray | None
+    raw: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive part of a step: every process embeds its share, and compares all vectors.
+
+    passes: of this process's queries, documents and negatives.
+    order: for each row in the passes' order its number among queries, then documents, then
+        negatives.
+    queries: how many of this process's rows are queries; the same in every process.
+    positive: for each query of all processes the column of its document among all documents.
+    same: [queries, documents] bool over all processes: documents equal to the query's own, which
+        must not count as wrong.
+    teacher: vectors of all queries and of their documents by a teacher, or None.
+    """
+
+    passes: list[Pass]
+    order: list[int]
+    queries: int
+    positive: IntArray
+    same: npt.NDArray[np.bool_]
+    teacher: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of one process.
+
+    alpha: weight of the contrastive loss.
+    next_token: passes of rows to predict.
+    targets, raw_targets: places that all processes' rows, and their raw rows, predict.
+    contrast: None while alpha is 0.
+    where: names of the rows that all processes train on, for errors.
+    """
+
+    step: int
+    alpha: float
+    next_token: list[Pass]
+    targets: int
+    raw_targets: int
+    contrast: Contrast | None
+    where: list[str]
+
+    @property
+    def passes(self) -> list[Pass]:
+        return [*self.next_token, *(self.contrast.passes if self.contrast else ())]
+
+
+class Steps(Dataset[Batch]):
+    """The batches of a run, by step.
+
+    corpora: the data. processes, rank: which share of each batch.
+
+    Raises InputError if a batch cannot be filled or shared.
+    """
+
+    def __init__(
+        self, recipe: Recipe, corpora: Sequence[Corpus], processes: int = 1, rank: int = 0
+    ) -> None:
+        plan = recipe.schedule
+        self.recipe, self.processes, self.rank = recipe, processes, rank
+        self.next_token = _Draws("next_token", corpora, plan.batch, recipe)
+        self.contrast = _Draws("contrastive", corpora, plan.contrastive_batch or plan.batch, recipe)
+        for draws in (self.next_token, self.contrast):
+            if draws.batch % processes:
+                raise InputError(f"a batch of {draws.batch} cannot be shared by {processes} "
+                                 "processes: make it a multiple of them")  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.recipe.schedule.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        share = alpha(self.recipe, step)
+        where: list[str] = []
+        passes: list[Pass] = []
+        targets = raw_targets = 0
+        contrast = None
+        settings = self.recipe.next_token
+        if settings and (share < 1 or settings.distill):
+            made, where = self._next_token_rows(step, raw_only=share == 1)
+            targets = sum(len(r.text) - 1 + len(r.suffix) for r in made)
+            raw_targets = sum(len(r.text) - 1 for r in made if not r.spans)
+            passes = self._passes(self._dealt(made), labelled=True)[0]
+        if share > 0:
+            contrast, pair_names = self._contrast(step)
+            where += pair_names
+        return Batch(step, share, passes, targets, raw_targets, contrast, where)
+
+    # -- next-token rows -----------------------------------------------------------------------
+
+    def _next_token_rows(self, step: int, raw_only: bool) -> tuple[list[Row], list[str]]:
+        assert self.recipe.next_token is not None
+        corpus, indices = self.next_token[step]
+        p_raw = raw_share(self.recipe, step)
+        made, where = [], []
+        for index in indices:
+            data = corpus.rows[int(index)]
+            rng = self._rng(step, int(index))
+            if "suffix" in data:
+                row = Row.whole(data["text"], data["suffix"])
+            else:
+                row = rows.mixed(data["text"], rng, p_raw, self.recipe.next_token.split)
+            if raw_only and row.spans:
+                continue
+            made.append(row)
+            where.append(corpus.where(index))
+        spare = len(made) % self.processes  # only where special rows were left out
+        return made[: len(made) - spare], where
+
+    # -- contrastive rows ----------------------------------------------------------------------
+
+    def _contrast(self, step: int) -> tuple[Contrast, list[str]]:
+        corpus, indices = self.contrast[step]
+        examples = [self._example(step, corpus, int(index)) for index in indices]
+        examples.sort(key=lambda e: -len(e.document))
+        shares = [examples[r :: self.processes] for r in range(self.processes)]
+        dealt = [
+            [Row.whole(ids) for ids in (
+                *(e.query for e in share), *(e.document for e in share),
+                *(n for e in share for n in e.negatives),
+            )]
+            for share in shares
+        ]  # fmt: skip
+        passes, order = self._passes(dealt, labelled=False)
+        documents = [tuple(row.text) for own, share in zip(dealt, shares, strict=True)
+                     for row in own[len(share) :]]  # fmt: skip
+        everyone = [example for share in shares for example in share]
+        share, width = len(shares[0]), len(documents) // self.processes
+        positive = np.concatenate([r * width + np.arange(share) for r in range(self.processes)])
+        contrast = Contrast(
+            passes, order, share, positive, _same(everyone, documents, positive), _teacher(everyone)
+        )
+        return contrast, [corpus.where(index) for index in indices]
+
+    def _example(self, step: int, corpus: Corpus, index: int) -> _Example:
+        data = corpus.rows[index]
+        if "query" in data:
+            vectors = (data.get("query_vector"), data.get("document_vector"))
+            return _Example(data["query"], data["document"], data.get("negatives", ()), vectors)
+        assert self.recipe.contrastive is not None
+        drop = self.recipe.contrastive.drop
+        text = data["text"]
+        positive = rows.drop_tokens(text, self._rng(step, index), drop)
+        return _Example(text, positive, (), (data.get("vector"), data.get("vector")))
+
+    def _rng(self, step: int, index: int) -> random.Random:
+        return random.Random(f"{self.recipe.seed} {step} {index}")
+
+    # -- sharing and placing -------------------------------------------------------------------
+
+    def _dealt(self, made: Sequence[Row]) -> list[list[Row]]:
+        """Rows of like length side by side in different processes."""
+        by_length = sorted(made, key=lambda row: -row.length(self.recipe.k))
+        return [by_length[r :: self.processes] for r in range(self.processes)]
+
+    def _passes(self, dealt: list[list[Row]], labelled: bool) -> tuple[list[Pass], list[int]]:
+        """This process's passes, cut where every other process cuts its own."""
+        k, memory = self.recipe.k, self.recipe.memory
+        lengths = [max(r.length(k) for r in together) for together in zip(*dealt, strict=True)]
+        mine, found, order = dealt[self.rank], [], []
+        for indices in plan_batches(lengths, memory.tokens, memory.padding):
+            chosen = [mine[i] for i in indices]
+            layout = Layout.build(chosen, k, "right" if labelled else "aligned")
+            labels = rows.targets(layout) if labelled else None
+            found.append(Pass(layout, labels, np.array([not row.spans for row in chosen])))
+            order += indices
+        return found, order
+
+
+class _Example(NamedTuple):
+    query: Sequence[int]
+    document: Sequence[int]
+    negatives: Sequence[Sequence[int]]
+    vectors: tuple[Sequence[float] | None, Sequence[float] | None]
+
+
+class _Draws:
+    """Which source, and which of its rows, each step's batch takes: every row once an epoch."""
+
+    def __init__(
+        self, objective: str, corpora: Sequence[Corpus], batch: int, recipe: Recipe
+    ) -> None:
+        kinds = ("text", "summary", "prompt") if objective == "next_token" else ("text", "pairs")
+        self.batch, self.seed = batch, recipe.seed
+        self.corpora = [c for c in corpora if c.source.kind in kinds]
+        wanted = getattr(recipe, objective) is not None
+        if wanted and not self.corpora:
+            raise InputError(f"the recipe has {objective} and no data for it: add data of kind "
+                             f"{' or '.join(kinds)}, or leave {objective} out")  # fmt: skip
+        for corpus in self.corpora if wanted else ():
+            if len(corpus.rows) < batch:
+                raise InputError(f"data {corpus.name!r} has {len(corpus.rows)} rows, fewer than a "
+                                 f"batch of {batch}: lower schedule.batch")  # fmt: skip
+        weights = np.array([corpus.source.weight for corpus in self.corpora])
+        draws = np.random.default_rng([recipe.seed, len(objective)])
+        steps = recipe.schedule.steps
+        self._source = draws.choice(len(weights), steps, p=weights / weights.sum()) if len(
+            weights
+        ) else np.zeros(0, int)  # fmt: skip
+        self._order: dict[int, tuple[int, IntArray]] = {}
+
+    def __getitem__(self, step: int) -> tuple[Corpus, IntArray]:
+        source = int(self._source[step])
+        corpus = self.corpora[source]
+        turn = int((self._source[:step] == source).sum())
+        epoch, place = divmod(turn, len(corpus.rows) // self.batch)
+        if self._order.get(source, (-1,))[0] != epoch:
+            order = np.random.default_rng([self.seed, source, epoch]).permutation(len(corpus.rows))
+            self._order[source] = (epoch, order)
+        return corpus, self._order[source][1][place * self.batch : (place + 1) * self.batch]
+
+
+def _same(
+    queries: Sequence[_Example], documents: Sequence[tuple[int, ...]], positive: IntArray
+) -> npt.NDArray[np.bool_]:
+    """Documents that are the query's own in all but place: [queries, documents]."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for column, document in enumerate(documents):
+        places.setdefault(document, []).append(column)
+    same = np.zeros((len(queries), len(documents)), dtype=bool)
+    for row, example in enumerate(queries):
+        same[row, places[tuple(example.document)]] = True
+        same[row, positive[row]] = False
+    return same
+
+
+def _teacher(
+    examples: Sequence[_Example],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+    if any(e.vectors[0] is None or e.vectors[1] is None for e in examples):
+        return None
+    queries, documents = (np.array([e.vectors[i] for e in examples], np.float32) for i in (0, 1))
+    return queries, documents
+
+
+def padding(passes: Sequence[Pass]) -> tuple[int, int]:
+    """(tokens, places) of passes: what is not a token is padding."""
+    places = sum(p.layout.ids.size for p in passes)
+    padded = sum(int((p.layout.tokens.role == Role.PAD).sum()) for p in passes)
+    return places - padded, places

@@ -1,0 +1,48 @@
+"""What changes in the course of a run: the weight of the two losses, and the learning rate.
+
+Plain functions of the step. Knows nothing about models or data.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gem_rag.training.recipe import Recipe
+
+
+def alpha(recipe: Recipe, step: int) -> float:
+    """Weight of the contrastive loss in (1 - alpha) L_ntp + alpha L_cl (paper section 4).
+
+    0 in the first `contrastive_from` steps, then rising to 1 over `ramp` steps. A recipe with one
+    of the two losses only has it throughout.
+    """
+    if recipe.contrastive is None:
+        return 0.0
+    if recipe.next_token is None:
+        return 1.0
+    since = step - recipe.schedule.contrastive_from
+    if since < 0:
+        return 0.0
+    return min(1.0, (since + 1) / (recipe.schedule.ramp + 1))
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """The learning rate: those of the two phases mixed by alpha, warmed up, falling by a cosine."""
+    plan = recipe.schedule
+    contrastive = plan.rate if plan.contrastive_rate is None else plan.contrastive_rate
+    share = alpha(recipe, step)
+    mixed = (1 - share) * plan.rate + share * contrastive
+    if step < plan.warmup:
+        return mixed * (step + 1) / plan.warmup
+    progress = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return mixed * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def raw_share(recipe: Recipe, step: int) -> float:
+    """Share of rows that stay raw text: all while adapting, then the recipe's.
+
+    None in the `special` scope, where plain text has nothing to teach a frozen model.
+    """
+    if recipe.scope == "special" or recipe.next_token is None:
+        return 0.0
+    return 1.0 if step < recipe.schedule.adapt else recipe.next_token.raw

@@ -1,0 +1,329 @@
+"""Data sets: files, folders and hub names to checked, tokenised rows.
+
+Everything is looked at before training begins, so that a bad row costs a second and not a night;
+errors name the row. Rows live in Arrow tables (`datasets`), on disk where they are large.
+
+Knows nothing about objectives, batches or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from gem_rag.config import nearest
+from gem_rag.errors import InputError
+from gem_rag.rag.documents import Document, read_paths
+from gem_rag.texts import pieces
+from gem_rag.tokens import TextEncoder
+from gem_rag.training.recipe import COLUMNS, Evaluation, Kind, Recipe, Source
+
+# A teacher's vectors, by the columns of texts they are of.
+_TEACHER_COLUMNS: dict[Kind, dict[str, str]] = {
+    "text": {"text": "vector"},
+    "pairs": {"query": "query_vector", "document": "document_vector"},
+}
+_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One source, ready to train on.
+
+    name: its name in the recipe.
+    rows: token ids under "text" and "suffix" (text, summary, prompt) or "query", "document" and
+        "negatives" (pairs); vectors where the source has some; "row", the number in the source.
+    held_out: rows kept for measuring, as texts.
+    cut: how many rows were longer than the maximum.
+    """
+
+    name: str
+    source: Source
+    rows: datasets.Dataset
+    held_out: datasets.Dataset
+    cut: int
+
+    def where(self, index: int) -> str:
+        """The row's name for people."""
+        return f"{self.name}:{self.rows[int(index)]['row']}"
+
+    def hash(self) -> str:
+        """16 hexadecimal digits that name what is trained on, token for token."""
+        digest = hashlib.sha256()
+        for batch in self.rows.iter(10_000):
+            digest.update(json.dumps(batch, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows to measure on, as texts."""
+
+    name: str
+    kind: Kind
+    rows: datasets.Dataset
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(query, document) texts: a pair's own, or the two halves of a text."""
+        if self.kind == "pairs":
+            return list(zip(self.rows["query"], self.rows["document"], strict=True))
+        halves = (_halves(text) for text in self.rows["text"]) if self.kind == "text" else ()
+        return [pair for pair in halves if pair]
+
+    def texts(self) -> list[str]:
+        """Texts to predict."""
+        column = {"pairs": "document", "prompt": "answer"}.get(self.kind, "text")
+        return list(self.rows[column])
+
+
+def _halves(text: str) -> tuple[str, str] | None:
+    """A text's two halves, cut between words; None if one would be empty."""
+    words = text.split()
+    middle = len(words) // 2
+    return (" ".join(words[:middle]), " ".join(words[middle:])) if middle else None
+
+
+def load_data(recipe: Recipe, encoder: TextEncoder) -> tuple[list[Corpus], list[HeldOut]]:
+    """(data to train on, data to measure on), of all of a recipe's sources.
+
+    Raises InputError naming the source, and the row, for anything that cannot be used.
+    """
+    corpora = [load_corpus(n, s, recipe, encoder) for n, s in recipe.data.items()]
+    teacher = recipe.contrastive.teacher if recipe.contrastive else None
+    if teacher:
+        corpora = [with_teacher(corpus, teacher, encoder) for corpus in corpora]
+    given = recipe.evaluation.data
+    if not given:
+        return corpora, [HeldOut(c.name, c.source.kind, c.held_out) for c in corpora]
+    most = recipe.evaluation.at_most
+    texts = {name: read_source(name, source) for name, source in given.items()}
+    return corpora, [
+        HeldOut(name, given[name].kind, rows.select(range(min(most, len(rows)))))
+        for name, rows in texts.items()
+    ]
+
+
+def load_corpus(name: str, source: Source, recipe: Recipe, encoder: TextEncoder) -> Corpus:
+    """Read, check, split and tokenise one source.
+
+    Raises InputError naming the source, and the row, for anything that cannot be trained on.
+    """
+    texts = read_source(name, source)
+    held_out, kept = _split(texts, source, recipe.evaluation)
+    if not len(kept):
+        raise InputError(f"data {name!r} has no rows to train on: give it more")
+    rows = _tokenised(kept, name, source, recipe, encoder)
+    cut = int(np.sum(rows.with_format("numpy")["cut"]))
+    return Corpus(name, source, rows.remove_columns("cut"), held_out, cut)
+
+
+def read_source(name: str, source: Source) -> datasets.Dataset:
+    """The source's rows as texts, under our names for the columns, with "row" (from 1)."""
+    table = _named(_read(name, source), name, source)
+    table = table.add_column("row", np.arange(1, len(table) + 1))
+    return table.map(
+        _checked,
+        batched=True,
+        fn_kwargs={"name": name, "source": source},
+        desc=f"checking {name}",
+    )
+
+
+def _read(name: str, source: Source) -> datasets.Dataset:
+    path = Path(source.path or "").expanduser()
+    kind = _FILES.get(path.suffix.lower())
+    try:
+        if path.exists() and kind is None:
+            found = [d for d in read_paths([path], path) if isinstance(d, Document)]
+            return datasets.Dataset.from_dict({"text": [document.text for document in found]})
+        if path.exists() and kind is not None:
+            return datasets.load_dataset(kind, data_files=str(path.resolve()), split="train")
+        if path.suffix or str(source.path).startswith((".", "/", "~")):
+            raise InputError(f"data {name!r}: there is no file or folder {source.path}")
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+    except InputError:
+        raise
+    except Exception as error:  # the library's own, and those of every reader below it
+        cause = error.__cause__ or error
+        reason = str(cause).strip().split("\n")[0]
+        raise InputError(f"data {name!r}: {source.path} cannot be read: {reason}") from None
+
+
+def _named(table: datasets.Dataset, name: str, source: Source) -> datasets.Dataset:
+    """Our columns of the source's, under our names."""
+    needed, possible = COLUMNS[source.kind]
+    wanted: dict[str, str] = {}
+    for column in needed + possible:
+        own = source.columns.get(column, column)
+        if own in table.column_names:
+            wanted[own] = column
+        elif (
+            column in needed
+            or column in source.columns
+            or (column == "negatives" and source.negatives)
+        ):
+            raise InputError(
+                f"data {name!r}: {source.path} has no column {own!r}"
+                f"{nearest(own, table.column_names)}: its columns are "
+                f"{', '.join(table.column_names)}; name the right one under data.{name}.columns"
+            )
+    return table.select_columns(list(wanted)).rename_columns(wanted)
+
+
+def _checked(batch: dict[str, list[Any]], name: str, source: Source) -> dict[str, list[Any]]:
+    """The same rows, if all can be used; and a number by which rows are held out."""
+    for column in COLUMNS[source.kind][0]:
+        for row, text in zip(batch["row"], batch[column], strict=True):
+            if not isinstance(text, str) or not text.strip():
+                what = "is empty" if text is None or isinstance(text, str) else "is not text"
+                raise InputError(f"data {name!r}, row {row} of {source.path}: {column!r} {what}: "
+                                 "correct or remove the row")  # fmt: skip
+    for row, texts in zip(batch["row"], batch.get("negatives", ()), strict=False):
+        texts = [texts] if isinstance(texts, str) else list(texts or ())
+        if source.negatives and len([t for t in texts if t and t.strip()]) < source.negatives:
+            raise InputError(f"data {name!r}, row {row} of {source.path}: it has {len(texts)} "
+                             f"negatives, and {source.negatives} are asked for")  # fmt: skip
+    first = batch[COLUMNS[source.kind][0][0]]
+    draws = [int.from_bytes(hashlib.md5(t.encode("utf-8", "replace")).digest()[:7]) for t in first]
+    return {"draw": draws}
+
+
+def _split(
+    table: datasets.Dataset, source: Source, evaluation: Evaluation
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(held out, kept), by the texts themselves: the same texts are on one side."""
+    draws = np.asarray(table.with_format("numpy")["draw"])
+    count = min(evaluation.at_most, int(evaluation.held_out * len(draws)))
+    if evaluation.data or not count or source.kind in ("summary", "prompt"):
+        chosen = np.zeros(len(draws), dtype=bool)
+    else:
+        chosen = draws <= np.sort(draws)[count - 1]
+    table = table.remove_columns("draw")
+    return table.select(np.flatnonzero(chosen)), table.select(np.flatnonzero(~chosen))
+
+
+def _tokenised(
+    table: datasets.Dataset, name: str, source: Source, recipe: Recipe, encoder: TextEncoder
+) -> datasets.Dataset:
+    def tokenise(batch: dict[str, list[Any]]) -> Mapping[str, Sequence[Any]]:
+        cut = _Cutter(name, source, encoder, batch["row"])
+        names = _TEACHER_COLUMNS.get(source.kind, {}).values()
+        vectors = {column: batch[column] for column in names if column in batch}
+        if source.kind == "pairs":
+            prompts, longest = recipe.prompts, recipe.max_length
+            short = recipe.query_length or longest
+            found: dict[str, Sequence[Any]] = {
+                "query": cut(batch["query"], short, prompts["query"]),
+                "document": cut(batch["document"], longest, prompts["document"]),
+            }
+            if source.negatives:
+                texts = [
+                    [n] if isinstance(n, str) else n[: source.negatives] for n in batch["negatives"]
+                ]
+                flat = cut([t for row in texts for t in row], longest, prompts["document"])
+                found["negatives"] = [
+                    flat[i : i + source.negatives] for i in range(0, len(flat), source.negatives)
+                ]
+        elif source.kind == "text":
+            if source.overlong == "windows":
+                return cut.windows(batch["text"], recipe.max_length)
+            found = {"text": cut(batch["text"], recipe.max_length)}
+        else:
+            text, suffix = COLUMNS[source.kind][0]
+            found = {
+                "text": cut(batch[text], recipe.max_length),
+                "suffix": cut.continuations(batch[suffix], recipe.max_length),
+            }
+        return {**found, **vectors, "row": batch["row"], "cut": cut.counts}
+
+    return table.map(
+        tokenise,
+        batched=True,
+        remove_columns=table.column_names,
+        desc=f"tokenising {name}",
+    )
+
+
+class _Cutter:
+    """Texts of a batch of rows to token ids of a bounded number; counts rows that were cut."""
+
+    def __init__(
+        self, name: str, source: Source, encoder: TextEncoder, rows: Sequence[int]
+    ) -> None:
+        self.name, self.source, self.encoder, self.rows = name, source, encoder, rows
+        self.counts = [0] * len(rows)
+
+    def __call__(self, texts: Sequence[str], size: int, prompt: str = "") -> list[list[int]]:
+        encoded = self.encoder.encode([prompt + text for text in texts])
+        return self._cut([e.ids for e in encoded], size)
+
+    def continuations(self, texts: Sequence[str], size: int) -> list[list[int]]:
+        """As texts that stand behind others: nothing is put around them."""
+        return self._cut([self.encoder.encode_continuation(text) for text in texts], size)
+
+    def windows(self, texts: Sequence[str], size: int) -> Mapping[str, Sequence[Any]]:
+        """Rows of all pieces of the texts."""
+        found = [pieces(e, "", size, "windows") for e in self.encoder.encode(texts)]
+        rows = [row for row, parts in zip(self.rows, found, strict=True) for _ in parts]
+        # A piece of one token teaches nothing, and cannot be split.
+        ids = [piece for parts in found for piece in parts]
+        kept = [i for i, piece in enumerate(ids) if len(piece) > 1]
+        return {
+            "text": [ids[i] for i in kept],
+            "row": [rows[i] for i in kept],
+            "cut": [0] * len(kept),
+        }
+
+    def _cut(self, ids: list[list[int]], size: int) -> list[list[int]]:
+        for index, tokens in enumerate(ids):
+            if len(tokens) <= size:
+                continue
+            row = index * len(self.rows) // len(ids)  # several negatives belong to one row
+            if self.source.overlong == "error":
+                raise InputError(
+                    f"data {self.name!r}, row {self.rows[row]} of {self.source.path}: a text has "
+                    f"{len(tokens)} tokens and the recipe's maximum is {size}: shorten it, raise "
+                    "max_length, or choose overlong: truncate or windows"
+                )
+            self.counts[row] = 1
+        return [tokens[:size] for tokens in ids]
+
+
+def with_teacher(corpus: Corpus, teacher: str, encoder: TextEncoder) -> Corpus:
+    """The corpus with a sentence-transformers model's vectors of what the student reads.
+
+    teacher: the model, or "columns" where the vectors are in the data. Corpora that the
+    contrastive loss does not read stay as they are.
+
+    Raises InputError if the model or the library is not to be had.
+    """
+    columns = _TEACHER_COLUMNS.get(corpus.source.kind, {})
+    if teacher == "columns":
+        for column in columns.values():
+            if column not in corpus.rows.column_names:
+                raise InputError(f"data {corpus.name!r} has no column {column!r} of a teacher's "
+                                 "vectors: add it, or name a teacher")  # fmt: skip
+        return corpus
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise InputError("a teacher needs sentence-transformers: pip install sentence-transformers "
+                         "or give vectors in the data (teacher: columns)") from None  # fmt: skip
+    try:
+        model = SentenceTransformer(teacher)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"teacher {teacher!r} cannot be loaded: {reason}") from None
+    rows = corpus.rows
+    for tokens, vectors in columns.items():
+        texts = [encoder.decode(ids) for ids in rows[tokens]]
+        found = model.encode(texts, convert_to_numpy=True, show_progress_bar=True)
+        rows = rows.add_column(vectors, list(np.asarray(found, dtype=np.float32)))
+    return Corpus(corpus.name, corpus.source, rows, corpus.held_out, corpus.cut)

@@ -1,0 +1,69 @@
+"""gem-tiny's corpus: docstrings of packages, what is held out, and the pairs made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gem_rag.training.tiny.corpus import (
+    Pair,
+    cached_pairs,
+    held_out,
+    pairs,
+    read_corpus,
+    training_texts,
+)
+
+
+def package(folder: Path) -> Path:
+    for number in range(60):
+        module = folder / "tools" / f"part{number}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(
+            f'def act{number}(x):\n    """Do the thing of number {number}.\n\n'
+            f'    It takes x and returns the {number}th of many things there are.\n    """\n'
+            f'def same():\n    """A docstring that stands everywhere.\n\n    Word for word, '
+            'everywhere, in all of the many parts of it.\n    """\n'
+        )
+    (folder / "tools" / "python2.py").write_text("print 'hello'")
+    (folder / "tools" / "tests").mkdir()
+    (folder / "tools" / "tests" / "test_x.py").write_text('"""Left out.\n\nAll of this text."""')
+    return folder
+
+
+def test_corpus_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
+    found = list(pairs(read_corpus([package(tmp_path / "site")])))
+    assert len(found) == 61  # the text that stands everywhere once
+    assert found[0] == Pair(
+        "tools.part0",
+        "act0",
+        "(x)",
+        "Do the thing of number 0.",
+        "It takes x and returns the 0th of many things there are.",
+    )
+    kept_out = {p.module for p in found if held_out(p.module)}
+    assert kept_out
+    texts = dict(training_texts(found))
+    for pair in found:
+        assert (pair.summary in texts) == (pair.module not in kept_out)
+    assert any(document.startswith("# tools.part") for document in texts.values())
+
+
+def test_held_out_is_the_rule_of_the_base_model() -> None:
+    import hashlib
+
+    for module in ("json", "json.decoder", "os.path", "asyncio.events"):
+        number = int(hashlib.md5(module.encode()).hexdigest(), 16)
+        assert held_out(module) == (number % 25 == 0)
+
+
+def test_pairs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
+    file = tmp_path / "work" / "pairs.jsonl"
+    first = cached_pairs(file, package(tmp_path / "site"))
+    assert len(file.read_text().splitlines()) == len(first) == 61
+    assert json.loads(file.read_text().splitlines()[0])["module"] == "tools.part0"
+    assert cached_pairs(file, tmp_path / "nowhere") == first

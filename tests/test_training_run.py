@@ -1,0 +1,452 @@
+"""Whole runs: what is saved, resumed, refused and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recipes import pairs_recipe, prepared, recipe, write_pairs, write_rows, write_texts
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import gem_rag
+from gem_rag.checkpoint import open_checkpoint
+from gem_rag.cli import main
+from gem_rag.errors import GemError, InputError
+from gem_rag.layout import Layout, Row
+from gem_rag.training.recipe import read_recipe
+from gem_rag.training.run import InterruptedRunError, train
+from gem_rag.training.trainer import latest_checkpoint
+
+SCOPES = ("full", "lora", "special")
+CHILD = Path(__file__).with_name("training_child.py")
+
+
+@pytest.fixture
+def base(plain_folder: Any) -> Path:
+    return plain_folder("qwen3")
+
+
+@pytest.fixture
+def unbroken(base: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """What the test recipe's run ends with."""
+    train(recipe(tmp_path), base, tmp_path / "unbroken", report=False)
+    return state_of(tmp_path / "unbroken.run")
+
+
+def state_of(run: Path) -> dict[str, torch.Tensor]:
+    last = latest_checkpoint(run)
+    assert last is not None
+    return load_file(last / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class At(TrainerCallback):
+    """Does something after a step, or after a save."""
+
+    def __init__(self, step: int, act: Any, event: str = "on_step_end") -> None:
+        def call(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                act()
+
+        setattr(self, event, call)
+
+
+# -- what comes out ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_run_learns_and_its_folder_loads_everywhere(
+    base: Path, tmp_path: Path, scope: str
+) -> None:
+    steps = {"steps": 30, "batch": 16, "rate": 2e-2, "contrastive_from": 0}
+    plan = pairs_recipe(tmp_path, scope=scope, k=2, schedule=steps, prompts={
+        "query": "query: ", "document": "passage: "})  # fmt: skip
+    report = train(plan, base, tmp_path / "out")
+    assert report is not None
+    figures = report.retrieval["pairs"]
+    assert figures["after"].mrr > figures["before"].mrr + 0.1
+
+    # Our own loader gives the vectors of the weights that were trained.
+    model, _ = prepared(plan, base)
+    model.load_state_dict(state_of(tmp_path / "out.run"), strict=False)
+    texts = ["the fox", "a line of text", "some answer to some model"]
+    with gem_rag.load(tmp_path / "out") as gem:
+        assert (gem.config.scope, gem.config.k, gem.max_length) == (scope, 2, 40)
+        rows = [Row.whole(gem.encode("query: " + text)) for text in texts]
+        with torch.no_grad():
+            trained = model.encoder(Layout.build(rows, 2)).numpy()
+        assert np.abs(gem.embed_queries(texts) - trained).max() < 1e-5
+
+    # transformers' loader gives a language model: the base's, or the one that was trained.
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    plain = [AutoModelForCausalLM.from_pretrained(f).eval() for f in (base, tmp_path / "out")]
+    with torch.no_grad():
+        before, after = (m(ids).logits for m in plain)
+        assert torch.equal(before, after) == (scope == "special")
+        if scope == "lora":
+            merged = model._tuned.lora.merge_and_unload()
+            assert torch.allclose(merged.eval()(ids).logits, after, atol=1e-5)
+    assert report.generation is not None
+    moved = report.generation.logits_difference
+    assert (moved == 0) == (scope == "special")
+    assert (report.generation.before == report.generation.after) == (scope == "special")
+
+
+def test_lora_is_kept_in_pefts_format_too(base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    train(recipe(tmp_path, scope="lora"), base, tmp_path / "out", report=False)
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), tmp_path / "out" / "lora"
+    ).eval()
+    with torch.no_grad():
+        assert torch.allclose(whole(ids).logits, adapted(ids).logits, atol=1e-5)
+
+
+def test_a_run_can_go_on_from_trained_special_tokens(base: Path, tmp_path: Path) -> None:
+    plan = pairs_recipe(tmp_path, scope="special")
+    train(plan, base, tmp_path / "first", report=False)
+    again = dataclasses.replace(plan, special_tokens="continue")
+    model, steps = prepared(again, tmp_path / "first")
+    fresh, _ = prepared(plan, base)
+    losses = [float(m(steps[0])["contrastive"].detach()) for m in (model, fresh)]
+    assert losses[0] < losses[1] - 0.1
+    with pytest.raises(InputError, match="has not been GEM-trained; set special_tokens: new"):
+        train(again, base, tmp_path / "second")
+    other = dataclasses.replace(again, k=3)
+    with pytest.raises(InputError, match="special tokens cannot be continued"):
+        train(other, tmp_path / "first", tmp_path / "second")
+
+
+def test_the_report_says_what_was_gained_and_what_it_cost(base: Path, tmp_path: Path) -> None:
+    report = train(recipe(tmp_path), base, tmp_path / "out")
+    assert report is not None
+    folder = tmp_path / "out" / "report"
+    written = json.loads((folder / "report.json").read_text())
+    assert written == json.loads(json.dumps(dataclasses.asdict(report)))
+    assert [entry["step"] for entry in report.losses] == list(range(1, 9))
+    assert report.steps == 8
+    assert report.tokens > 0
+    assert report.seconds > 0
+    assert 0 <= report.padding <= 0.1
+    assert report.peak_bytes > 2**20
+    assert set(report.retrieval["texts"]) == {"before", "mean pooling before", "after"}
+    assert report.record["data"]["texts"]
+    assert report.record["recipe"]["schedule"]["steps"] == 8
+    text = (folder / "report.md").read_text()
+    for part in ("Retrieval on held-out texts", "perplexity per token", "tokens", "peak memory"):
+        assert part in text
+    for picture in ("losses.png", "retrieval.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tokenizer_needs_no_padding_token(base: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = None
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").pad_token is None
+    train(recipe(tmp_path), tmp_path / "base", tmp_path / "out", report=False)
+    train(recipe(tmp_path), base, tmp_path / "padded", report=False)
+    assert equal(state_of(tmp_path / "out.run"), state_of(tmp_path / "padded.run"))
+
+
+def test_texts_are_never_longer_than_the_model_reads(base: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="max_length 1000 counts as 255"):
+        train(recipe(tmp_path, max_length=1000), base, tmp_path / "out", report=False)
+    with gem_rag.load(tmp_path / "out") as gem:
+        assert gem.max_length == 255
+
+
+# -- stopping and going on -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_goes_on_to_the_same_end(
+    base: Path, tmp_path: Path, scope: str, number: int
+) -> None:
+    plan = recipe(tmp_path, scope=scope, adapter__dropout=0.1)
+    train(plan, base, tmp_path / "unbroken", report=False)
+    before = signal.getsignal(number)
+    stop = At(5, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(InterruptedRunError, match=r"after step 5 of 8.*--resume"):
+        train(plan, base, tmp_path / "out", callbacks=[stop])
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "out").exists()
+    train(plan, base, tmp_path / "out", resume=True, report=False)
+    assert equal(state_of(tmp_path / "unbroken.run"), state_of(tmp_path / "out.run"))
+    assert losses_of(tmp_path / "unbroken.run") == losses_of(tmp_path / "out.run")
+
+
+def losses_of(run: Path) -> list[float]:
+    last = latest_checkpoint(run)
+    assert last is not None
+    state = json.loads((last / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("moment", ["step 5", "saving 6"])
+def test_a_killed_run_goes_on_to_the_same_end(
+    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], moment: str
+) -> None:
+    """SIGKILL between saves, and with half a state written: the last whole one counts."""
+    found = child("kill", base, tmp_path, moment)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    last = latest_checkpoint(tmp_path / "out.run")
+    assert last is not None
+    assert last.name == "checkpoint-3"
+    assert (tmp_path / "out.run" / "checkpoint-6").exists() == (moment == "saving 6")
+    train(recipe(tmp_path), base, tmp_path / "out", resume=True, report=False)
+    assert equal(unbroken, state_of(tmp_path / "out.run"))
+    with gem_rag.load(tmp_path / "out") as gem:
+        assert gem.config.scope == "full"
+
+
+def test_a_killed_run_that_had_saved_nothing_begins_anew(
+    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    found = child("kill", base, tmp_path, "step 2")
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    train(recipe(tmp_path), base, tmp_path / "out", resume=True, report=False)
+    assert equal(unbroken, state_of(tmp_path / "out.run"))
+
+
+def test_a_finished_run_can_be_saved_again(base: Path, tmp_path: Path) -> None:
+    """As after a disk that was full at the very end."""
+    train(recipe(tmp_path), base, tmp_path / "out", report=False)
+    before = open_checkpoint(tmp_path / "out").fingerprint()
+    shutil.rmtree(tmp_path / "out")
+    report = train(recipe(tmp_path), base, tmp_path / "out", resume=True)
+    assert open_checkpoint(tmp_path / "out").fingerprint() == before
+    assert report is not None
+    assert len(report.losses) == 8
+
+
+def child(what: str, base: Path, folder: Path, *arguments: str, processes: int = 1) -> Any:
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(many if processes > 1 else ())]
+    return subprocess.run(
+        [*start, str(CHILD), what, str(base), str(folder), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def small_files() -> Iterator[Any]:
+    """A function after which no file can grow beyond a size, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_the_last_state(
+    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], small_files: Any
+) -> None:
+    full = At(4, lambda: small_files(20_000))
+    with pytest.raises(GemError, match="step 6 could not be saved.*make room") as raised:
+        train(recipe(tmp_path), base, tmp_path / "out", callbacks=[full])
+    small_files(resource.RLIM_INFINITY)
+    assert "checkpoint-3" in str(raised.value)
+    assert [p.name for p in (tmp_path / "out.run").glob("checkpoint-*")] == ["checkpoint-3"]
+    train(recipe(tmp_path), base, tmp_path / "out", resume=True, report=False)
+    assert equal(unbroken, state_of(tmp_path / "out.run"))
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_rows(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(GemError, match=r"the loss is nan at step \d, on rows texts:\d+, .*rate"):
+        train(recipe(tmp_path, schedule__rate=1e30), base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"schedule__rate": 2e-2}, "recipe.schedule.rate (0.01, now 0.02)"),
+        ({"next_token__raw": 0.9}, "recipe.next_token.raw (0.5, now 0.9)"),
+        ({"trainer": {"save_steps": 3, "logging_steps": 1, "weight_decay": 0.1}}, "weight_decay"),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_settings_only(
+    base: Path, tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    stop = At(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(InterruptedRunError):
+        train(recipe(tmp_path), base, tmp_path / "out", callbacks=[stop])
+    with pytest.raises(InputError, match=f"was begun with another .*{re.escape(name)}"):
+        train(recipe(tmp_path, **change), base, tmp_path / "out", resume=True)
+
+
+def test_a_run_is_resumed_with_its_own_data_and_model_only(
+    base: Path, plain_folder: Any, tmp_path: Path
+) -> None:
+    stop = At(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    plan = recipe(tmp_path)
+    with pytest.raises(InterruptedRunError):
+        train(plan, base, tmp_path / "out", callbacks=[stop])
+    with pytest.raises(InputError, match="begun with another base"):
+        train(plan, plain_folder("llama"), tmp_path / "out", resume=True)
+    write_texts(tmp_path / "texts.jsonl", 121)
+    with pytest.raises(InputError, match=r"begun with another data\.texts"):
+        train(plan, base, tmp_path / "out", resume=True)
+
+
+def test_runs_never_write_over_each_other(base: Path, tmp_path: Path) -> None:
+    plan = recipe(tmp_path)
+    with pytest.raises(InputError, match="nothing to resume"):
+        train(plan, base, tmp_path / "out", resume=True)
+    stop = At(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(InterruptedRunError):
+        train(plan, base, tmp_path / "out", callbacks=[stop])
+    with pytest.raises(InputError, match="holds an unfinished run: go on with --resume"):
+        train(plan, base, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="mine exists already"):
+        train(plan, base, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"save_step": 3}, "trainer.save_step is no setting.*did you mean 'save_steps'"),
+        ({"save_total_limit": 1}, "save_total_limit must be at least 2"),
+        ({"optim": "sgdd"}, "trainer settings cannot be used: .*sgdd"),
+    ],
+)
+def test_trainer_settings_are_checked(
+    base: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(recipe(tmp_path, trainer=settings), base, tmp_path / "out")
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def run_command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_every_bundled_recipe_trains(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = str(write_pairs(tmp_path / "pairs.jsonl", 400))
+    named = [json.loads(line) for line in Path(pairs).read_text().splitlines()]
+    faq = str(write_rows(tmp_path / "faq.jsonl", (
+        {"question": r["query"], "answer": r["document"], "hard": r["negatives"]} for r in named
+    )))  # fmt: skip
+    titles = str(write_rows(tmp_path / "titles.jsonl", (
+        {"title": r["query"], "body": r["document"]} for r in named
+    )))  # fmt: skip
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number, row in enumerate(named):
+        (folder / f"{number}.md").write_text(row["document"])
+    data = {
+        "paper": ["texts=" + str(write_texts(tmp_path / "texts.jsonl"))],
+        "special": [pairs],
+        "domain": [str(folder)],
+        "pairs": [f"faq={faq}", f"titles={titles}"],
+    }
+    for name, sources in data.items():
+        given = [part for source in sources for part in ("--data", source)]
+        out = tmp_path / name
+        code = run_command(
+            "--config", name, "--model", str(base), "--out", str(out), *given,
+            "--max-steps", "4", "--json", "--set", "max_length=60",
+        )  # fmt: skip
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        assert json.loads(printed.out)["steps"] == 4
+        with gem_rag.load(out) as gem:
+            assert gem.config.scope == read_recipe(name).scope
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = str(write_texts(tmp_path / "texts.jsonl"))
+    bad = str(write_rows(tmp_path / "bad.jsonl", [{"text": "fine"}, {"text": " "}]))
+    out = str(tmp_path / "out")
+    for arguments, message in (
+        (["-c", "papper", "-d", texts], "did you mean 'paper'"),
+        (["-c", "paper", "-d", texts, "--set", "schedule.stepps=3"], "did you mean 'steps'"),
+        (["-c", "paper"], "source 'texts' has no path: give --data texts=PATH"),
+        (["-c", "paper", "-d", bad], "row 2 of"),
+        (["-c", "special", "-d", texts], "has no column 'query'"),
+    ):
+        assert run_command("-m", str(base), "-o", out, *arguments) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("gem-rag: "), error
+        assert message in error
+    assert not Path(out).exists()
+
+
+def test_an_interrupted_command_ends_with_130(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise InterruptedRunError("interrupted after step 5 of 8: go on with --resume")
+
+    monkeypatch.setattr("gem_rag.training.run.train", stopped)
+    texts = str(write_texts(tmp_path / "texts.jsonl"))
+    assert run_command("-c", "paper", "-m", str(base), "-o", "x", "-d", texts) == 130
+    assert "go on with --resume" in capsys.readouterr().err
+
+
+# -- many processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_two_processes_train_as_one(base: Path, tmp_path: Path, scope: str, how: str) -> None:
+    """Same losses, same weights; the negatives of both processes count for both."""
+    train(recipe(tmp_path, scope=scope), base, tmp_path / "one", report=False)
+    found = child(how, base, tmp_path, scope, processes=2)
+    assert found.returncode == 0, found.stderr[-3000:]
+    one, two = (losses_of(tmp_path / f"{name}.run") for name in ("one", "out"))
+    assert two == pytest.approx(one, abs=1e-4)
+    with gem_rag.load(tmp_path / "one") as first, gem_rag.load(tmp_path / "out") as second:
+        texts = ["the fox", "a line of text", "some answer to some model"]
+        difference = np.abs(first.embed_queries(texts) - second.embed_queries(texts))
+    assert difference.max() < 1e-3
+
+
+def test_two_processes_stop_together_and_one_goes_on(base: Path, tmp_path: Path) -> None:
+    """A signal to one of them ends both after the same step."""
+    train(recipe(tmp_path), base, tmp_path / "unbroken", report=False)
+    found = child("interrupted", base, tmp_path, "full", processes=2)
+    assert found.returncode != 0
+    assert found.stderr.count("interrupted after step 5 of 8") >= 2, found.stderr[-3000:]
+    train(recipe(tmp_path), base, tmp_path / "out", resume=True, report=False)
+    one, two = (losses_of(tmp_path / f"{name}.run") for name in ("unbroken", "out"))
+    assert two == pytest.approx(one, abs=1e-4)
