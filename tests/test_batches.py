@@ -253,6 +253,24 @@ def test_shares_together_are_the_one_process_batch(world: World, processes: int)
                 assert contrast.same.shape == (len(together.queries), len(together.documents))
 
 
+@pytest.mark.parametrize(
+    ("made", "times"),
+    [
+        (next_token_only(batch=8, next_token={"raw": 1.0}), 1),
+        (contrastive_only(batch=8, contrastive={"drop": 0.0}), 2),  # as queries and as documents
+    ],
+    ids=["next_token", "contrastive"],
+)
+def test_processes_get_rows_of_like_lengths(made: Recipe, times: int) -> None:
+    """Else all would wait for the one with the longest."""
+    lengths = [40, 3, 30, 7, 20, 12, 1, 26]
+    data = [corpus("texts", {"text": [ids(100 * n, size) for n, size in enumerate(lengths)]})]
+    shares = [share[0].passes for share in all_shares(World(made, data), 2)]
+    found = [sorted({len(row.text) for row in rows_of(passes)}) for passes in shares]
+    assert found == [[3, 12, 26, 40], [1, 7, 20, 30]]
+    assert [len(list(rows_of(passes))) for passes in shares] == [4 * times] * 2
+
+
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 2), st.lists(st.integers(0, 2), min_size=1, max_size=1)),

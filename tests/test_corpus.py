@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import gem_rag
+from gem_rag.training.tiny.__main__ import main
 from gem_rag.training.tiny.corpus import (
     Pair,
     cached_pairs,
@@ -67,3 +70,20 @@ def test_pairs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(file.read_text().splitlines()) == len(first) == 61
     assert json.loads(file.read_text().splitlines()[0])["module"] == "tools.part0"
     assert cached_pairs(file, tmp_path / "nowhere") == first
+
+
+def test_gem_tiny_is_made_by_one_command(
+    tmp_path: Path, plain_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
+    base, out = plain_folder("llama"), tmp_path / "out"
+    main(base, out, package(tmp_path / "site"), tmp_path / "work", steps=2, batch=8)
+    report = json.loads((out / "report" / "report.json").read_text())
+    kept = [p for p in cached_pairs(tmp_path / "work" / "pairs.jsonl", None) if held_out(p.module)]
+    assert report["retrieval"]["pairs"]["after"]["queries"] == len(kept)
+    with gem_rag.load(out) as gem:
+        assert gem.config.scope == "special"
+        assert gem.config.answer_style == "quote"
+        assert gem.max_length == 128
+        assert gem.has_chat_template
+        assert gem.context == 256

@@ -75,6 +75,17 @@ def test_dropped_tokens_leave_a_part_in_order(text: list[int], seed: int, rate: 
     assert rows.drop_tokens(text, random.Random(seed), 0.0) == text
 
 
+@given(TEXTS, TEXTS, st.integers(1, 3), st.integers(8, 20))
+def test_rows_fit_the_model(text: list[int], suffix: list[int], k: int, places: int) -> None:
+    whole = Row.whole(text, suffix)
+    row = rows.fitted(whole, k, places)
+    assert row.length(k) == min(whole.length(k), places)
+    assert row == Row.whole(text[: len(row.text)], suffix[: len(row.suffix)])
+    assert row.suffix
+    assert row.text
+    assert rows.fitted(rows.raw(text[:places]), k, places) == rows.raw(text[:places])
+
+
 def test_next_token_loss_of_raw_rows_is_that_of_transformers(tiny_model: Any) -> None:
     model = tiny_model("llama")
     encoder = helpers.tiny_encoder(model, k=1)

@@ -177,6 +177,31 @@ def test_texts_are_never_longer_than_the_model_reads(base: Path, tmp_path: Path)
         assert gem.max_length == 255
 
 
+def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path) -> None:
+    """Layers checkpointed, bfloat16, and what TensorBoard is told."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = train(recipe(tmp_path), base, tmp_path / "plain")
+    settings = {"logging_steps": 1, "report_to": "tensorboard", "gradient_checkpointing": True}
+    checkpointed = train(recipe(tmp_path, trainer=settings), base, tmp_path / "out")
+    rounded = train(recipe(tmp_path, trainer={"bf16": True, "logging_steps": 1}), base,
+                    tmp_path / "rounded")  # fmt: skip
+    assert plain is not None
+    assert checkpointed is not None
+    assert rounded is not None
+    losses, others, half = (
+        [entry["loss"] for entry in report.losses] for report in (plain, checkpointed, rounded)
+    )
+    assert others == pytest.approx(losses, abs=1e-3)
+    assert half != losses
+    assert half == pytest.approx(losses, abs=0.3)
+    (events,) = (tmp_path / "out.run").rglob("events.out.tfevents.*")
+    told = EventAccumulator(str(events)).Reload()
+    assert {"train/next_token", "train/contrastive", "train/learning_rate"} <= set(
+        told.Tags()["scalars"]
+    )
+
+
 # -- stopping and going on -----------------------------------------------------------------------
 
 

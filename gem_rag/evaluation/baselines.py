@@ -20,9 +20,9 @@ def mean_pooled(folder: Path, *groups: Sequence[Sequence[int]]) -> list[FloatArr
     folder: of the model. groups: token ids of texts; for each group unit rows [n, hidden].
     """
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModelForCausalLM
 
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).base_model.eval()
     found = []
     with torch.inference_mode():
         for rows in groups:

@@ -10,9 +10,10 @@ Knows nothing about models, losses or files.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,16 +89,23 @@ class Batch:
 class Steps(Dataset[Batch]):
     """The batches of a run, by step.
 
-    corpora: the data. processes, rank: which share of each batch.
+    corpora: the data.
+    processes, rank: which share of each batch.
+    places: most positions a row may take; a text rebuilt from its special tokens takes it twice.
 
     Raises InputError if a batch cannot be filled or shared.
     """
 
     def __init__(
-        self, recipe: Recipe, corpora: Sequence[Corpus], processes: int = 1, rank: int = 0
+        self,
+        recipe: Recipe,
+        corpora: Sequence[Corpus],
+        processes: int = 1,
+        rank: int = 0,
+        places: int = sys.maxsize,
     ) -> None:
         plan = recipe.schedule
-        self.recipe, self.processes, self.rank = recipe, processes, rank
+        self.recipe, self.processes, self.rank, self.places = recipe, processes, rank, places
         self.next_token = _Draws("next_token", corpora, plan.batch, recipe)
         self.contrast = _Draws("contrastive", corpora, plan.contrastive_batch or plan.batch, recipe)
         for draws in (self.next_token, self.contrast):
@@ -132,17 +140,16 @@ class Steps(Dataset[Batch]):
         corpus, indices = self.next_token[step]
         p_raw = raw_share(self.recipe, step)
         made, where = [], []
-        for index in indices:
-            data = corpus.rows[int(index)]
-            rng = self._rng(step, int(index))
+        for index, data in zip(indices, corpus.take(indices), strict=True):
             if "suffix" in data:
                 row = Row.whole(data["text"], data["suffix"])
             else:
+                rng = self._rng(step, index)
                 row = rows.mixed(data["text"], rng, p_raw, self.recipe.next_token.split)
             if raw_only and row.spans:
                 continue
-            made.append(row)
-            where.append(corpus.where(index))
+            made.append(rows.fitted(row, self.recipe.k, self.places))
+            where.append(f"{corpus.name}:{data['row']}")
         spare = len(made) % self.processes  # only where special rows were left out
         return made[: len(made) - spare], where
 
@@ -150,7 +157,8 @@ class Steps(Dataset[Batch]):
 
     def _contrast(self, step: int) -> tuple[Contrast, list[str]]:
         corpus, indices = self.contrast[step]
-        examples = [self._example(step, corpus, int(index)) for index in indices]
+        taken = corpus.take(indices)
+        examples = [self._example(step, i, data) for i, data in zip(indices, taken, strict=True)]
         examples.sort(key=lambda e: -len(e.document))
         shares = [examples[r :: self.processes] for r in range(self.processes)]
         dealt = [
@@ -169,10 +177,9 @@ class Steps(Dataset[Batch]):
         contrast = Contrast(
             passes, order, share, positive, _same(everyone, documents, positive), _teacher(everyone)
         )
-        return contrast, [corpus.where(index) for index in indices]
+        return contrast, [f"{corpus.name}:{data['row']}" for data in taken]
 
-    def _example(self, step: int, corpus: Corpus, index: int) -> _Example:
-        data = corpus.rows[index]
+    def _example(self, step: int, index: int, data: dict[str, Any]) -> _Example:
         if "query" in data:
             vectors = (data.get("query_vector"), data.get("document_vector"))
             return _Example(data["query"], data["document"], data.get("negatives", ()), vectors)

@@ -156,11 +156,13 @@ class TrainingModel(nn.Module):
         """Make shared weights one again, after sharding took them apart."""
         self.encoder.model.tie_weights()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Any = None, **options: Any
+    ) -> None:
         """Keep layers' inputs only, as transformers does it."""
         kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
         self.encoder.model.gradient_checkpointing_enable(
-            {**kwargs, "context_fn": self.encoder.special.recomputed}
+            {**kwargs, "context_fn": self.encoder.special.recomputed}, **options
         )
 
 

@@ -193,7 +193,7 @@ def _results(report: Report) -> list[str]:
     if report.generation:
         g = report.generation
         change = (
-            "equal, bit for bit"
+            "are equal, bit for bit"
             if g.logits_difference == 0
             else f"differ by at most {g.logits_difference:.3g}"
         )
@@ -225,6 +225,7 @@ def _plot(report: Report, folder: Path) -> None:
         points = [(entry["step"], entry[name]) for entry in report.losses if name in entry]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "")
         axes.set(title=name.replace("_", " "), xlabel="step", ylabel="nats")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.savefig(folder / "losses.png", dpi=120)
     if not report.retrieval:

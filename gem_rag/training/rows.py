@@ -48,6 +48,15 @@ def mixed(text: Sequence[int], rng: random.Random, p_raw: float, p_split: float 
     return random_split(text, rng) if rng.random() < p_split else reconstruction(text)
 
 
+def fitted(row: Row, k: int, places: int) -> Row:
+    """The row, text and suffix cut short where it would take more places than the model has."""
+    if row.length(k) <= places:
+        return row
+    room = places - k
+    suffix = row.suffix[: max(room // 2, room - len(row.text))]
+    return Row.whole(row.text[: room - len(suffix)], suffix)
+
+
 def drop_tokens(text: Sequence[int], rng: random.Random, rate: float) -> list[int]:
     """The positive of the contrastive objective: the text without some of its tokens.
 

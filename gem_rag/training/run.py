@@ -87,7 +87,8 @@ def train(
         _check_state(state, record, resume)
     last = latest_checkpoint(state) if resume else None
     set_seed(recipe.seed)
-    steps = Steps(recipe, corpora, arguments.world_size, arguments.process_index)
+    places = longest_text(AutoConfig.from_pretrained(base.path), recipe.k) + recipe.k
+    steps = Steps(recipe, corpora, arguments.world_size, arguments.process_index, places)
     trainer = GemTrainer(
         TrainingModel(prepare(recipe, base), recipe), arguments, steps, callbacks, progress
     )

@@ -20,6 +20,7 @@ import numpy as np
 
 from gem_rag.config import nearest
 from gem_rag.errors import InputError
+from gem_rag.layout import IntArray
 from gem_rag.rag.documents import Document, read_paths
 from gem_rag.texts import pieces
 from gem_rag.tokens import TextEncoder
@@ -50,9 +51,9 @@ class Corpus:
     held_out: datasets.Dataset
     cut: int
 
-    def where(self, index: int) -> str:
-        """The row's name for people."""
-        return f"{self.name}:{self.rows[int(index)]['row']}"
+    def take(self, indices: IntArray) -> list[dict[str, Any]]:
+        """Rows by their places here."""
+        return list(self.rows.select(indices))
 
     def hash(self) -> str:
         """16 hexadecimal digits that name what is trained on, token for token."""
