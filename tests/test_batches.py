@@ -23,7 +23,7 @@ from gem_rag.training.rows import IGNORED
 from gem_rag.training.sources import Corpus
 
 BATCH = 4
-SOME = settings(max_examples=25)
+SOME = settings(max_examples=15)
 
 
 # -- data and recipes --------------------------------------------------------------------------
@@ -465,6 +465,31 @@ def test_everything_but_special_tokens_is_predicted(world: World) -> None:
                 assert part.labels is None
                 assert not part.raw.any()
             assert all(r.specials == world.recipe.k for r in rows_of(batch.contrast.passes))
+
+
+@given(worlds(), st.integers(0, 20))
+@SOME
+def test_rows_take_no_more_places_than_there_are(world: World, spare: int) -> None:
+    """A text fits by itself, and twice, or with a suffix, it may not."""
+    places = 20 + world.recipe.k + spare
+    whole, bounded = Steps(*world), Steps(*world, places=places)
+    for step in range(3):
+        uncut = {row.text[0]: row for row in rows_of(whole[step].next_token)}
+        found = list(rows_of(bounded[step].next_token))
+        assert len(found) == BATCH
+        for row in found:
+            other = uncut[row.text[0]]
+            length = len(other.text) + other.specials + len(other.suffix)
+            assert len(row.text) + row.specials + len(row.suffix) == min(length, places)
+            assert row.text == other.text[: len(row.text)]
+            assert row.suffix == other.suffix[: len(row.suffix)]
+            assert row.raw == other.raw
+            assert row.predicted == (*row.text[1:], *row.suffix)
+            if other.suffix and other != row:
+                assert row.text
+                assert row.suffix
+        assert bounded[step].targets == sum(len(row.predicted) for row in found)
+        assert plain(bounded[step].contrast) == plain(whole[step].contrast)
 
 
 @pytest.mark.parametrize("kind", ["summary", "prompt"])
