@@ -178,16 +178,12 @@ def train(
 ) -> None:
     """GEM-train a model, and report what it gained and what it cost."""
     _needs("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
-    import datasets
-
     from gem_rag.training.recipe import parse_change, read_recipe
     from gem_rag.training.run import train as run
 
     recipe = read_recipe(config, dict(map(parse_change, change or ()))).with_data(data or [])
     shown = sys.stderr.isatty() and not as_json
     _quiet()
-    if not shown:
-        datasets.disable_progress_bars()
     plan = recipe.scaled(max_steps) if max_steps else recipe
     report = run(plan, model, out, resume=resume, progress=shown)
     if report is not None:  # of many processes, the first has it

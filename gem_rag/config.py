@@ -91,9 +91,7 @@ class GemConfig:
         object.__setattr__(self, "tokens", tokens)
         if len(set(tokens)) != self.k:
             raise InputError(f"k is {self.k}, so tokens must be {self.k} different names: {tokens}")
-        if not isinstance(self.prompts, dict) or set(self.prompts) != {"query", "document"}:
-            raise InputError("prompts must have the two keys 'query' and 'document', not "
-                             f"{self.prompts!r}")  # fmt: skip
+        check_prompts(self.prompts)
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
 
@@ -126,6 +124,12 @@ class GemConfig:
         if state.get("adapter") is not None:
             state["adapter"] = from_dict(AdapterConfig, state["adapter"], f"{path}, adapter")
         return from_dict(cls, state, str(path))
+
+
+def check_prompts(prompts: object) -> None:
+    """Raises InputError unless there is a prompt for queries and one for documents."""
+    if not isinstance(prompts, dict) or set(prompts) != {"query", "document"}:
+        raise InputError(f"prompts must have the two keys 'query' and 'document', not {prompts!r}")
 
 
 def from_dict(cls: type[T], state: dict[str, Any], where: str) -> T:

@@ -166,6 +166,32 @@ def test_warnings_are_one_line(docs: Path, run: Any, plain_folder: Any) -> None:
     assert err.count("\n") == 1
 
 
+def test_export(tmp_path: Path, run: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    out = tmp_path / "out"
+    code, printed, err = run(
+        "export", "--to", "sentence-transformers", "-m", "MODEL", "-o", str(out)
+    )
+    assert (code, printed, err) == (0, f"wrote {out}\n", "")
+    model = SentenceTransformer(str(out), trust_remote_code=True, device="cpu")
+    assert model.encode_query(["what jumps?"]).shape == (1, 32)
+    code, _, err = run("export", "--to", "sentence-transformer", "-m", "MODEL", "-o", str(out))
+    assert code == 2
+    assert err == (
+        "gem-rag: --to must be one of sentence-transformers, not 'sentence-transformer'\n"
+    )
+
+
+def test_extras_that_are_missing_are_named(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "peft" else 1)
+    code, _, err = run("train", "-c", "paper", "-m", "MODEL", "-o", str(tmp_path / "out"))
+    assert code == 2
+    assert err == "gem-rag: this needs peft: pip install 'gem-rag[train]'\n"
+
+
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys\nfrom gem_rag import cli\n"

@@ -350,7 +350,7 @@ def test_runs_never_write_over_each_other(base: Path, tmp_path: Path) -> None:
     stop = At(5, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(InterruptedRunError):
         train(plan, base, tmp_path / "out", callbacks=[stop])
-    with pytest.raises(InputError, match="holds an unfinished run: go on with --resume"):
+    with pytest.raises(InputError, match="holds the state of a run: go on with --resume"):
         train(plan, base, tmp_path / "out")
     (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match="mine exists already"):

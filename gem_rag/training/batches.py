@@ -49,8 +49,8 @@ class Contrast:
         negatives.
     queries: how many of this process's rows are queries; the same in every process.
     positive: for each query of all processes the column of its document among all documents.
-    same: [queries, documents] bool over all processes: documents equal to the query's own, which
-        must not count as wrong.
+    same: [queries, documents] bool over all processes: documents that are right too, and must not
+        count as wrong.
     teacher: vectors of all queries and of their documents by a teacher, or None.
     """
 
@@ -109,9 +109,15 @@ class Steps(Dataset[Batch]):
         self.next_token = _Draws("next_token", corpora, plan.batch, recipe)
         self.contrast = _Draws("contrastive", corpora, plan.contrastive_batch or plan.batch, recipe)
         for draws in (self.next_token, self.contrast):
-            if draws.batch % processes:
+            if draws.wanted and draws.batch % processes:
                 raise InputError(f"a batch of {draws.batch} cannot be shared by {processes} "
                                  "processes: make it a multiple of them")  # fmt: skip
+
+        read = {c.name for d in (self.next_token, self.contrast) if d.wanted for c in d.corpora}
+        for corpus in corpora:
+            if corpus.name not in read:
+                raise InputError(f"data {corpus.name!r} is of kind {corpus.source.kind}, which no "
+                                 "objective of the recipe reads: leave it out")  # fmt: skip
 
     def __len__(self) -> int:
         return self.recipe.schedule.steps
@@ -139,19 +145,19 @@ class Steps(Dataset[Batch]):
         assert self.recipe.next_token is not None
         corpus, indices = self.next_token[step]
         p_raw = raw_share(self.recipe, step)
-        made, where = [], []
+        chosen: list[tuple[Row, str]] = []
+        spare: list[tuple[Row, str]] = []
         for index, data in zip(indices, corpus.take(indices), strict=True):
             if "suffix" in data:
                 row = Row.whole(data["text"], data["suffix"])
             else:
                 rng = self._rng(step, index)
                 row = rows.mixed(data["text"], rng, p_raw, self.recipe.next_token.split)
-            if raw_only and row.spans:
-                continue
-            made.append(rows.fitted(row, self.recipe.k, self.places))
-            where.append(f"{corpus.name}:{data['row']}")
-        spare = len(made) % self.processes  # only where special rows were left out
-        return made[: len(made) - spare], where
+            found = rows.fitted(row, self.recipe.k, self.places), f"{corpus.name}:{data['row']}"
+            (spare if raw_only and row.spans else chosen).append(found)
+        # Where only raw rows count, others fill the shares up; they weigh nothing.
+        chosen += spare[: -len(chosen) % self.processes]
+        return [row for row, _ in chosen], [name for _, name in chosen]
 
     # -- contrastive rows ----------------------------------------------------------------------
 
@@ -202,9 +208,14 @@ class Steps(Dataset[Batch]):
     def _passes(self, dealt: list[list[Row]], labelled: bool) -> tuple[list[Pass], list[int]]:
         """This process's passes, cut where every other process cuts its own."""
         k, memory = self.recipe.k, self.recipe.memory
-        lengths = [max(r.length(k) for r in together) for together in zip(*dealt, strict=True)]
+        by_length = [sorted(range(len(r)), key=lambda i: -r[i].length(k)) for r in dealt]
+        lengths = [
+            max(dealt[p][i].length(k) for p, i in enumerate(places))
+            for places in zip(*by_length, strict=True)
+        ]
         mine, found, order = dealt[self.rank], [], []
-        for indices in plan_batches(lengths, memory.tokens, memory.padding):
+        for part in plan_batches(lengths, memory.tokens, memory.padding):
+            indices = [by_length[self.rank][i] for i in part]
             chosen = [mine[i] for i in indices]
             layout = Layout.build(chosen, k, "right" if labelled else "aligned")
             labels = rows.targets(layout) if labelled else None
@@ -228,8 +239,11 @@ class _Draws:
     ) -> None:
         kinds = ("text", "summary", "prompt") if objective == "next_token" else ("text", "pairs")
         self.batch, self.seed = batch, recipe.seed
-        self.corpora = [c for c in corpora if c.source.kind in kinds]
-        wanted = getattr(recipe, objective) is not None
+        # By name, so that the order in a file does not matter.
+        self.corpora = sorted(
+            (c for c in corpora if c.source.kind in kinds), key=lambda corpus: corpus.name
+        )
+        self.wanted = wanted = getattr(recipe, objective) is not None
         if wanted and not self.corpora:
             raise InputError(f"the recipe has {objective} and no data for it: add data of kind "
                              f"{' or '.join(kinds)}, or leave {objective} out")  # fmt: skip
@@ -259,13 +273,17 @@ class _Draws:
 def _same(
     queries: Sequence[_Example], documents: Sequence[tuple[int, ...]], positive: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """Documents that are the query's own in all but place: [queries, documents]."""
-    places: dict[tuple[int, ...], list[int]] = {}
+    """Documents that answer the query as its own does, being equal to it or another answer to the
+    same query: [queries, documents]."""
+    equal: dict[tuple[int, ...], list[int]] = {}
     for column, document in enumerate(documents):
-        places.setdefault(document, []).append(column)
+        equal.setdefault(document, []).append(column)
+    answers: dict[tuple[int, ...], list[int]] = {}
+    for example, column in zip(queries, positive, strict=True):
+        answers.setdefault(tuple(example.query), []).append(int(column))
     same = np.zeros((len(queries), len(documents)), dtype=bool)
     for row, example in enumerate(queries):
-        same[row, places[tuple(example.document)]] = True
+        same[row, equal[tuple(example.document)] + answers[tuple(example.query)]] = True
         same[row, positive[row]] = False
     return same
 

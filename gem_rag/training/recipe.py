@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from gem_rag.config import MAX_K, Pooling, Scope, nearest
+from gem_rag.config import MAX_K, Pooling, Scope, check_prompts, nearest
 from gem_rag.errors import InputError
 from gem_rag.texts import Overlong
 
@@ -28,7 +28,7 @@ Kind = Literal["text", "pairs", "summary", "prompt"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -145,7 +145,7 @@ class Adapter(_Part):
     """
 
     rank: Positive = 16
-    alpha: float | None = None
+    alpha: Rate | None = None
     targets: tuple[str, ...] = ()
     dropout: Share = 0.0
 
@@ -223,7 +223,7 @@ class Recipe(_Part):
     max_length: Annotated[int, Field(ge=2)] = 512
     query_length: Positive | None = None
     special_tokens: Literal["new", "continue"] = "new"
-    seed: int = 0
+    seed: Count = 0
     next_token: NextToken | None = None
     contrastive: Contrastive | None = None
     adapter: Adapter = Adapter()
@@ -236,13 +236,18 @@ class Recipe(_Part):
     def __post_init__(self) -> None:
         if self.next_token is None and self.contrastive is None:
             raise InputError("a recipe needs next_token, contrastive or both: nothing is trained")
+        check_prompts(self.prompts)
+        plan = self.schedule
+        if self.next_token and self.contrastive and plan.contrastive_from >= plan.steps:
+            raise InputError(f"schedule.contrastive_from is {plan.contrastive_from}, and steps is "
+                             f"{plan.steps}: the contrastive loss would never train")  # fmt: skip
         for name, place in _OWNED.items():
             if name in self.trainer:
                 raise InputError(f"trainer.{name} cannot be set: use {place}")
 
     def state(self) -> dict[str, Any]:
         """All settings as JSON holds them."""
-        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+        return dict(json.loads(json.dumps(dataclasses.asdict(self), default=str)))
 
     def hash(self) -> str:
         """16 hexadecimal digits that name every setting."""
@@ -256,8 +261,12 @@ class Recipe(_Part):
             name: round(getattr(self.schedule, name) * factor)
             for name in ("adapt", "contrastive_from", "ramp", "warmup")
         }
+        counts["contrastive_from"] = min(counts["contrastive_from"], steps - 1)
         schedule = dataclasses.replace(self.schedule, steps=steps, **counts)
-        return dataclasses.replace(self, schedule=schedule)
+        trainer = dict(self.trainer)
+        if "save_steps" in trainer:
+            trainer["save_steps"] = max(1, round(trainer["save_steps"] * factor))
+        return dataclasses.replace(self, schedule=schedule, trainer=trainer)
 
     def with_data(self, paths: list[str]) -> Recipe:
         """The recipe with its sources' paths, given as NAME=PATH, or PATH where there is one.
@@ -268,7 +277,7 @@ class Recipe(_Part):
         data = dict(self.data)
         for given in paths:
             name, _, path = given.partition("=")
-            if not path and len(data) == 1:
+            if name not in data and len(data) == 1:
                 name, path = next(iter(data)), given
             if not path or name not in data:
                 raise InputError(
@@ -276,7 +285,10 @@ class Recipe(_Part):
                     f"NAME=PATH with a NAME among {', '.join(data)}"
                 )
             data[name] = dataclasses.replace(data[name], path=path)
-        for name, source in {**data, **self.evaluation.data}.items():
+        for name, source in self.evaluation.data.items():
+            if source.path is None:
+                raise InputError(f"evaluation.data.{name} has no path: give it one in the recipe")
+        for name, source in data.items():
             if source.path is None:
                 raise InputError(
                     f"the recipe's source {name!r} has no path: give --data {name}=PATH"
@@ -319,8 +331,6 @@ def from_state(state: Mapping[str, Any], where: str) -> Recipe:
         return TypeAdapter(Recipe).validate_python(state)
     except ValidationError as error:
         raise InputError(f"{where}: {_sentence(error)}") from None
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -328,7 +338,10 @@ def parse_change(text: str) -> tuple[str, Any]:
     key, found, value = text.partition("=")
     if not found:
         raise InputError(f"--set {text!r} is not KEY=VALUE, like schedule.rate=1e-4")
-    return key, yaml.load(value, _Loader)
+    try:
+        return key, yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text!r}: the value is not valid YAML: {error}") from None
 
 
 def _set(state: dict[str, Any], dotted: str, value: Any) -> None:

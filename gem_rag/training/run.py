@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from safetensors.torch import load_file
 from transformers import (
@@ -73,6 +74,7 @@ def train(
     Raises InputError for what cannot be trained on, InterruptedRunError when a signal ended the
     run, and GemError if the loss is not a number or the disk is full. The last saved state stays.
     """
+    (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
     base = open_checkpoint(model)
     if out.exists():
         raise InputError(f"{out} exists already: choose another name, or remove it")
@@ -209,7 +211,7 @@ def _check_state(state: Path, record: Mapping[str, Any], resume: bool) -> None:
     file = state / "run.json"
     if not resume:
         if latest_checkpoint(state):
-            raise InputError(f"{state} holds an unfinished run: go on with --resume, or remove it")
+            raise InputError(f"{state} holds the state of a run: go on with --resume, or remove it")
         state.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return

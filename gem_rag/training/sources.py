@@ -8,10 +8,12 @@ Knows nothing about objectives, batches or models.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,9 @@ def load_data(recipe: Recipe, encoder: TextEncoder) -> tuple[list[Corpus], list[
     Raises InputError naming the source, and the row, for anything that cannot be used.
     """
     corpora = [load_corpus(n, s, recipe, encoder) for n, s in recipe.data.items()]
-    teacher = recipe.contrastive.teacher if recipe.contrastive else None
-    if teacher:
+    name = recipe.contrastive.teacher if recipe.contrastive else None
+    if name:
+        teacher = None if name == "columns" else load_teacher(name)
         corpora = [with_teacher(corpus, teacher, encoder) for corpus in corpora]
     given = recipe.evaluation.data
     if not given:
@@ -126,19 +129,30 @@ def load_corpus(name: str, source: Source, recipe: Recipe, encoder: TextEncoder)
 
 
 def read_source(name: str, source: Source) -> datasets.Dataset:
-    """The source's rows as texts, under our names for the columns, with "row" (from 1)."""
+    """The source's rows as texts, under our names for the columns, with "row" (from 1).
+
+    Raises InputError naming the source, and the row, for anything that cannot be used.
+    """
     table = _named(_read(name, source), name, source)
+    if not len(table):
+        raise InputError(f"data {name!r}: {source.path} holds no rows")
     table = table.add_column("row", np.arange(1, len(table) + 1))
+    return _mapped(table, partial(_checked, name=name, source=source), f"checking {name}")
+
+
+def _mapped(
+    table: datasets.Dataset, change: Callable[..., Any], label: str, **options: Any
+) -> datasets.Dataset:
+    """`table.map`, always anew: a cache would not know what else the outcome depends on."""
+    own = hashlib.md5(f"{table._fingerprint} {label}".encode()).hexdigest()[:16]
     return table.map(
-        _checked,
-        batched=True,
-        fn_kwargs={"name": name, "source": source},
-        desc=f"checking {name}",
+        change, batched=True, desc=label, load_from_cache_file=False, new_fingerprint=own, **options
     )
 
 
 def _read(name: str, source: Source) -> datasets.Dataset:
-    path = Path(source.path or "").expanduser()
+    given = str(source.path)
+    path = Path(given).expanduser()
     kind = _FILES.get(path.suffix.lower())
     try:
         if path.exists() and kind is None:
@@ -146,15 +160,27 @@ def _read(name: str, source: Source) -> datasets.Dataset:
             return datasets.Dataset.from_dict({"text": [document.text for document in found]})
         if path.exists() and kind is not None:
             return datasets.load_dataset(kind, data_files=str(path.resolve()), split="train")
-        if path.suffix or str(source.path).startswith((".", "/", "~")):
-            raise InputError(f"data {name!r}: there is no file or folder {source.path}")
-        return datasets.load_dataset(source.path, source.subset, split=source.split)
-    except InputError:
-        raise
+        if kind is not None or given.startswith((".", "/", "~")) or given.count("/") > 1:
+            raise InputError(f"there is no file or folder {given}")
+        return datasets.load_dataset(given, source.subset, split=source.split)
+    except InputError as error:
+        raise InputError(f"data {name!r}: {error} (JSONL, Parquet, or documents)") from None
     except Exception as error:  # the library's own, and those of every reader below it
-        cause = error.__cause__ or error
-        reason = str(cause).strip().split("\n")[0]
-        raise InputError(f"data {name!r}: {source.path} cannot be read: {reason}") from None
+        cause = str(error.__cause__ or error).strip().split("\n")[0]
+        reason = _bad_line(path) if kind == "json" and path.exists() else None
+        raise InputError(f"data {name!r}: {given} cannot be read: {reason or cause}") from None
+
+
+def _bad_line(file: Path) -> str | None:
+    """What is wrong with a JSONL file, in words; its readers count rows in their own ways."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip() and not isinstance(json.loads(line), dict):
+                return f"line {number} is no JSON object"
+        except ValueError as error:
+            return f"line {number} is not JSON ({error})"
+    return None if any(map(str.strip, lines)) else "it is empty"
 
 
 def _named(table: datasets.Dataset, name: str, source: Source) -> datasets.Dataset:
@@ -163,13 +189,14 @@ def _named(table: datasets.Dataset, name: str, source: Source) -> datasets.Datas
     wanted: dict[str, str] = {}
     for column in needed + possible:
         own = source.columns.get(column, column)
+        if column == "negatives" and not source.negatives:
+            continue
+        if own in wanted:
+            raise InputError(f"data {name!r}: the columns {wanted[own]!r} and {column!r} are both "
+                             f"{own!r}: name two under data.{name}.columns")  # fmt: skip
         if own in table.column_names:
             wanted[own] = column
-        elif (
-            column in needed
-            or column in source.columns
-            or (column == "negatives" and source.negatives)
-        ):
+        elif column in needed or column in source.columns or column == "negatives":
             raise InputError(
                 f"data {name!r}: {source.path} has no column {own!r}"
                 f"{nearest(own, table.column_names)}: its columns are "
@@ -180,32 +207,40 @@ def _named(table: datasets.Dataset, name: str, source: Source) -> datasets.Datas
 
 def _checked(batch: dict[str, list[Any]], name: str, source: Source) -> dict[str, list[Any]]:
     """The same rows, if all can be used; and a number by which rows are held out."""
+
+    def refuse(row: int, what: str) -> InputError:
+        return InputError(f"data {name!r}, row {row} of {source.path}: {what}")
+
     for column in COLUMNS[source.kind][0]:
         for row, text in zip(batch["row"], batch[column], strict=True):
             if not isinstance(text, str) or not text.strip():
                 what = "is empty" if text is None or isinstance(text, str) else "is not text"
-                raise InputError(f"data {name!r}, row {row} of {source.path}: {column!r} {what}: "
-                                 "correct or remove the row")  # fmt: skip
-    for row, texts in zip(batch["row"], batch.get("negatives", ()), strict=False):
-        texts = [texts] if isinstance(texts, str) else list(texts or ())
-        if source.negatives and len([t for t in texts if t and t.strip()]) < source.negatives:
-            raise InputError(f"data {name!r}, row {row} of {source.path}: it has {len(texts)} "
-                             f"negatives, and {source.negatives} are asked for")  # fmt: skip
+                raise refuse(row, f"{column!r} {what}: correct or remove the row")
+    found: dict[str, list[Any]] = {}
+    if source.negatives:
+        found["negatives"] = []
+        for row, texts in zip(batch["row"], batch["negatives"], strict=True):
+            texts = texts if isinstance(texts, list) else [texts]
+            texts = [t for t in texts if isinstance(t, str) and t.strip()]
+            if len(texts) < source.negatives:
+                raise refuse(row, f"it has {len(texts)} negatives that are texts, and "
+                             f"{source.negatives} are asked for")  # fmt: skip
+            found["negatives"].append(texts[: source.negatives])
     first = batch[COLUMNS[source.kind][0][0]]
     draws = [int.from_bytes(hashlib.md5(t.encode("utf-8", "replace")).digest()[:7]) for t in first]
-    return {"draw": draws}
+    return {**found, "draw": draws}
 
 
 def _split(
     table: datasets.Dataset, source: Source, evaluation: Evaluation
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(held out, kept), by the texts themselves: the same texts are on one side."""
+    """(held out, kept), by the texts themselves: rows of the same text are on one side."""
     draws = np.asarray(table.with_format("numpy")["draw"])
-    count = min(evaluation.at_most, int(evaluation.held_out * len(draws)))
-    if evaluation.data or not count or source.kind in ("summary", "prompt"):
-        chosen = np.zeros(len(draws), dtype=bool)
-    else:
-        chosen = draws <= np.sort(draws)[count - 1]
+    most = min(evaluation.at_most, int(evaluation.held_out * len(draws)))
+    chosen = np.zeros(len(draws), dtype=bool)
+    if not evaluation.data and source.kind not in ("summary", "prompt"):
+        values, counts = np.unique(draws, return_counts=True)
+        chosen = np.isin(draws, values[np.cumsum(counts) <= most])
     table = table.remove_columns("draw")
     return table.select(np.flatnonzero(chosen)), table.select(np.flatnonzero(~chosen))
 
@@ -225,10 +260,8 @@ def _tokenised(
                 "document": cut(batch["document"], longest, prompts["document"]),
             }
             if source.negatives:
-                texts = [
-                    [n] if isinstance(n, str) else n[: source.negatives] for n in batch["negatives"]
-                ]
-                flat = cut([t for row in texts for t in row], longest, prompts["document"])
+                texts = [text for row in batch["negatives"] for text in row]
+                flat = cut(texts, longest, prompts["document"])
                 found["negatives"] = [
                     flat[i : i + source.negatives] for i in range(0, len(flat), source.negatives)
                 ]
@@ -244,12 +277,11 @@ def _tokenised(
             }
         return {**found, **vectors, "row": batch["row"], "cut": cut.counts}
 
-    return table.map(
-        tokenise,
-        batched=True,
-        remove_columns=table.column_names,
-        desc=f"tokenising {name}",
-    )
+    columns = table.column_names
+    rows = _mapped(table, tokenise, f"tokenising {name}", remove_columns=columns)
+    if not len(rows):
+        raise InputError(f"data {name!r}: no text of {source.path} has two tokens or more")
+    return rows
 
 
 class _Cutter:
@@ -262,6 +294,9 @@ class _Cutter:
         self.counts = [0] * len(rows)
 
     def __call__(self, texts: Sequence[str], size: int, prompt: str = "") -> list[list[int]]:
+        if prompt and self.encoder.count(prompt) >= size:
+            raise InputError(f"the prompt {prompt!r} leaves no room for a text of {size} tokens: "
+                             "shorten it, or raise query_length or max_length")  # fmt: skip
         encoded = self.encoder.encode([prompt + text for text in texts])
         return self._cut([e.ids for e in encoded], size)
 
@@ -297,34 +332,50 @@ class _Cutter:
         return [tokens[:size] for tokens in ids]
 
 
-def with_teacher(corpus: Corpus, teacher: str, encoder: TextEncoder) -> Corpus:
-    """The corpus with a sentence-transformers model's vectors of what the student reads.
+def with_teacher(corpus: Corpus, teacher: Any, encoder: TextEncoder) -> Corpus:
+    """The corpus with a teacher's vectors of what the student reads.
 
-    teacher: the model, or "columns" where the vectors are in the data. Corpora that the
-    contrastive loss does not read stay as they are.
+    teacher: a sentence-transformers model, or None where the vectors are in the data.
 
-    Raises InputError if the model or the library is not to be had.
+    Raises InputError if vectors in the data are missing, or of different lengths.
     """
-    columns = _TEACHER_COLUMNS.get(corpus.source.kind, {})
-    if teacher == "columns":
-        for column in columns.values():
-            if column not in corpus.rows.column_names:
-                raise InputError(f"data {corpus.name!r} has no column {column!r} of a teacher's "
-                                 "vectors: add it, or name a teacher")  # fmt: skip
-        return corpus
+    columns = _TEACHER_COLUMNS.get(corpus.source.kind, {})  # none where nothing is embedded
+    rows = corpus.rows
+    for tokens, vectors in columns.items():
+        if teacher is None:
+            _check_vectors(corpus, vectors)
+            continue
+        texts = [encoder.decode(ids) for ids in rows[tokens]]
+        found = np.asarray(teacher.encode(texts, convert_to_numpy=True), dtype=np.float32)
+        if vectors in rows.column_names:
+            rows = rows.remove_columns(vectors)
+        rows = rows.add_column(vectors, list(found))
+    return dataclasses.replace(corpus, rows=rows)
+
+
+def load_teacher(name: str) -> Any:
+    """A sentence-transformers model. Raises InputError if it, or the library, is not to be had."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise InputError("a teacher needs sentence-transformers: pip install sentence-transformers "
-                         "or give vectors in the data (teacher: columns)") from None  # fmt: skip
+        raise InputError("a teacher needs sentence-transformers: pip install 'gem-rag[export]', or "
+                         "give vectors in the data (teacher: columns)") from None  # fmt: skip
     try:
-        model = SentenceTransformer(teacher)
+        return SentenceTransformer(name)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"teacher {teacher!r} cannot be loaded: {reason}") from None
-    rows = corpus.rows
-    for tokens, vectors in columns.items():
-        texts = [encoder.decode(ids) for ids in rows[tokens]]
-        found = model.encode(texts, convert_to_numpy=True, show_progress_bar=True)
-        rows = rows.add_column(vectors, list(np.asarray(found, dtype=np.float32)))
-    return Corpus(corpus.name, corpus.source, rows, corpus.held_out, corpus.cut)
+        raise InputError(f"teacher {name!r} cannot be loaded: {reason}") from None
+
+
+def _check_vectors(corpus: Corpus, column: str) -> None:
+    if column not in corpus.rows.column_names:
+        windows = " (pieces of texts have none)" if corpus.source.overlong == "windows" else ""
+        raise InputError(f"data {corpus.name!r} has no column {column!r} of a teacher's vectors"
+                         f"{windows}: add it, or name a teacher")  # fmt: skip
+    length = None
+    for row, vector in zip(corpus.rows["row"], corpus.rows[column], strict=True):
+        good = vector is not None and len(vector) == (length or len(vector)) > 0
+        if not good or not np.isfinite(np.asarray(vector, dtype=float)).all():
+            raise InputError(f"data {corpus.name!r}, row {row}: {column!r} is no vector of "
+                             f"{length or 'any'} finite numbers")  # fmt: skip
+        length = len(vector)
