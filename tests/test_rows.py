@@ -9,7 +9,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gem_rag.layout import Layout, Role, Row
@@ -98,19 +98,28 @@ def test_next_token_loss_of_raw_rows_is_that_of_transformers(tiny_model: Any) ->
     assert float(found) == pytest.approx(float(model(ids, labels=ids).loss), abs=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("seen", [True, False])
+@settings(max_examples=25)
+@given(
+    lengths=st.tuples(st.integers(2, 10), st.integers(1, 6)),
+    cut=st.floats(0, 1),
+    k=st.integers(1, 3),
+    how=st.sampled_from([("right", "dense"), ("right", "split"), ("aligned", "split")]),
+)
 def test_suffix_loss_reaches_the_text_through_special_tokens_only(
-    tiny_model: Any, k: int, seen: bool
+    tiny_model: Any, lengths: tuple[int, int], cut: float, k: int, how: Any
 ) -> None:
     """With the special tokens' span cut short, no gradient at all reaches what it leaves out."""
     model = tiny_model("qwen2")
     encoder = helpers.tiny_encoder(model, k)
-    text = helpers.random_ids(10, torch.Generator().manual_seed(1))
-    span = (0, 10) if seen else (0, 4)
-    layout = Layout.build([Row(text, (span,), helpers.random_ids(6, torch.Generator()))], k)
+    n, m = lengths
+    arrangement, lowering = how
+    ids = helpers.random_ids(n + m, torch.Generator().manual_seed(1))
+    span = (0, max(1, round(cut * n)))
+    # Beside a longer row, so that there is padding too.
+    layout = Layout.build([Row(ids[:n], (span,), ids[n:]), rows.raw(ids * 2)], k, arrangement)
     labels = torch.as_tensor(rows.targets(layout))
-    labels[:, :10] = rows.IGNORED  # the text's own predictions
+    predicted = torch.as_tensor(layout.tokens.role != Role.TEXT)
+    labels[~predicted | torch.tensor([[False], [True]])] = rows.IGNORED  # the suffix's own only
 
     inputs: list[torch.Tensor] = []
     embedding = model.get_input_embeddings()
@@ -118,9 +127,10 @@ def test_suffix_loss_reaches_the_text_through_special_tokens_only(
         lambda module, args, output: inputs.append(output.detach().requires_grad_()) or inputs[-1]
     )
     try:
-        hidden = encoder.hidden_states(layout)
+        hidden = encoder.hidden_states(layout, lowering)
     finally:
         hook.remove()
     next_token_loss(hidden, model.get_output_embeddings(), labels).backward()
-    reached = inputs[0].grad[0, :10].abs().sum(dim=1) > 0
-    assert reached.tolist() == [seen or place < 4 for place in range(10)]
+    reached = inputs[0].grad.abs().sum(dim=-1) > 0
+    assert reached[0, :n].tolist() == [place < span[1] for place in range(n)]
+    assert not reached[1].any()
