@@ -150,7 +150,10 @@ def test_the_report_says_what_was_gained_and_what_it_cost(base: Path, tmp_path: 
     assert 0 <= report.padding <= 0.1
     assert report.peak_bytes > 2**20
     assert set(report.retrieval["texts"]) == {"before", "mean pooling before", "after"}
-    assert report.record["data"]["texts"]
+    data = report.record["data"]["texts"]
+    assert data["rows"] == 108
+    assert 0 < data["cut"] < 108
+    assert len(data["hash"]) == 16
     assert report.record["recipe"]["schedule"]["steps"] == 8
     text = (folder / "report.md").read_text()
     for part in ("Retrieval on held-out texts", "perplexity per token", "tokens", "peak memory"):

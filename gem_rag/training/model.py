@@ -80,7 +80,7 @@ class TrainingModel(nn.Module):
         assert self.recipe.next_token is not None
         distil = self.recipe.next_token.distill > 0
         sums = torch.stack([self._cached(self._predict, p, distil) for p in batch.next_token])
-        counts = torch.tensor([batch.targets, max(1, batch.raw_targets)], device=sums.device)
+        counts = torch.tensor([batch.targets, batch.raw_targets], device=sums.device).clamp(min=1)
         means = sums.sum(0) / counts * _processes()
         return means[0], means[1]
 

@@ -211,7 +211,9 @@ def _results(report: Report) -> list[str]:
         f"- {report.tokens} tokens, {report.tokens_per_second:.0f} a second; "
         f"padding {report.padding:.1%} of what was computed",
         f"- {report.trained_parameters:,} trained parameters",
-        f"- peak memory {report.peak_bytes / 2**20:.0f} MiB", "",
+        f"- peak memory {report.peak_bytes / 2**20:.0f} MiB",
+        *(f"- data {name}: {found['rows']} rows, {found['cut']} of them cut at the maximal length"
+          for name, found in report.record["data"].items()), "",
     ]  # fmt: skip
     return lines
 

@@ -202,7 +202,7 @@ def _record(recipe: Recipe, base: Checkpoint, corpora: Sequence[Corpus]) -> dict
         "recipe": recipe.state(),
         "recipe_hash": recipe.hash(),
         "base": base.fingerprint(),
-        "data": {corpus.name: corpus.hash() for corpus in corpora},
+        "data": {c.name: {"hash": c.hash(), "rows": len(c.rows), "cut": c.cut} for c in corpora},
     }
 
 
