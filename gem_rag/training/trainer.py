@@ -117,7 +117,7 @@ class GemTrainer(Trainer):
         for name in sorted(self._parts):
             mean = self._parts[name] / self._counts[name]
             found[name] = float(self.accelerator.reduce(mean, reduction="mean"))
-        work = torch.tensor([self._counts["tokens"], self._counts["places"]], dtype=torch.float64)
+        work = torch.tensor([self._counts["tokens"], self._counts["places"]])
         tokens, places = self.accelerator.reduce(work.to(self.args.device)).tolist()
         found |= {"tokens": tokens, "places": places}
         found["logit_scale"] = float(self.model.logit_scale().detach())
