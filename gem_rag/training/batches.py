@@ -273,17 +273,18 @@ class _Draws:
 def _same(
     queries: Sequence[_Example], documents: Sequence[tuple[int, ...]], positive: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """Documents that answer the query as its own does, being equal to it or another answer to the
-    same query: [queries, documents]."""
+    """Documents equal to the query's own, or to another answer to the same query, wherever they
+    stand: [queries, documents]."""
     equal: dict[tuple[int, ...], list[int]] = {}
     for column, document in enumerate(documents):
         equal.setdefault(document, []).append(column)
-    answers: dict[tuple[int, ...], list[int]] = {}
-    for example, column in zip(queries, positive, strict=True):
-        answers.setdefault(tuple(example.query), []).append(int(column))
+    answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for example in queries:
+        answers.setdefault(tuple(example.query), set()).add(tuple(example.document))
     same = np.zeros((len(queries), len(documents)), dtype=bool)
     for row, example in enumerate(queries):
-        same[row, equal[tuple(example.document)] + answers[tuple(example.query)]] = True
+        right = answers[tuple(example.query)]
+        same[row, [column for document in right for column in equal[document]]] = True
         same[row, positive[row]] = False
     return same
 

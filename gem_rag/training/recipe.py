@@ -28,6 +28,7 @@ Kind = Literal["text", "pairs", "summary", "prompt"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -115,7 +116,7 @@ class NextToken(_Part):
 
     raw: Share = 0.8
     split: Share = 0.5
-    distill: Annotated[float, Field(ge=0)] = 0.0
+    distill: Weight = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Contrastive(_Part):
     drop: Share = 0.1
     dims: tuple[Positive, ...] = ()
     teacher: str | None = None
-    teacher_weight: Annotated[float, Field(ge=0)] = 1.0
+    teacher_weight: Weight = 1.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ class Memory(_Part):
     """How a batch is cut up to fit.
 
     tokens: most places in one forward pass of one process.
-    padding: largest share of them that may be padding; rows of like length go together.
+    padding: largest share of them that may be padding; rows of like length go together. With many
+        processes it holds for the longest of each process's rows.
     gradient_caching: keep no activations but one pass's, and compute each pass twice. The batch
         is then bound by time, not by memory (arXiv 2101.06983).
     """
@@ -264,7 +266,7 @@ class Recipe(_Part):
         counts["contrastive_from"] = min(counts["contrastive_from"], steps - 1)
         schedule = dataclasses.replace(self.schedule, steps=steps, **counts)
         trainer = dict(self.trainer)
-        if "save_steps" in trainer:
+        if isinstance(trainer.get("save_steps"), int):  # a share of the steps stays one
             trainer["save_steps"] = max(1, round(trainer["save_steps"] * factor))
         return dataclasses.replace(self, schedule=schedule, trainer=trainer)
 

@@ -133,6 +133,8 @@ def read_source(name: str, source: Source) -> datasets.Dataset:
 
     Raises InputError naming the source, and the row, for anything that cannot be used.
     """
+    if source.path is None:
+        raise InputError(f"data {name!r} has no path")
     table = _named(_read(name, source), name, source)
     if not len(table):
         raise InputError(f"data {name!r}: {source.path} holds no rows")
@@ -167,13 +169,13 @@ def _read(name: str, source: Source) -> datasets.Dataset:
         raise InputError(f"data {name!r}: {error} (JSONL, Parquet, or documents)") from None
     except Exception as error:  # the library's own, and those of every reader below it
         cause = str(error.__cause__ or error).strip().split("\n")[0]
-        reason = _bad_line(path) if kind == "json" and path.exists() else None
+        reason = _bad_line(path) if path.suffix == ".jsonl" and path.exists() else None
         raise InputError(f"data {name!r}: {given} cannot be read: {reason or cause}") from None
 
 
 def _bad_line(file: Path) -> str | None:
     """What is wrong with a JSONL file, in words; its readers count rows in their own ways."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip() and not isinstance(json.loads(line), dict):
@@ -341,10 +343,10 @@ def with_teacher(corpus: Corpus, teacher: Any, encoder: TextEncoder) -> Corpus:
     """
     columns = _TEACHER_COLUMNS.get(corpus.source.kind, {})  # none where nothing is embedded
     rows = corpus.rows
+    if teacher is None:
+        _check_vectors(corpus, list(columns.values()))
+        return corpus
     for tokens, vectors in columns.items():
-        if teacher is None:
-            _check_vectors(corpus, vectors)
-            continue
         texts = [encoder.decode(ids) for ids in rows[tokens]]
         found = np.asarray(teacher.encode(texts, convert_to_numpy=True), dtype=np.float32)
         if vectors in rows.column_names:
@@ -367,15 +369,25 @@ def load_teacher(name: str) -> Any:
         raise InputError(f"teacher {name!r} cannot be loaded: {reason}") from None
 
 
-def _check_vectors(corpus: Corpus, column: str) -> None:
-    if column not in corpus.rows.column_names:
-        windows = " (pieces of texts have none)" if corpus.source.overlong == "windows" else ""
-        raise InputError(f"data {corpus.name!r} has no column {column!r} of a teacher's vectors"
-                         f"{windows}: add it, or name a teacher")  # fmt: skip
+def _check_vectors(corpus: Corpus, columns: Sequence[str]) -> None:
+    """All vectors of a source's columns are to be of one length, and finite."""
     length = None
-    for row, vector in zip(corpus.rows["row"], corpus.rows[column], strict=True):
-        good = vector is not None and len(vector) == (length or len(vector)) > 0
-        if not good or not np.isfinite(np.asarray(vector, dtype=float)).all():
-            raise InputError(f"data {corpus.name!r}, row {row}: {column!r} is no vector of "
-                             f"{length or 'any'} finite numbers")  # fmt: skip
-        length = len(vector)
+    for column in columns:
+        if column not in corpus.rows.column_names:
+            windows = " (pieces of texts have none)" if corpus.source.overlong == "windows" else ""
+            raise InputError(f"data {corpus.name!r} has no column {column!r} of a teacher's "
+                             f"vectors{windows}: add it, or name a teacher")  # fmt: skip
+        for row, vector in zip(corpus.rows["row"], corpus.rows[column], strict=True):
+            if not _is_vector(vector) or len(vector) != (length or len(vector)):
+                raise InputError(f"data {corpus.name!r}, row {row}: {column!r} is no vector of "
+                                 f"{length or 'any'} finite numbers")  # fmt: skip
+            length = len(vector)
+
+
+def _is_vector(value: Any) -> bool:
+    return bool(
+        isinstance(value, list)
+        and value
+        and all(isinstance(number, int | float) for number in value)
+        and np.isfinite(value).all()
+    )
