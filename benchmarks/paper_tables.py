@@ -94,7 +94,7 @@ def main(
     packages: Annotated[Path | None, typer.Option(help="a folder of installed packages")] = None,
     work: Annotated[Path, typer.Option(help="data and trained models")] = Path("build/tables"),
     steps: int = 200,
-    rate: Annotated[float, typer.Option(help="of next-token steps; contrastive a third")] = 3e-4,
+    rate: Annotated[float, typer.Option(help="of next-token steps; contrastive a third")] = 1e-3,
     count: Annotated[int, typer.Option(help="held-out docstrings")] = 1500,
     table: Annotated[str, typer.Option(help="only tables whose name holds this")] = "",
 ) -> None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gem_rag.checkpoint import Checkpoint
 from gem_rag.evaluation.baselines import mean_pooled
 from gem_rag.evaluation.perplexity import Generation, compare
 from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
 from gem_rag.model import Gem, load
+from gem_rag.tokens import TextEncoder
 from gem_rag.training.recipe import Recipe
 from gem_rag.training.sources import HeldOut
 
@@ -160,9 +161,9 @@ def measure_generation(
         AutoModelForCausalLM.from_pretrained(c.path, dtype=torch.float32).to(device).eval()
         for c in (base, saved)
     ]
-    with load(saved.path) as gem:
-        ids = [gem.encode(text)[:max_length] for part in held_out for text in part.texts()]
-    rows = [row for row in ids if len(row) > 1]
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(saved.path))
+    encoded = encoder.encode([text for part in held_out for text in part.texts()])
+    rows = [e.ids[:max_length] for e in encoded if len(e.ids) > 1]
     return compare(models[0], models[1], rows) if rows else None
 
 
