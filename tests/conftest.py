@@ -7,6 +7,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import tempfile
+
+# Before datasets is imported, here and in child processes: tests leave nothing in the home folder.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="gem-rag-tests-")
+
+import atexit
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -23,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 import gem_rag
 from gem_rag.model import Gem
 
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 torch.set_num_threads(2)
 # The same examples every time, however long they take.
 settings.register_profile("gem", deadline=None, derandomize=True)

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,15 +41,6 @@ Rows = Sequence[dict[str, Any]]
 PLAIN = TextEncoder(helpers.build_tokenizer())
 BOS = TextEncoder(helpers.build_tokenizer(bos=True))  # puts <s> (0) before every text
 TEXTS = [f"row {number} says hello" for number in range(6)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Arrow files go to a folder of the tests; the variable is read when datasets is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("datasets")
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -142,13 +142,21 @@ class Adapter(_Part):
     """Low-rank adapters, for the scopes lora and special.
 
     rank, alpha: alpha defaults to twice the rank.
-    targets: last names of the linear layers that get one; default all below the head.
+    targets: last names of the linear layers that get one ("q_proj", ...); default all below the
+        head. In the scope special, routers of mixture-of-experts models take flattened tokens and
+        must be left out.
+    dropout: in the scope lora.
     """
 
     rank: Positive = 16
     alpha: Rate | None = None
     targets: tuple[str, ...] = ()
     dropout: Share = 0.0
+
+    @property
+    def strength(self) -> float:
+        """alpha, or its default."""
+        return self.alpha or 2.0 * self.rank
 
 
 @dataclass(frozen=True)

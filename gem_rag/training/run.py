@@ -80,7 +80,8 @@ def train(
         raise InputError(f"{out} exists already: choose another name, or remove it")
     state = out.with_name(out.name + ".run")
     arguments = _arguments(recipe, state)
-    recipe = fitting(recipe, base)
+    longest = longest_text(AutoConfig.from_pretrained(base.path), recipe.k)
+    recipe = _fitting(recipe, base.name, longest)
     encoder = TextEncoder(AutoTokenizer.from_pretrained(base.path))
     with arguments.main_process_first():
         corpora, measured = load_data(recipe, encoder)
@@ -89,8 +90,9 @@ def train(
         _check_state(state, record, resume)
     last = latest_checkpoint(state) if resume else None
     set_seed(recipe.seed)
-    places = longest_text(AutoConfig.from_pretrained(base.path), recipe.k) + recipe.k
-    steps = Steps(recipe, corpora, arguments.world_size, arguments.process_index, places)
+    steps = Steps(
+        recipe, corpora, arguments.world_size, arguments.process_index, places=longest + recipe.k
+    )
     trainer = GemTrainer(
         TrainingModel(prepare(recipe, base), recipe), arguments, steps, callbacks, progress
     )
@@ -180,13 +182,12 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
     return arguments
 
 
-def fitting(recipe: Recipe, base: Checkpoint) -> Recipe:
+def _fitting(recipe: Recipe, name: str, longest: int) -> Recipe:
     """The recipe with no longer texts than the model reads."""
-    longest = longest_text(AutoConfig.from_pretrained(base.path), recipe.k)
     if recipe.max_length <= longest:
         return recipe
     warnings.warn(
-        f"{base.name} reads texts of {longest} tokens: max_length {recipe.max_length} counts as "
+        f"{name} reads texts of {longest} tokens: max_length {recipe.max_length} counts as "
         f"{longest}",
         stacklevel=3,
     )

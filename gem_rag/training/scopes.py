@@ -12,7 +12,7 @@ Knows nothing about data, losses or the training loop.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,9 @@ from gem_rag.checkpoint import Checkpoint
 from gem_rag.config import AdapterConfig, Pooling, Scope
 from gem_rag.encoder import GemEncoder, check_supported
 from gem_rag.errors import InputError
-from gem_rag.training.recipe import Recipe
+from gem_rag.training.recipe import Adapter, Recipe
+
+_ADAPTER = Adapter()
 
 
 @dataclass
@@ -70,23 +72,11 @@ class Tuned:
         model.to(dtype).save_pretrained(folder)
 
 
-def special(
-    model: Any,
-    k: int,
-    pooling: Pooling = "mean",
-    rank: int = 16,
-    alpha: float | None = None,
-    targets: Sequence[str] = (),
-) -> Tuned:
-    """Only the special tokens' own weights train.
-
-    rank, alpha: of the adapters; alpha defaults to twice the rank.
-    targets: last names of the linear layers that get one ("q_proj", ...); default all below the
-        head. Routers of mixture-of-experts models take flattened tokens and must be left out.
-    """
+def special(model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER) -> Tuned:
+    """Only the special tokens' own weights train."""
     model.requires_grad_(False)
-    adapter = AdapterConfig(rank, alpha or 2.0 * rank, linear_targets(model, targets))
-    encoder = GemEncoder(model, k, pooling, adapter)
+    targets = linear_targets(model, adapter.targets)
+    encoder = GemEncoder(model, k, pooling, AdapterConfig(adapter.rank, adapter.strength, targets))
     check_supported(encoder)
     encoder.special.to(torch.float32)
     return Tuned("special", encoder)
@@ -99,24 +89,16 @@ def full(model: Any, k: int, pooling: Pooling = "mean") -> Tuned:
     return Tuned("full", encoder.requires_grad_(True))
 
 
-def lora(
-    model: Any,
-    k: int,
-    pooling: Pooling = "mean",
-    rank: int = 16,
-    alpha: float | None = None,
-    targets: Sequence[str] = (),
-    dropout: float = 0.0,
-) -> Tuned:
-    """Low-rank adapters on every token train, by peft, and the special tokens' rows.
-
-    rank, alpha, targets: as for `special`.
-    """
+def lora(model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER) -> Tuned:
+    """Low-rank adapters on every token train, by peft, and the special tokens' rows."""
     import peft
 
-    names = sorted({name.rsplit(".", 1)[-1] for name in linear_targets(model, targets)})
+    names = {name.rsplit(".", 1)[-1] for name in linear_targets(model, adapter.targets)}
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha or 2.0 * rank, lora_dropout=dropout, target_modules=names
+        r=adapter.rank,
+        lora_alpha=adapter.strength,
+        lora_dropout=adapter.dropout,
+        target_modules=sorted(names),
     )
     wrapped = peft.get_peft_model(model, config)
     encoder = GemEncoder(wrapped.get_base_model(), k, pooling)
@@ -135,15 +117,11 @@ def prepare(recipe: Recipe, base: Checkpoint) -> Tuned:
     model = AutoModelForCausalLM.from_pretrained(
         base.path, dtype="auto" if frozen else torch.float32, use_safetensors=True
     )
-    k, pooling, adapter = recipe.k, recipe.pooling, recipe.adapter
     if recipe.scope == "full":
-        tuned = full(model, k, pooling)
-    elif recipe.scope == "lora":
-        tuned = lora(
-            model, k, pooling, adapter.rank, adapter.alpha, adapter.targets, adapter.dropout
-        )
+        tuned = full(model, recipe.k, recipe.pooling)
     else:
-        tuned = special(model, k, pooling, adapter.rank, adapter.alpha, adapter.targets)
+        adapted = lora if recipe.scope == "lora" else special
+        tuned = adapted(model, recipe.k, recipe.pooling, recipe.adapter)
     if recipe.special_tokens == "continue":
         _continue(tuned, base)
     return tuned

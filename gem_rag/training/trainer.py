@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gem_rag.errors import GemError
 from gem_rag.progress import progress_bar
@@ -30,7 +31,7 @@ from gem_rag.training.schedule import rate
 from gem_rag.training.scopes import trained_state
 
 _SAVED = "saved"  # the file that says that a training checkpoint is whole
-_PREFIX = "checkpoint-"
+_PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 
 
 class GemTrainer(Trainer):
