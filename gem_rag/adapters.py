@@ -56,7 +56,10 @@ class SpecialTokens(nn.Module):
 
     def __init__(self, model: Any, k: int, adapter: AdapterConfig | None) -> None:
         super().__init__()
-        self.embeddings = nn.Parameter(_initial_rows(model.get_input_embeddings(), k))
+        embedding = model.get_input_embeddings()
+        self.embeddings = nn.Parameter(
+            initial_rows(embedding, embedding.num_embeddings, k, embedding.weight.device)
+        )
         self.lora = nn.ModuleDict()
         if adapter is not None:
             for name in adapter.targets:
@@ -85,7 +88,7 @@ class SpecialTokens(nn.Module):
         named = {"special_embeddings": self.embeddings.detach()}
         for key, update in self.lora.items():
             for part in ("lora_A", "lora_B"):
-                named[_peft_name(key, part)] = getattr(update, part).weight.detach()
+                named[peft_name(key.replace("/", "."), part)] = getattr(update, part).weight.detach()
         return named
 
     @torch.no_grad()
@@ -119,15 +122,20 @@ def linear_targets(model: Any, only: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def _initial_rows(embedding: nn.Embedding, k: int) -> Tensor:
-    """The mean input row and a little noise, as is usual for tokens never seen: [k, hidden]."""
-    # Rows as the layers see them, which some models scale; a few thousand tell the mean.
-    vocabulary = embedding.num_embeddings
-    ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 4096), device=embedding.weight.device)
-    rows = embedding(ids.long()).float()
+def initial_rows(
+    embed: Callable[[Tensor], Tensor], vocabulary: int, k: int, device: torch.device
+) -> Tensor:
+    """The mean input row and a little noise, as is usual for tokens never seen: [k, hidden].
+
+    embed: gives the input rows of token ids, as the layers see them (some models scale them).
+    """
+    # A few thousand rows tell the mean.
+    ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 4096), device=device)
+    own = embed(ids.long())
+    rows = own.float()
     noise = torch.randn(k, rows.shape[1], generator=torch.Generator().manual_seed(0))
     start = rows.mean(dim=0) + 0.1 * rows.std() * noise.to(rows.device)
-    return start.to(embedding.weight.dtype)
+    return start.to(own.dtype)
 
 
 def _hook(update: LowRank, name: str) -> Callable[..., Tensor | None]:
@@ -152,8 +160,9 @@ def _key(target: str) -> str:
     return target.replace(".", "/")  # ModuleDict keys may not hold dots
 
 
-def _peft_name(key: str, part: str) -> str:
-    return f"base_model.model.{key.replace('/', '.')}.{part}.weight"
+def peft_name(target: str, part: str) -> str:
+    """Name on disk of an adapter's "lora_A" or "lora_B", as peft writes it."""
+    return f"base_model.model.{target}.{part}.weight"
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

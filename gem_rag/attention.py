@@ -16,7 +16,7 @@ Knows nothing about tokenizers, pooling or engines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +113,12 @@ def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu")
     return Lowered(_mask(rest, tokens), extent, split)
 
 
+def lower_rest(layout: Layout, device: torch.device | str = "cpu") -> Lowered:
+    """The split lowering of an "aligned" layout's rest alone, for a pass over its special (and
+    suffix) rows that is handed the keys and values of the text: a [B, 1, S, T] mask."""
+    return replace(lower(layout, "split", device), split=None)
+
+
 def _mask(q: Tokens, kv: Tokens) -> Tensor:
     """The rule as a bool mask [B, 1, rows of q, rows of kv]."""
     rows = Tokens(*(field[:, :, None] for field in q))
@@ -156,7 +162,7 @@ def _take(x: Tensor, where: slice | Tensor, dim: int) -> Tensor:
 
 
 def gem_attention_forward(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -180,7 +186,7 @@ def gem_attention_forward(
 
 
 def _split_forward(
-    module: torch.nn.Module,
+    module: Any,
     qkv: tuple[Tensor, Tensor, Tensor],
     rest_mask: Tensor | None,
     split: _Split,
@@ -205,7 +211,7 @@ def _split_forward(
     return out[:, :length]
 
 
-def _check_plain(module: torch.nn.Module, extent: int, kwargs: dict[str, Any]) -> None:
+def _check_plain(module: Any, extent: int, kwargs: dict[str, Any]) -> None:
     """Refuse what would make the rule silently wrong."""
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:

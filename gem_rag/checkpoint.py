@@ -1,7 +1,7 @@
 """Checkpoint folders: resolving a name, reading, writing without loss, and the fingerprint.
 
 A checkpoint is an ordinary Hugging Face folder plus `gem_config.json` and
-`gem_adapter.safetensors` (the special tokens' input rows and, in the `special` scope, their
+`gem/adapter.safetensors` (the special tokens' input rows and, in the `special` scope, their
 adapters). Weights are read from safetensors only.
 
 Knows nothing about how a model is run.
@@ -29,7 +29,8 @@ from gem_rag.errors import GemError, InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_NAME = "gem_adapter.safetensors"
+# In a folder of its own: vLLM takes every *.safetensors beside config.json for the model's weights.
+ADAPTER_NAME = "gem/adapter.safetensors"
 BUNDLED = {"gem-tiny": Path(__file__).parent / "assets" / "gem-tiny"}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Keys of config.json that say how a file was written, not what the model computes.
@@ -76,7 +77,7 @@ class Checkpoint:
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and modification time of every file: changes when the folder does."""
-        files = sorted(p for p in self.path.iterdir() if p.is_file())
+        files = sorted(p for p in [*self.path.iterdir(), self.path / ADAPTER_NAME] if p.is_file())
         stats = [(p.name, p.stat()) for p in files]
         return tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats)
 
@@ -93,7 +94,8 @@ class Checkpoint:
             kept = {key: value for key, value in state.items() if counts(key)}
             digest.update(json.dumps(kept, sort_keys=True).encode())
         digest.update(json.dumps(self.config.vector_state(), sort_keys=True).encode())
-        for name, dtype, shape, data in _tensors(sorted(self.path.glob("*.safetensors"))):
+        files = [*self.path.glob("*.safetensors"), *self.path.glob(ADAPTER_NAME)]
+        for name, dtype, shape, data in _tensors(files):
             digest.update(f"{name} {dtype} {shape}".encode())
             digest.update(data)
         return digest.hexdigest()
@@ -115,7 +117,7 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
                 f"{path} is not a model folder: it has no {name} ({what}); give a folder saved "
                 "with save_pretrained, a hub name or 'gem-tiny'"
             )
-    if all(file.name == ADAPTER_NAME for file in path.glob("*.safetensors")):
+    if not any(path.glob("*.safetensors")):
         raise InputError(
             f"{path} has no *.safetensors weights: save the model with safe serialization "
             "(pickled weights are not read)"
@@ -163,7 +165,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save_file
 
-    own = {CONFIG_NAME, ADAPTER_NAME, "README.md"}
+    own = {CONFIG_NAME, "README.md"}
     with replaced_folder(folder) as new:
         for file in base.iterdir():
             weights = ".safetensors" in file.name  # and the index of their shards
@@ -173,6 +175,7 @@ def save_checkpoint(
             save_weights(new)
         config.save(new)
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in special.items()}
+        (new / ADAPTER_NAME).parent.mkdir()
         save_file(contiguous, new / ADAPTER_NAME, metadata={"format": "pt"})
         shutil.copymode(new / CONFIG_NAME, new / ADAPTER_NAME)  # it is written for its owner only
     return open_checkpoint(folder)

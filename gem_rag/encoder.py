@@ -7,14 +7,13 @@ Knows nothing about tokenizers, prompts, files or batching.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gem_rag.adapters import SpecialTokens
-from gem_rag.attention import IMPLEMENTATION, Lowered, LoweringName, lower
+from gem_rag.attention import IMPLEMENTATION, Lowered, LoweringName, lower, lower_rest
 from gem_rag.config import AdapterConfig, Pooling
 from gem_rag.errors import GemError
 from gem_rag.layout import Layout, Role, Row
@@ -108,8 +107,7 @@ class GemEncoder(nn.Module):
                 position_ids=position[:, :boundary],
                 use_cache=True,
             ).past_key_values
-        # The keys hold the text already, so the special rows' mask is all there is to lower.
-        lowered = dataclasses.replace(lower(layout, "split", self.device), split=None)
+        lowered = lower_rest(layout, self.device)
         with self.special.active(slice(0, layout.shape[1] - boundary)):
             hidden = self.base(
                 inputs_embeds=embeds[:, boundary:],

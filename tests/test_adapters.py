@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.adapters import SpecialTokens, linear_targets
-from gem_rag.checkpoint import open_checkpoint, save_checkpoint
+from gem_rag.checkpoint import ADAPTER_NAME, open_checkpoint, save_checkpoint
 from gem_rag.config import AdapterConfig
 from gem_rag.encoder import GemEncoder
 from gem_rag.errors import GemError, InputError
@@ -190,8 +190,8 @@ def test_an_adapter_for_layers_the_model_lacks_is_refused() -> None:
 
 def test_missing_adapter_weights_are_refused(gem_folder: Any) -> None:
     folder = gem_folder("llama")
-    (folder / "gem_adapter.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no gem_adapter\.safetensors"):
+    (folder / ADAPTER_NAME).unlink()
+    with pytest.raises(InputError, match=f"no {ADAPTER_NAME}"):
         open_checkpoint(folder).adapter()
 
 
