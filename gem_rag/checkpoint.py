@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,16 @@ class Checkpoint:
         if self.trained:
             raise InputError(f"{self.path} has {CONFIG_NAME} but no {ADAPTER_NAME}: copy it whole")
         return None
+
+    def with_k(self, k: int) -> Checkpoint:
+        """The same checkpoint with k special tokens, which one that is not trained may choose."""
+        if k == self.config.k:
+            return self
+        if self.trained:
+            raise InputError(
+                f"{self.name} was GEM-trained with k = {self.config.k}, not {k}: leave k out"
+            )
+        return replace(self, config=replace(self.config, k=k, tokens=()))
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and modification time of every file: changes when the folder does."""

@@ -6,7 +6,6 @@ Knows nothing about indexes, files of text or adapters of other frameworks.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import threading
 import warnings
@@ -29,7 +28,7 @@ from gem_rag.tokens import TextEncoder
 if TYPE_CHECKING:
     import tokenizers
 
-EngineName = Literal["auto", "transformers"]
+EngineName = Literal["auto", "transformers", "vllm"]
 Prompt = Sequence[int] | str
 
 _TEXTS_AT_ONCE = 8192  # tokenised and sorted together: bounds memory, keeps padding low
@@ -341,7 +340,7 @@ def load(
     """The shared instance of a model: the same model and options give the same object.
 
     model: "gem-tiny" (bundled), a local folder, or a hub name; a `Gem` is handed back.
-    engine: what runs it.
+    engine: what runs it: "transformers" (which is what "auto" takes), or "vllm".
     revision: of a hub model.
     k: special tokens for a model that is not GEM-trained (default 1); its embeddings are poor.
     options: `overlong` and `batch_tokens` (see `Gem`), and the engine's own.
@@ -357,7 +356,15 @@ def load(
         return model
     make = _engine_class(engine)
     _check_options(make, options)
-    checkpoint = _with_k(open_checkpoint(model, revision), k)
+    checkpoint = open_checkpoint(model, revision)
+    if k is not None:
+        checkpoint = checkpoint.with_k(k)
+    if not checkpoint.trained:
+        warnings.warn(
+            f"{checkpoint.name} has not been GEM-trained: it generates as ever, but its "
+            "embeddings are poor",
+            stacklevel=2,
+        )
     own_k, settings = checkpoint.config.k, repr(sorted(options.items()))
     key = (checkpoint.path, checkpoint.stamp(), make, own_k, settings)
     with _locks.setdefault(key, threading.Lock()):
@@ -370,37 +377,29 @@ def load(
         return gem
 
 
-def _with_k(checkpoint: Checkpoint, k: int | None) -> Checkpoint:
-    if checkpoint.trained:
-        if k not in (None, checkpoint.config.k):
-            raise InputError(
-                f"{checkpoint.name} was GEM-trained with k = {checkpoint.config.k}, not {k}: "
-                "leave k out"
-            )
-        return checkpoint
-    warnings.warn(
-        f"{checkpoint.name} has not been GEM-trained: it generates as ever, but its "
-        "embeddings are poor",
-        stacklevel=3,
-    )
-    if k is None:
-        return checkpoint
-    config = dataclasses.replace(checkpoint.config, k=k, tokens=())
-    return dataclasses.replace(checkpoint, config=config)
-
-
 def _engine_class(engine: str) -> type[Engine]:
     if engine not in get_args(EngineName):
         known = get_args(EngineName)
         raise InputError(f"there is no engine {engine!r}{nearest(engine, known)}: use one of "
                          f"{', '.join(known)}")  # fmt: skip
+    if engine == "vllm":
+        try:
+            from gem_rag.engines.vllm.engine import VllmEngine
+        except ImportError as error:
+            raise InputError(
+                f"the engine 'vllm' needs vLLM ({error}): pip install 'gem-rag[vllm]'"
+            ) from error
+        return VllmEngine
     from gem_rag.engines.transformers import TransformersEngine
 
     return TransformersEngine
 
 
 def _check_options(make: type[Engine], options: dict[str, Any]) -> None:
-    known = [*list(inspect.signature(make).parameters)[1:], *_GEM_OPTIONS]
+    parameters = inspect.signature(make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return  # handed on to a library, which the engine asks
+    known = [*list(parameters)[1:], *_GEM_OPTIONS]
     for name in options:
         if name not in known:
             raise InputError(f"load() has no option {name!r}{nearest(name, known)}: it takes "

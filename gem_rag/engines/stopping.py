@@ -1,11 +1,41 @@
-"""Stop strings: found wherever token boundaries fall, never shown.
+"""A text as it is written: stop strings found wherever token boundaries fall, never shown.
 
 Knows nothing about models or tokenizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+
+class Writing:
+    """One continuation, token by token.
+
+    decode: text of all tokens so far.
+    stop: strings that end it.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
+        self._decode, self._stop = decode, stop
+        self.tokens: list[int] = []
+        self.text = ""
+        self.stopped = False
+        self._shown = 0
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """What can be shown for the first time, now that these tokens have come."""
+        self.tokens += tokens
+        self.text, self.stopped = cut_at_stop(self._decode(self.tokens), self._stop)
+        return self._show(len(self.text) if self.stopped else shown_length(self.text, self._stop))
+
+    def rest(self) -> str:
+        """What was held back, now that nothing more comes."""
+        return self._show(len(self.text))
+
+    def _show(self, end: int) -> str:
+        piece = self.text[self._shown : end]
+        self._shown = max(self._shown, end)
+        return piece
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:

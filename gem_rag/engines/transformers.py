@@ -26,7 +26,7 @@ from gem_rag.checkpoint import Checkpoint
 from gem_rag.config import one_of
 from gem_rag.encoder import GemEncoder, check_supported, longest_text
 from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
-from gem_rag.engines.stopping import cut_at_stop, shown_length
+from gem_rag.engines.stopping import Writing, cut_at_stop
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Arrangement, Layout, Row, plan_batches
 from gem_rag.tokens import TextEncoder
@@ -249,20 +249,15 @@ class TransformersEngine(Engine):
     def _shown(
         self, pieces: queue.Queue[list[int] | BaseException | None], sampling: Sampling
     ) -> Iterator[str]:
-        tokens: list[int] = []
         ends = self._ends(sampling)
-        text, shown = "", 0
+        writing = Writing(self.text.decode, sampling.stop)
         while (piece := pieces.get()) is not None:
             if isinstance(piece, BaseException):
                 raise GemError(f"generation failed: {piece}") from piece
-            tokens += [i for i in piece if i not in ends]
-            text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
-            end = len(text) if stopped else shown_length(text, sampling.stop)
-            if end > shown:
-                yield text[shown:end]
-                shown = end
-        if len(text) > shown:
-            yield text[shown:]
+            if shown := writing.add([i for i in piece if i not in ends]):
+                yield shown
+        if shown := writing.rest():
+            yield shown
 
 
 class _StopStrings(StoppingCriteria):

@@ -1,0 +1,207 @@
+"""The one thread that owns a vLLM engine: it steps it, and embeds between its steps.
+
+vLLM's engine is not safe from many threads, so whoever wants something leaves it here. Texts
+asked for by many threads are generated together; embeddings are gathered into batches. Works
+with the engine in this process or in one of its own. Knows nothing about texts or tokenizers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gem_rag.engines.base import FloatArray
+from gem_rag.engines.vllm import rpc
+from gem_rag.engines.vllm.arguments import plain_reason
+from gem_rag.engines.vllm.batching import EmbeddingQueue
+from gem_rag.errors import GemError, InputError
+from gem_rag.layout import Row
+
+Prepare = Callable[[Callable[..., list[Any]]], EmbeddingQueue]
+
+
+class Listener(Protocol):
+    """Hears about one request; called by the driver's thread."""
+
+    def receive(self, output: Any) -> bool:
+        """Take a `RequestOutput`; False if nothing more is wanted."""
+
+    def fail(self, error: BaseException) -> None:
+        """The request will get nothing more."""
+
+
+class Driver:
+    """Starts an engine in a thread of its own and runs it until `close`.
+
+    config: a `VllmConfig`.
+    in_process: whether the engine runs in this process or in one of its own.
+    prepare: makes the workers embedders, given the engine's `collective_rpc`.
+
+    Raises what starting the engine raises.
+    """
+
+    def __init__(self, config: Any, in_process: bool, prepare: Prepare) -> None:
+        self._numbers = itertools.count()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._listeners: dict[str, Listener] = {}
+        self._lock = threading.Lock()
+        self._dead: GemError | None = None
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(config, in_process, prepare, started),
+            name="gem-rag-vllm",
+            daemon=True,
+        )
+        self._thread.start()
+        started.result()
+
+    def embed(self, rows: Sequence[Row]) -> Future[FloatArray]:
+        """One vector for each span of the rows, in order: [spans, dim]."""
+        future: Future[FloatArray] = Future()
+        self._submit(lambda: self._embeddings.add(rows, future), future.set_exception)
+        return future
+
+    def generate(self, prompt: Sequence[int], params: Any, listener: Listener) -> str:
+        """Continue a prompt under `SamplingParams`; the number by which to `abort` it."""
+        name = f"gem-{next(self._numbers)}"
+
+        def add() -> None:
+            try:
+                self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+            except (ValueError, TypeError) as error:  # vLLM's own checks of the request
+                listener.fail(InputError(f"vLLM refuses the request: {plain_reason(error)}"))
+            else:
+                self._listeners[name] = listener
+
+        self._submit(add, listener.fail)
+        return name
+
+    def abort(self, name: str) -> None:
+        """Stop a request whose listener wants nothing more."""
+        self._submit(lambda: self._abort(name), lambda error: None)
+
+    def close(self) -> None:
+        """End the engine; what is under way fails."""
+        self._commands.put(None)
+        self._thread.join()
+
+    # -- in the thread -----------------------------------------------------------------------
+
+    def _run(self, config: Any, in_process: bool, prepare: Prepare, started: Future[None]) -> None:
+        from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.executor import Executor
+
+        self._engine: Any = None
+        try:
+            self._engine = LLMEngine(
+                config, Executor.get_class(config), log_stats=False, multiprocess_mode=not in_process
+            )
+            self._embeddings = prepare(self._engine.collective_rpc)
+        except BaseException as error:
+            self._end(GemError("the engine did not start"), in_process)
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        error = GemError("this Gem has been closed: load the model again")
+        try:
+            while self._obey():
+                self._work()
+        except BaseException as failure:  # whatever it was, the engine is lost
+            error = _died(failure)
+        self._end(error, in_process)
+
+    def _obey(self) -> bool:
+        """Do what has been asked for, waiting for it if there is nothing else to do."""
+        idle = not self._embeddings and not self._engine.has_unfinished_requests()
+        while True:
+            try:
+                command = self._commands.get(block=idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command.do()
+            idle = False
+
+    def _work(self) -> None:
+        generating = self._engine.has_unfinished_requests()
+        if self._embeddings and not self._embeddings.pause(generating):
+            self._embed(generating)
+        elif generating:
+            for output in self._engine.step():
+                self._hear(output)
+
+    def _embed(self, generating: bool) -> None:
+        batch = self._embeddings.take(generating)
+        if not batch.rows:
+            return
+        try:
+            answers = self._engine.collective_rpc(rpc.EMBED, args=(rpc.packed_rows(batch.rows),))
+            vectors = rpc.vectors(answers)
+        except GemError as error:
+            self._embeddings.failed(batch, error)
+        except BaseException as error:
+            self._embeddings.failed(batch, _died(error))
+            raise
+        else:
+            self._embeddings.done(batch, vectors)
+
+    def _hear(self, output: Any) -> None:
+        listener = self._listeners.get(output.request_id)
+        if listener is None:
+            return
+        wanted = listener.receive(output)
+        if output.finished:
+            del self._listeners[output.request_id]
+        elif not wanted:
+            self._abort(output.request_id)
+
+    def _abort(self, name: str) -> None:
+        if self._listeners.pop(name, None) is not None:
+            self._engine.abort_request([name])
+
+    def _end(self, error: GemError, in_process: bool) -> None:
+        """Nobody waits in vain: everything asked for and not yet done fails."""
+        with self._lock:
+            self._dead = error
+        for listener in self._listeners.values():
+            listener.fail(error)
+        while not self._commands.empty():
+            if command := self._commands.get():
+                command.refuse(error)
+        if self._engine is None:
+            return
+        self._embeddings.fail_all(error)
+        self._engine.engine_core.shutdown()
+        self._engine = None
+        if in_process:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+
+    def _submit(self, do: Callable[[], None], refuse: Callable[[BaseException], None]) -> None:
+        with self._lock:
+            dead = self._dead
+            if dead is None:
+                self._commands.put(_Command(do, refuse))
+        if dead is not None:
+            refuse(dead)
+
+
+@dataclass(frozen=True)
+class _Command:
+    do: Callable[[], None]
+    refuse: Callable[[BaseException], None]
+
+
+def _died(error: BaseException) -> GemError:
+    return GemError(
+        f"vLLM's engine has died ({type(error).__name__}: {plain_reason(error)}): load the model "
+        "again"
+    )

@@ -1,0 +1,64 @@
+"""The extension of vLLM's workers: what `collective_rpc` calls between engine steps.
+
+Every tensor-parallel worker has it, and all compute the same. Knows nothing about who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from gem_rag.checkpoint import open_checkpoint
+from gem_rag.engines.vllm.rpc import PlainRow, unpacked_rows
+from gem_rag.errors import GemError, InputError
+
+
+class GemWorker:
+    """Methods that vLLM adds to its worker class (`worker_extension_cls`).
+
+    A failure is an answer, {"error": ...}: an exception would leave the workers out of step.
+    """
+
+    vllm_config: Any  # these two are the worker's own
+    get_model: Callable[[], Any]
+    _gem_encoder: Any = None
+
+    def gem_load(self, folder: str, k: int) -> dict[str, Any]:
+        """Make this worker's model an embedder too; the fields of `rpc.Ability`.
+
+        folder: the checkpoint that the engine runs.
+        k: special tokens in a group; the checkpoint's own, where it is GEM-trained.
+        """
+        from gem_rag.engines.vllm.encoder import VllmEncoder
+
+        try:
+            checkpoint = open_checkpoint(folder).with_k(k)
+            encoder = VllmEncoder(self.get_model(), self.vllm_config, checkpoint)
+        except GemError as error:
+            return {"error": str(error), "input": isinstance(error, InputError)}
+        self._gem_encoder = encoder
+        return {
+            "hidden": encoder.hidden,
+            "longest_text": encoder.longest_text,
+            "largest_step": encoder.largest_step,
+            "free_bytes": encoder.free_bytes(),
+            "bytes_per_token": encoder.bytes_per_token(),
+        }
+
+    def gem_embed(self, rows: Sequence[PlainRow]) -> dict[str, Any]:
+        """Unit vectors, one for each span of the rows: {"vectors": float32 bytes, "shape": ...}."""
+        batch = unpacked_rows(rows)
+        try:
+            vectors = self._gem_encoder.embed(batch)
+        except GemError as error:
+            return {"error": str(error)}
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            tokens = sum(len(row.text) for row in batch)
+            return {
+                "error": f"a batch of {tokens} tokens does not fit into the memory that vLLM left "
+                "free: lower gpu_memory_utilization, or batch_tokens"
+            }
+        return {"vectors": vectors.tobytes(), "shape": list(vectors.shape)}
