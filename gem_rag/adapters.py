@@ -87,8 +87,9 @@ class SpecialTokens(nn.Module):
         """The weights under the names they have on disk; adapters are named as peft names them."""
         named = {"special_embeddings": self.embeddings.detach()}
         for key, update in self.lora.items():
+            target = key.replace("/", ".")
             for part in ("lora_A", "lora_B"):
-                named[peft_name(key.replace("/", "."), part)] = getattr(update, part).weight.detach()
+                named[peft_name(target, part)] = getattr(update, part).weight.detach()
         return named
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The command line: `gem-rag index | search | ask | train | export | info`.
+"""The command line: `gem-rag index | search | ask | train | serve | export | info`.
 
 Parses, prints and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
 Knows nothing that the library does not offer; heavy imports happen inside commands.
@@ -188,6 +188,35 @@ def train(
     report = run(plan, model, out, resume=resume, progress=shown)
     if report is not None:  # of many processes, the first has it
         _print(dataclasses.asdict(report), as_json, report.summary())
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")
+    ] = DEFAULT_MODEL,
+    engine: Annotated[str, typer.Option(help="What runs the model: vllm.")] = "vllm",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    embed_share: Annotated[
+        float,
+        typer.Option(help="Share of the time that embeddings may take while text is generated."),
+    ] = 0.5,
+) -> None:
+    """Serve chat, completions and embeddings from one set of weights, in OpenAI's form.
+
+    Further options are vLLM's own: gem-rag serve --model NAME --tensor-parallel-size 2
+    """
+    from gem_rag.checkpoint import open_checkpoint
+    from gem_rag.config import one_of
+    from gem_rag.engines.vllm.serve import command, environment
+
+    one_of("engine", engine, ("vllm",))
+    _needs("vllm", "vllm")
+    checkpoint = open_checkpoint(model)
+    line = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
+    os.execve(line[0], line, environment())  # vLLM's server takes this process's place
 
 
 @app.command()

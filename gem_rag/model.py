@@ -118,8 +118,8 @@ class Gem:
 
         prompts: plain texts, in which special-token names and chat markers are plain text too;
             or token ids.
-        sampling: the fields of `Sampling` (max_tokens, temperature, top_p, top_k, stop, seed);
-            max_tokens defaults to 256, or fewer where the context ends.
+        sampling: the fields of `Sampling` (max_tokens, temperature, top_p, top_k, stop, seed,
+            schema); max_tokens defaults to 256, or fewer where the context ends.
 
         Raises InputError if a prompt and `max_tokens` do not fit the model's context.
         """

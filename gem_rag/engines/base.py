@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ class Sampling:
     top_k: sample among this many likeliest tokens; 0 for all.
     stop: generation ends before the first of these strings, wherever token boundaries fall.
     seed: makes sampling repeatable.
+    schema: a JSON schema that the text is held to while it is written (the vLLM engine).
     """
 
     max_tokens: int = 256
@@ -40,6 +41,7 @@ class Sampling:
     top_k: int = 0
     stop: Sequence[str] = ()
     seed: int | None = None
+    schema: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -52,6 +54,8 @@ class Sampling:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.top_k < 0:
             raise InputError(f"top_k must be 0 or more, not {self.top_k}")
+        if self.schema is not None and not isinstance(self.schema, dict):
+            raise InputError(f"schema must be a JSON schema as a dict, not {self.schema!r}")
         if not all(stop):
             raise InputError("a stop string may not be empty")
 

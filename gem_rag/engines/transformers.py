@@ -200,6 +200,11 @@ class TransformersEngine(Engine):
         streamer: BaseStreamer | None = None,
     ) -> Tensor:
         """Prompts, left-padded, and their continuations: [prompts, width]."""
+        if sampling.schema is not None:
+            raise InputError(
+                "the transformers engine cannot hold a text to a JSON schema: load the model with "
+                "engine='vllm'"
+            )
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad, dtype=torch.long)
         mask = torch.zeros_like(ids)

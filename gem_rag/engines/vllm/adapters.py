@@ -43,7 +43,9 @@ class SpecialRowAdapters:
     Raises GemError naming a target that vLLM has in a form that no adapter can act on.
     """
 
-    def __init__(self, model: nn.Module, adapter: AdapterConfig, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, adapter: AdapterConfig, tensors: dict[str, Tensor]
+    ) -> None:
         updates: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         dtype, device = tensors["special_embeddings"].dtype, _device(model)
         for target in adapter.targets:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
+
 from gem_rag.config import nearest
 from gem_rag.errors import GemError, InputError
 
@@ -95,8 +97,17 @@ def run_in_process(chosen: bool) -> Iterator[None]:
 
 
 def plain_reason(error: BaseException) -> str:
-    """The first sentence of an error that says something; pydantic's begin with a count."""
+    """The first sentence of an error of vLLM's that says something, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("For further", "Field", "Model"))]
-    useful = [line for line in told if "validation error" not in line] or lines
-    return useful[0].removeprefix("Value error, ").split(" [type=")[0] if useful else repr(error)
+    return lines[0].removeprefix("Value error, ") if lines else repr(error)
+
+
+def died(error: BaseException) -> GemError:
+    """What to tell those who wait for an engine that is lost."""
+    return GemError(
+        f"vLLM's engine has died ({type(error).__name__}: {plain_reason(error)}): start it again"
+    )

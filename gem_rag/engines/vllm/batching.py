@@ -114,5 +114,7 @@ class EmbeddingQueue:
 def check_share(share: float) -> None:
     """Raises InputError unless this is a share of the time that lets embeddings run at all."""
     if not 0 < share <= 1:
-        raise InputError(f"embed_share must be above 0 and at most 1, not {share}: it is the share "
-                         "of the time that embeddings may take while text is generated")  # fmt: skip
+        raise InputError(
+            f"embed_share must be above 0 and at most 1, not {share}: it is the share of the time "
+            "that embeddings may take while text is being generated"
+        )

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from gem_rag.engines.base import FloatArray
 from gem_rag.engines.vllm import rpc
-from gem_rag.engines.vllm.arguments import plain_reason
+from gem_rag.engines.vllm.arguments import died, plain_reason
 from gem_rag.engines.vllm.batching import EmbeddingQueue
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row
@@ -72,9 +72,13 @@ class Driver:
         name = f"gem-{next(self._numbers)}"
 
         def add() -> None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
             try:
                 self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
-            except (ValueError, TypeError) as error:  # vLLM's own checks of the request
+            except Exception as error:  # vLLM's own checks of the request raise many kinds
+                if isinstance(error, EngineDeadError):
+                    raise
                 listener.fail(InputError(f"vLLM refuses the request: {plain_reason(error)}"))
             else:
                 self._listeners[name] = listener
@@ -100,7 +104,10 @@ class Driver:
         self._engine: Any = None
         try:
             self._engine = LLMEngine(
-                config, Executor.get_class(config), log_stats=False, multiprocess_mode=not in_process
+                config,
+                Executor.get_class(config),
+                log_stats=False,
+                multiprocess_mode=not in_process,
             )
             self._embeddings = prepare(self._engine.collective_rpc)
         except BaseException as error:
@@ -108,13 +115,13 @@ class Driver:
             started.set_exception(error)
             return
         started.set_result(None)
-        error = GemError("this Gem has been closed: load the model again")
+        over = GemError("this Gem has been closed: load the model again")
         try:
             while self._obey():
                 self._work()
         except BaseException as failure:  # whatever it was, the engine is lost
-            error = _died(failure)
-        self._end(error, in_process)
+            over = died(failure)
+        self._end(over, in_process)
 
     def _obey(self) -> bool:
         """Do what has been asked for, waiting for it if there is nothing else to do."""
@@ -126,7 +133,11 @@ class Driver:
                 return True
             if command is None:
                 return False
-            command.do()
+            try:
+                command.do()
+            except BaseException as error:
+                command.refuse(died(error))
+                raise
             idle = False
 
     def _work(self) -> None:
@@ -147,7 +158,7 @@ class Driver:
         except GemError as error:
             self._embeddings.failed(batch, error)
         except BaseException as error:
-            self._embeddings.failed(batch, _died(error))
+            self._embeddings.failed(batch, died(error))
             raise
         else:
             self._embeddings.done(batch, vectors)
@@ -198,10 +209,3 @@ class Driver:
 class _Command:
     do: Callable[[], None]
     refuse: Callable[[BaseException], None]
-
-
-def _died(error: BaseException) -> GemError:
-    return GemError(
-        f"vLLM's engine has died ({type(error).__name__}: {plain_reason(error)}): load the model "
-        "again"
-    )

@@ -42,7 +42,6 @@ from gem_rag.pooling import pool
 logger = init_logger("vllm.gem_rag")
 
 
-
 class VllmEncoder:
     """A vLLM model, its special tokens, and how to embed with them.
 
@@ -120,10 +119,11 @@ class VllmEncoder:
 
     def _run_texts(self, groups: Sequence[Group], compiled: bool) -> Tensor:
         ids, positions = map(torch.cat, zip(*(group.text_inputs for group in groups), strict=True))
+        compiled = compiled and len(ids) <= self.largest_step  # what the graph is compiled for
         with self._attention(groups, Group.attend_texts, "texts"):
             # int32 as vLLM's own runner has it: the graph has no guards, and with int64 it reads
             # wrong tokens without an error.
-            return self._forward(ids.int(), positions, compiled=compiled and len(ids) <= self.largest_step)
+            return self._forward(ids.int(), positions, compiled=compiled)
 
     def _run_specials(self, groups: Sequence[Group]) -> Tensor:
         slots, positions = map(
@@ -210,13 +210,11 @@ class VllmEncoder:
 
     @torch.inference_mode()
     def _can_use_graph(self) -> bool:
-        """Whether vLLM's compiled graph, whose guards are dropped, reads a text as its layers do."""
+        """Whether vLLM's compiled graph, which has no guards, reads a text as its layers do."""
         vocabulary = self._vllm_config.model_config.get_vocab_size()
         row = Row([i % vocabulary for i in range(1, 9)], ())
-        outputs = [
-            self._run_texts(grouped([row], self.config.k, self.largest_step, self.device), compiled).float()
-            for compiled in (False, True)
-        ]
+        groups = grouped([row], self.config.k, self.largest_step, self.device)
+        outputs = [self._run_texts(groups, compiled).float() for compiled in (False, True)]
         difference = (outputs[0] - outputs[1]).abs().max().item()
         agree = difference <= 0.05 * outputs[0].abs().max().item()
         if not agree:
@@ -225,7 +223,6 @@ class VllmEncoder:
                 difference,
             )
         return agree
-
 
 
 def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:

@@ -15,13 +15,12 @@ import numpy as np
 import transformers
 
 from gem_rag.checkpoint import Checkpoint
-from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
+from gem_rag.engines.base import Engine, FinishReason, FloatArray, Generation, Sampling
 from gem_rag.engines.stopping import Writing
 from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.arguments import engine_config, run_in_process
 from gem_rag.engines.vllm.batching import EmbeddingQueue, check_share
 from gem_rag.engines.vllm.driver import Driver
-from gem_rag.errors import InputError
 from gem_rag.layout import Row
 from gem_rag.tokens import TextEncoder
 
@@ -110,8 +109,10 @@ class VllmEngine(Engine):
         """vLLM's `SamplingParams`. Stop strings are looked for here, so that both engines agree on
         them; markers are single tokens, which no decoded text shows."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        if sampling.schema is not None:
+            more["structured_outputs"] = StructuredOutputsParams(json=sampling.schema)
         markers = [self.text.markers[s] for s in sampling.stop if s in self.text.markers]
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -137,11 +138,9 @@ class _Collector:
         tokens, reason = _new_tokens(output)
         self._writing.add(tokens)
         if reason or self._writing.stopped:
-            found = "stop" if self._writing.stopped else reason
-            writing = self._writing
-            self.generation.set_result(
-                Generation(writing.text, tuple(writing.tokens), found, self._prompt_tokens)
-            )
+            why: FinishReason = "stop" if self._writing.stopped or reason == "stop" else "length"
+            text, written = self._writing.text, tuple(self._writing.tokens)
+            self.generation.set_result(Generation(text, written, why, self._prompt_tokens))
         return not self.generation.done()
 
     def fail(self, error: BaseException) -> None:

@@ -1,0 +1,60 @@
+"""The command that serves a model with vLLM: its own API server, with every flag that is needed.
+
+Knows nothing about what the flags do (see `plugin.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+from gem_rag.checkpoint import Checkpoint
+from gem_rag.engines.vllm.arguments import WORKER_EXTENSION
+from gem_rag.engines.vllm.batching import check_share
+from gem_rag.engines.vllm.plugin import NAME
+from gem_rag.errors import InputError
+
+# The groups that vLLM loads from whole, unless VLLM_PLUGINS names what may be loaded.
+_GROUPS = ("general", "platform", "io_processor", "stat_logger")
+_OURS = ("--model", "--worker-extension-cls", "--additional-config")
+
+
+def command(
+    checkpoint: Checkpoint, *, host: str, port: int, embed_share: float, more: Sequence[str] = ()
+) -> list[str]:
+    """The server's command line.
+
+    more: flags of `vllm serve`, handed on as they are.
+
+    Raises InputError for a flag that gem-rag sets itself.
+    """
+    check_share(embed_share)
+    for flag in more:
+        if flag.split("=")[0] in _OURS:
+            raise InputError(f"{flag} is set by gem-rag serve: leave it out")
+    names = () if "--served-model-name" in more else ("--served-model-name", checkpoint.name)
+    settings = {NAME: {"embed_share": embed_share}}
+    return [
+        # The module, not the `vllm` command, which asks for a distribution of that name: the CPU
+        # build has another.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(checkpoint.path), *names),
+        *("--worker-extension-cls", WORKER_EXTENSION),
+        *("--additional-config", json.dumps(settings)),
+        *("--host", host, "--port", str(port)),
+        *more,
+    ]
+
+
+def environment() -> dict[str, str]:
+    """This process's variables, with the plugin allowed beside those that are allowed already."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is None:
+        groups = [entry_points(group=f"vllm.{group}_plugins") for group in _GROUPS]
+        names = {point.name for group in groups for point in group}
+    else:
+        names = {name for name in allowed.split(",") if name}
+    return {**os.environ, "VLLM_PLUGINS": ",".join(sorted({*names, NAME}))}
