@@ -1,0 +1,72 @@
+"""Fixtures for tests that run vLLM for real; they are left out where it is not installed."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["VLLM_HOST_IP"] = "127.0.0.1"  # before vLLM asks the network for it
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed (make setup-vllm)")
+
+import gem_rag
+from gem_rag.model import Gem
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+# vLLM's attention on CPU takes heads of 32 and more.
+SHAPE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 160}
+SMALL = {"dtype": "float32", "kv_cache_memory_bytes": 64 << 20}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """vLLM's processes speak over loopback, and over nothing else."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost", "0.0.0.0"]))
+
+
+@pytest.fixture(scope="session")
+def runnable_folder(new_folder: Any, bos_tokenizer: Any) -> Callable[..., Path]:
+    """A plain language model that vLLM's CPU build can run, by architecture."""
+
+    @cache
+    def make(architecture: str) -> Path:
+        return helpers.save_plain(new_folder(architecture), architecture, bos_tokenizer, **SHAPE)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def served_folder(new_folder: Any, runnable_folder: Callable[..., Path]) -> Callable[..., Path]:
+    """The same, GEM-trained in the `special` scope, by architecture and k."""
+
+    @cache
+    def make(architecture: str, k: int = 1) -> Path:
+        base = runnable_folder(architecture)
+        return helpers.save_gem(new_folder(f"{architecture}-{k}"), base, k=k)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Gem]:
+    """gem-tiny on vLLM, in a process of its own, compiled."""
+    with gem_rag.load("gem-tiny", engine="vllm", **SMALL) as gem:
+        yield gem
+
+
+@pytest.fixture(scope="session")
+def plain_tiny() -> Iterator[Gem]:
+    """gem-tiny on the transformers engine."""
+    with gem_rag.load("gem-tiny") as gem:
+        yield gem

@@ -1,0 +1,155 @@
+"""vLLM generates what it generates alone, whatever is embedded beside it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import SMALL
+
+import gem_rag
+from gem_rag.engines.vllm.arguments import run_in_process
+from gem_rag.errors import GemError, InputError
+from gem_rag.model import Gem
+
+PROMPTS = ("Return the", "The list is", "Raises ValueError if", "A file object")
+TEXTS = ("open a file for reading", "sort a list in place", "x", "def f(a):\n    return a")
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[tuple[int, ...]]:
+    """What vLLM by itself generates greedily, without any of our code in it."""
+    with run_in_process(True):
+        import vllm
+
+        folder = str(gem_rag.load("gem-tiny")._checkpoint.path)
+        llm = vllm.LLM(folder, **SMALL)
+        greedy = vllm.SamplingParams(temperature=0, max_tokens=24)
+        tokenizer = llm.get_tokenizer()
+        ids = [{"prompt_token_ids": tokenizer.encode(prompt)} for prompt in PROMPTS]
+        outputs = llm.generate(ids, greedy, use_tqdm=False)
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        vllm.distributed.cleanup_dist_env_and_memory()
+    return [tuple(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_200_alternations_with_embeddings_change_no_token(
+    alone: list[tuple[int, ...]], tiny: Gem
+) -> None:
+    vectors = tiny.embed_documents(TEXTS)
+    for turn in range(200):
+        which = turn % len(PROMPTS)
+        (generation,) = tiny.generate([PROMPTS[which]], max_tokens=24)
+        assert generation.tokens == alone[which][: len(generation.tokens)]
+        assert len(generation.tokens) == 24 or generation.finish_reason == "stop"
+        text = turn % len(TEXTS)
+        assert np.allclose(tiny.embed_documents([TEXTS[text]])[0], vectors[text], atol=1e-5)
+
+
+def test_32_requests_at_once_get_what_each_gets_alone(
+    alone: list[tuple[int, ...]], tiny: Gem
+) -> None:
+    vectors = tiny.embed_documents(TEXTS)
+
+    def request(number: int) -> None:
+        which = number // 2 % 4
+        if number % 2:
+            found = tiny.embed_documents([TEXTS[which]])[0]
+            assert np.allclose(found, vectors[which], atol=1e-5)
+        elif number % 3:
+            (generation,) = tiny.generate([PROMPTS[which]], max_tokens=24)
+            assert generation.tokens == alone[which][: len(generation.tokens)]
+        else:
+            text = "".join(tiny.stream(PROMPTS[which], max_tokens=24))
+            assert text == tiny._text.decode(alone[which])
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(request, range(32)))
+
+
+@pytest.mark.parametrize("stop", [(), (".",), ("value of", "zzz"), ("<|end|>",)])
+def test_texts_and_reasons_are_those_of_the_transformers_engine(
+    stop: tuple[str, ...], tiny: Gem, plain_tiny: Gem
+) -> None:
+    settings = {"max_tokens": 24, "stop": stop}
+    wanted = plain_tiny.generate(PROMPTS, **settings)
+    assert tiny.generate(PROMPTS, **settings) == wanted
+    for prompt, generation in zip(PROMPTS, wanted, strict=True):
+        assert "".join(tiny.stream(prompt, **settings)) == generation.text
+
+
+def test_scores_are_those_of_the_transformers_engine(tiny: Gem, plain_tiny: Gem) -> None:
+    continuations = [" list is", " file", " value of the current line", " x"]
+    found, wanted = (gem.score("Return the", continuations) for gem in (tiny, plain_tiny))
+    assert np.allclose(found, wanted, atol=1e-3)
+
+
+def test_a_continuation_may_fill_the_context(tiny: Gem, plain_tiny: Gem) -> None:
+    words = " word" * 400
+    ids = tiny._text.encode_continuation(words)
+    fitting = tiny._text.decode(ids[: tiny.context - len(tiny.encode("Return")) - 2])
+    found, wanted = (gem.score("Return", [fitting]) for gem in (tiny, plain_tiny))
+    assert np.allclose(found, wanted, atol=1e-3)
+
+
+def test_sampling_with_a_seed_is_repeatable(tiny: Gem) -> None:
+    settings = {"max_tokens": 16, "temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 7}
+    assert tiny.generate(PROMPTS, **settings) == tiny.generate(PROMPTS, **settings)
+
+
+def test_a_text_is_held_to_a_schema(tiny: Gem) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "count": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+        "required": ["name", "count"],
+        "additionalProperties": False,
+    }
+    (generation,) = tiny.generate(["Answer: "], max_tokens=100, schema=schema)
+    answer = json.loads(generation.text)
+    assert set(answer) == {"name", "count"}
+    assert 0 <= answer["count"] <= 9
+
+
+def test_a_schema_that_is_none_is_refused(tiny: Gem, plain_tiny: Gem) -> None:
+    with pytest.raises(InputError, match="vLLM refuses the request"):
+        tiny.generate(["Answer: "], max_tokens=8, schema={"type": "nothing"})
+    with pytest.raises(InputError, match="engine='vllm'"):
+        plain_tiny.generate(["Answer: "], max_tokens=8, schema={"type": "object"})
+    assert tiny.generate(["Return the"], max_tokens=2)  # the engine goes on
+
+
+def test_a_stream_that_nobody_reads_ends(tiny: Gem) -> None:
+    stream = tiny.stream("Return the", max_tokens=200)
+    next(stream)
+    stream.close()
+    tiny.embed_documents(["x"])  # the driver has taken the abort before this
+    assert not tiny._engine._driver._listeners
+
+
+def test_closing_fails_what_is_under_way() -> None:
+    gem = gem_rag.load("gem-tiny", engine="vllm", in_process=True, enforce_eager=True, **SMALL)
+    started, errors = threading.Event(), []
+
+    def read() -> None:
+        try:
+            for _ in gem.stream("Return the", max_tokens=240):
+                started.set()
+        except GemError as error:
+            errors.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert started.wait(60)
+    gem.close()
+    reader.join(60)
+    assert not reader.is_alive()
+    assert not errors or "closed" in errors[0]
+    with pytest.raises(GemError, match="closed"):
+        gem.embed_documents(["x"])
