@@ -33,8 +33,8 @@ demo: setup ## Index Python's language reference and answer three questions abou
 	$(BIN)/python examples/demo.py
 
 test: setup-vllm ## Run every test; vLLM's in a process of their own, which it makes its own.
-	$(BIN)/python -m pytest --ignore tests/vllm
-	$(BIN)/python -m pytest tests/vllm
+	$(BIN)/python -m pytest --ignore tests/on_vllm
+	$(BIN)/python -m pytest tests/on_vllm
 
 check: setup-dev ## Lint and type-check.
 	$(BIN)/ruff check .

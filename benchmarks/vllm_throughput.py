@@ -243,7 +243,7 @@ def generation(model: Path, tokens: int) -> dict[str, tuple[float, float]]:
 # -- the model ------------------------------------------------------------------------------------
 
 
-def random_model(scratch: Path) -> Path:
+def random_model(scratch: Path, hidden: int = 768, layers: int = 10) -> Path:
     """A GEM folder of a random Llama with gem-tiny's tokenizer (k = 1, no adapters)."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -253,8 +253,9 @@ def random_model(scratch: Path) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED["gem-tiny"])
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=768, intermediate_size=2048, num_hidden_layers=10,
-        num_attention_heads=12, num_key_value_heads=4, max_position_embeddings=2048,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 8 // 3 // 64 * 64,
+        num_hidden_layers=layers, num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 256, max_position_embeddings=2048,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -262,7 +263,7 @@ def random_model(scratch: Path) -> Path:
     base = scratch / "base"
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
-    special = {"special_embeddings": torch.randn(1, 768, dtype=torch.bfloat16) * 0.02}
+    special = {"special_embeddings": torch.randn(1, hidden, dtype=torch.bfloat16) * 0.02}
     millions = sum(p.numel() for p in model.parameters()) // 1_000_000
     folder = scratch / f"random-llama-{millions}m"
     save_checkpoint(folder, base, GemConfig(k=1, scope="full"), special)

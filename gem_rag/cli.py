@@ -193,8 +193,9 @@ def train(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
     context: typer.Context,
+    # No -m: vLLM has short flags with an m in them.
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")
+        str, typer.Option("--model", help="Bundled or hub name, or folder.")
     ] = DEFAULT_MODEL,
     engine: Annotated[str, typer.Option(help="What runs the model: vllm.")] = "vllm",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",

@@ -34,11 +34,10 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
     for name in arguments:
         if name not in known:
             raise InputError(f"vLLM has no engine argument {name!r}{nearest(name, known)}")
-    for name, value in (("model", folder), ("worker_extension_cls", WORKER_EXTENSION)):
-        if arguments.get(name, value) != value:
-            raise InputError(f"{name} is set by gem-rag: leave it out")
-    settings = {"disable_log_stats": True, **arguments}
-    settings |= {"model": folder, "worker_extension_cls": WORKER_EXTENSION}
+    if "worker_extension_cls" in arguments:
+        raise InputError("worker_extension_cls is set by gem-rag: leave it out")
+    own = {"model": folder, "worker_extension_cls": WORKER_EXTENSION}
+    settings = {"disable_log_stats": True, **arguments, **own}
     try:
         config = EngineArgs(**settings).create_engine_config(UsageContext.LLM_CLASS)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:

@@ -59,6 +59,8 @@ class EmbeddingQueue:
 
     def add(self, rows: Sequence[Row], future: Future[FloatArray]) -> None:
         """Rows whose vectors, one for each span, in order, become the future's result."""
+        if not rows:
+            future.set_result(np.empty((0, 0), dtype=np.float32))
         call = _Call(future, len(rows))
         self._waiting.extend((row, call) for row in rows)
 

@@ -20,6 +20,7 @@ from gem_rag.errors import GemError
 from gem_rag.layout import Row
 
 _TICK = 0.01  # seconds between looks at whether generation has ended
+_LOOK = 0.5  # and at whether the engine is alive
 
 
 class AsyncEmbedder:
@@ -59,8 +60,7 @@ class AsyncEmbedder:
                 "vLLM's workers cannot embed: start the engine with worker_extension_cls="
                 f"{WORKER_EXTENSION!r}"
             )
-        arguments = (str(checkpoint.path), checkpoint.config.k)
-        answers = await client.collective_rpc(rpc.LOAD, args=arguments)
+        answers = await _call(client, rpc.LOAD, str(checkpoint.path), checkpoint.config.k)
         return cls(client, checkpoint, rpc.Ability.of(answers), embed_share)
 
     async def embed(self, rows: Sequence[Row]) -> FloatArray:
@@ -101,8 +101,7 @@ class AsyncEmbedder:
             return
         try:
             rows = rpc.packed_rows(batch.rows)
-            answers = await self._client.collective_rpc(rpc.EMBED, args=(rows,))
-            vectors = rpc.vectors(answers)
+            vectors = rpc.vectors(await _call(self._client, rpc.EMBED, rows))
         except GemError as error:
             self._queue.failed(batch, error)
         except BaseException as error:
@@ -113,3 +112,16 @@ class AsyncEmbedder:
 
     def _generating(self) -> bool:
         return bool(self._client.output_processor.has_unfinished_requests())
+
+
+async def _call(client: Any, method: str, *arguments: Any) -> list[Any]:
+    """The workers' answers. Raises the engine's error if it dies meanwhile."""
+    answer = asyncio.ensure_future(client.collective_rpc(method, args=arguments))
+    try:
+        # vLLM's client waits for ever for the answer of an engine that is gone.
+        while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
+            if client.errored:
+                raise client.dead_error
+    finally:
+        answer.cancel()
+    return list(answer.result())

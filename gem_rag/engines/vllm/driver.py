@@ -11,7 +11,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row
 
 Prepare = Callable[[Callable[..., list[Any]]], EmbeddingQueue]
+_LOOK = 0.5  # seconds between looks at whether the engine is alive
 
 
 class Listener(Protocol):
@@ -51,6 +52,8 @@ class Driver:
         self._listeners: dict[str, Listener] = {}
         self._lock = threading.Lock()
         self._dead: GemError | None = None
+        self._engine: Any = None
+        self._embeddings: EmbeddingQueue | None = None
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run,
@@ -64,7 +67,12 @@ class Driver:
     def embed(self, rows: Sequence[Row]) -> Future[FloatArray]:
         """One vector for each span of the rows, in order: [spans, dim]."""
         future: Future[FloatArray] = Future()
-        self._submit(lambda: self._embeddings.add(rows, future), future.set_exception)
+
+        def add() -> None:
+            assert self._embeddings is not None
+            self._embeddings.add(rows, future)
+
+        self._submit(add, future.set_exception)
         return future
 
     def generate(self, prompt: Sequence[int], params: Any, listener: Listener) -> str:
@@ -101,7 +109,6 @@ class Driver:
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 
-        self._engine: Any = None
         try:
             self._engine = LLMEngine(
                 config,
@@ -109,10 +116,10 @@ class Driver:
                 log_stats=False,
                 multiprocess_mode=not in_process,
             )
-            self._embeddings = prepare(self._engine.collective_rpc)
+            self._embeddings = prepare(self._call)
         except BaseException as error:
-            self._end(GemError("the engine did not start"), in_process)
             started.set_exception(error)
+            self._end(GemError("the engine did not start"), in_process)
             return
         started.set_result(None)
         over = GemError("this Gem has been closed: load the model again")
@@ -149,12 +156,12 @@ class Driver:
                 self._hear(output)
 
     def _embed(self, generating: bool) -> None:
+        assert self._embeddings is not None
         batch = self._embeddings.take(generating)
         if not batch.rows:
             return
         try:
-            answers = self._engine.collective_rpc(rpc.EMBED, args=(rpc.packed_rows(batch.rows),))
-            vectors = rpc.vectors(answers)
+            vectors = rpc.vectors(self._call(rpc.EMBED, rpc.packed_rows(batch.rows)))
         except GemError as error:
             self._embeddings.failed(batch, error)
         except BaseException as error:
@@ -162,6 +169,28 @@ class Driver:
             raise
         else:
             self._embeddings.done(batch, vectors)
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """The workers' answers. Raises EngineDeadError if the engine dies meanwhile."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        resources = getattr(self._engine.engine_core, "resources", None)
+        if resources is None:  # in this process
+            return list(self._engine.collective_rpc(method, args=arguments))
+        answer: Future[list[Any]] = Future()
+
+        def call() -> None:
+            try:
+                answer.set_result(self._engine.collective_rpc(method, args=arguments))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        # vLLM's client waits for ever for the answer of an engine that is gone.
+        threading.Thread(target=call, daemon=True).start()
+        while not wait([answer], timeout=_LOOK).done:
+            if resources.engine_dead:
+                raise EngineDeadError
+        return answer.result()
 
     def _hear(self, output: Any) -> None:
         listener = self._listeners.get(output.request_id)
@@ -188,7 +217,8 @@ class Driver:
                 command.refuse(error)
         if self._engine is None:
             return
-        self._embeddings.fail_all(error)
+        if self._embeddings is not None:
+            self._embeddings.fail_all(error)
         self._engine.engine_core.shutdown()
         self._engine = None
         if in_process:

@@ -140,12 +140,16 @@ class Group:
 
 
 def grouped(rows: Sequence[Row], k: int, budget: int, device: torch.device) -> list[Group]:
-    """Rows in groups of like length, longest first, of at most `budget` places each."""
-    lengths = [row.length(k) for row in rows]
-    return [
-        Group(batch, Layout.build([rows[i] for i in batch], k), device)
-        for batch in plan_batches(lengths, budget, PADDING)
-    ]
+    """Rows in groups of like length and as many spans, of at most `budget` places each."""
+    alike: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        alike.setdefault(len(row.spans), []).append(number)
+    groups = []
+    for numbers in alike.values():
+        for batch in plan_batches([rows[i].length(k) for i in numbers], budget, PADDING):
+            chosen = [numbers[i] for i in batch]
+            groups.append(Group(chosen, Layout.build([rows[i] for i in chosen], k), device))
+    return groups
 
 
 def in_steps(groups: Sequence[Group], budget: int) -> Iterator[list[Group]]:
@@ -156,4 +160,5 @@ def in_steps(groups: Sequence[Group], budget: int) -> Iterator[list[Group]]:
             yield step
             step = []
         step.append(group)
-    yield step
+    if step:
+        yield step

@@ -32,10 +32,12 @@ def command(
     Raises InputError for a flag that gem-rag sets itself.
     """
     check_share(embed_share)
-    for flag in more:
-        if flag.split("=")[0] in _OURS:
+    given = {_flag(word) for word in more}
+    for flag in _OURS:
+        if flag in given:
             raise InputError(f"{flag} is set by gem-rag serve: leave it out")
-    names = () if "--served-model-name" in more else ("--served-model-name", checkpoint.name)
+    named = "--served-model-name" in given
+    names = () if named else ("--served-model-name", checkpoint.name)
     settings = {NAME: {"embed_share": embed_share}}
     return [
         # The module, not the `vllm` command, which asks for a distribution of that name: the CPU
@@ -47,6 +49,11 @@ def command(
         *("--host", host, "--port", str(port)),
         *more,
     ]
+
+
+def _flag(word: str) -> str:
+    """A flag without its value, as vLLM reads it: --a_b.c=1 sets a part of --a-b."""
+    return word.split("=")[0].split(".")[0].replace("_", "-")
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""`gem-rag serve` on a free port of this machine, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+MODEL = "gem-tiny"
+# A second name of the model, for clients that know the names of OpenAI's models only.
+ALIAS = "gpt-4o-mini"
+START_SECONDS = 180
+STOP_SECONDS = 20
+_TAIL = 6000
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers.
+
+    process: vLLM's API server, which leads a process group of its own.
+    url: without a slash at its end.
+    """
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def engine_processes(self) -> list[psutil.Process]:
+        """The engine core, then its workers."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if "VLLM::" in " ".join(child.cmdline())]
+
+    def is_healthy(self) -> bool:
+        """Whether /health answers 200."""
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """A server of the bundled model, which keeps its log and its caches in the folder.
+
+    Raises AssertionError with the end of its log if it does not start.
+    """
+    port = _free_port()
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(port),
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(process, f"http://127.0.0.1:{port}")
+    try:
+        wait_until(lambda: process.poll() is not None or server.is_healthy(), START_SECONDS)
+        assert server.is_healthy(), f"the server did not start:\n{_tail(log)}"
+        yield server
+    finally:
+        _end_group(process)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Whether something comes to hold before the deadline."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _command(port: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "gem_rag", "serve", "--model", MODEL, "--port", str(port)),
+        *("--dtype", "float32", "--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager"),
+        *("--served-model-name", MODEL, ALIAS),
+    ]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(folder / "cache"),
+        "VLLM_CONFIG_ROOT": str(folder / "config"),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-_TAIL:]
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Nothing of the process's group is left, which it may have ended before."""
+    _signal_group(process, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)  # the group bears the number of its leader

@@ -1,0 +1,116 @@
+"""An `AsyncLLM` that somebody else runs embeds too, beside what it generates."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import SMALL
+
+import gem_rag
+from gem_rag.checkpoint import open_checkpoint
+from gem_rag.engines.vllm.arguments import WORKER_EXTENSION
+from gem_rag.engines.vllm.client import AsyncEmbedder
+from gem_rag.errors import GemError
+from gem_rag.layout import Row
+from gem_rag.model import Gem
+
+TEXTS = ("open a file for reading", "sort a list in place", "x", "def f(a):\n    return a")
+CHECKPOINT = open_checkpoint("gem-tiny")
+
+
+def with_engine(test: Callable[[Any], Awaitable[None]], **arguments: Any) -> None:
+    """Run a coroutine on an `AsyncLLM` of gem-tiny."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    async def run() -> None:
+        settings = {"enforce_eager": True, "disable_log_stats": True, **SMALL, **arguments}
+        args = AsyncEngineArgs(model=str(CHECKPOINT.path), **settings)
+        engine = AsyncLLM.from_engine_args(args)
+        try:
+            await test(engine)
+        finally:
+            engine.shutdown()
+
+    asyncio.run(run())
+
+
+async def written(engine: Any, gem: Gem, name: str) -> tuple[int, ...]:
+    """Tokens of a greedy continuation."""
+    from vllm import SamplingParams
+
+    prompt = {"prompt_token_ids": gem.encode("Return the")}
+    params = SamplingParams(temperature=0, max_tokens=24)
+    async for output in engine.generate(prompt, params, name):
+        tokens = tuple(output.outputs[0].token_ids)
+    return tokens
+
+
+def test_many_tasks_embed_and_generate_at_once(plain_tiny: Gem) -> None:
+    rows = [Row.whole(plain_tiny.encode(text)) for text in TEXTS]
+    wanted = plain_tiny.embed_documents(TEXTS)
+
+    async def test(engine: Any) -> None:
+        embedder = await AsyncEmbedder.connect(engine, CHECKPOINT, embed_share=0.5)
+        alone = await written(engine, plain_tiny, "alone")
+        embeddings = [embedder.embed([rows[i % 4], rows[(i + 1) % 4]]) for i in range(16)]
+        texts = [written(engine, plain_tiny, f"beside-{i}") for i in range(16)]
+        found = await asyncio.gather(*embeddings, *texts)
+        for i, vectors in enumerate(found[:16]):
+            assert np.allclose(vectors, wanted[[i % 4, (i + 1) % 4]], atol=1e-4)
+        assert all(tokens == alone for tokens in found[16:])
+        embedder.close()
+        with pytest.raises(GemError, match="closed"):
+            await asyncio.wait_for(embedder.embed(rows), 60)
+
+    with_engine(test, worker_extension_cls=WORKER_EXTENSION)
+
+
+def test_an_engine_without_the_extension_is_refused() -> None:
+    async def test(engine: Any) -> None:
+        with pytest.raises(GemError, match="worker_extension_cls='gem_rag"):
+            await AsyncEmbedder.connect(engine, CHECKPOINT)
+
+    with_engine(test)
+
+
+def test_those_who_wait_hear_that_the_engine_has_died(plain_tiny: Gem) -> None:
+    rows = [Row.whole(plain_tiny.encode("word " * 100))] * 400
+
+    async def test(engine: Any) -> None:
+        embedder = await AsyncEmbedder.connect(engine, CHECKPOINT)
+        waiting = asyncio.create_task(embedder.embed(rows))
+        await embedder.embed(rows[:1])  # by now the first batch is done, and others are not
+        kill_engine()
+        with pytest.raises(GemError, match="engine has died"):
+            await asyncio.wait_for(waiting, 60)
+        with pytest.raises(GemError, match="engine has died"):
+            await embedder.embed(rows[:1])
+
+    with_engine(test, worker_extension_cls=WORKER_EXTENSION)
+
+
+def test_a_gem_says_that_its_engine_has_died() -> None:
+    gem = gem_rag.load("gem-tiny", engine="vllm", enforce_eager=True, **SMALL)
+    stream = gem.stream("Return the", max_tokens=240)
+    next(stream)
+    kill_engine()
+    with pytest.raises(GemError, match="engine has died"):
+        list(stream)
+    with pytest.raises(GemError, match="engine has died"):
+        gem.embed_documents(["x"])
+    gem.close()
+
+
+def kill_engine() -> None:
+    """SIGKILL to vLLM's engine process, whichever of this process's children it is."""
+    children = psutil.Process().children(recursive=True)
+    engine = next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
+    os.kill(engine.pid, signal.SIGKILL)
