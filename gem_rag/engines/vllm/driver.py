@@ -11,14 +11,14 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gem_rag.engines.base import FloatArray
 from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.arguments import died, plain_reason
-from gem_rag.engines.vllm.batching import EmbeddingQueue
+from gem_rag.engines.vllm.batching import Batch, EmbeddingQueue
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row
 
@@ -54,6 +54,9 @@ class Driver:
         self._dead: GemError | None = None
         self._engine: Any = None
         self._embeddings: EmbeddingQueue | None = None
+        self._batch: Batch | None = None  # being embedded
+        self._over = threading.Event()
+        self._thread_waits = False  # for ever, for an engine that was killed
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run,
@@ -101,7 +104,9 @@ class Driver:
     def close(self) -> None:
         """End the engine; what is under way fails."""
         self._commands.put(None)
-        self._thread.join()
+        self._over.wait()
+        if not self._thread_waits:
+            self._thread.join()
 
     # -- in the thread -----------------------------------------------------------------------
 
@@ -116,12 +121,14 @@ class Driver:
                 log_stats=False,
                 multiprocess_mode=not in_process,
             )
-            self._embeddings = prepare(self._call)
+            self._embeddings = prepare(self._engine.collective_rpc)
         except BaseException as error:
             started.set_exception(error)
             self._end(GemError("the engine did not start"), in_process)
             return
         started.set_result(None)
+        if not in_process:
+            threading.Thread(target=self._watch, name="gem-rag-vllm-watch", daemon=True).start()
         over = GemError("this Gem has been closed: load the model again")
         try:
             while self._obey():
@@ -160,37 +167,15 @@ class Driver:
         batch = self._embeddings.take(generating)
         if not batch.rows:
             return
+        self._batch = batch  # what fails with the engine
+        answers = self._engine.collective_rpc(rpc.EMBED, args=(rpc.packed_rows(batch.rows),))
+        self._batch = None
         try:
-            vectors = rpc.vectors(self._call(rpc.EMBED, rpc.packed_rows(batch.rows)))
+            vectors = rpc.vectors(answers)
         except GemError as error:
             self._embeddings.failed(batch, error)
-        except BaseException as error:
-            self._embeddings.failed(batch, died(error))
-            raise
         else:
             self._embeddings.done(batch, vectors)
-
-    def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """The workers' answers. Raises EngineDeadError if the engine dies meanwhile."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        resources = getattr(self._engine.engine_core, "resources", None)
-        if resources is None:  # in this process
-            return list(self._engine.collective_rpc(method, args=arguments))
-        answer: Future[list[Any]] = Future()
-
-        def call() -> None:
-            try:
-                answer.set_result(self._engine.collective_rpc(method, args=arguments))
-            except BaseException as error:
-                answer.set_exception(error)
-
-        # vLLM's client waits for ever for the answer of an engine that is gone.
-        threading.Thread(target=call, daemon=True).start()
-        while not wait([answer], timeout=_LOOK).done:
-            if resources.engine_dead:
-                raise EngineDeadError
-        return answer.result()
 
     def _hear(self, output: Any) -> None:
         listener = self._listeners.get(output.request_id)
@@ -206,25 +191,46 @@ class Driver:
         if self._listeners.pop(name, None) is not None:
             self._engine.abort_request([name])
 
+    def _watch(self) -> None:
+        """In a thread of its own: vLLM's client waits for ever for an engine that was killed, and
+        the driver with it."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        resources = self._engine.engine_core.resources
+        while not self._over.wait(_LOOK):
+            if resources.engine_dead:
+                self._fail(died(EngineDeadError()))
+                self._thread_waits = True
+                self._over.set()
+
     def _end(self, error: GemError, in_process: bool) -> None:
+        self._fail(error)
+        try:
+            if self._engine is not None:
+                self._engine.engine_core.shutdown()
+                self._engine = None
+                if in_process:
+                    from vllm.distributed import cleanup_dist_env_and_memory
+
+                    cleanup_dist_env_and_memory()
+        finally:
+            self._over.set()
+
+    def _fail(self, error: GemError) -> None:
         """Nobody waits in vain: everything asked for and not yet done fails."""
         with self._lock:
-            self._dead = error
-        for listener in self._listeners.values():
+            self._dead = self._dead or error
+            listeners, self._listeners = self._listeners, {}
+            batch, self._batch = self._batch, None
+        for listener in listeners.values():
             listener.fail(error)
         while not self._commands.empty():
             if command := self._commands.get():
                 command.refuse(error)
-        if self._engine is None:
-            return
         if self._embeddings is not None:
+            if batch is not None:
+                self._embeddings.failed(batch, error)
             self._embeddings.fail_all(error)
-        self._engine.engine_core.shutdown()
-        self._engine = None
-        if in_process:
-            from vllm.distributed import cleanup_dist_env_and_memory
-
-            cleanup_dist_env_and_memory()
 
     def _submit(self, do: Callable[[], None], refuse: Callable[[BaseException], None]) -> None:
         with self._lock:

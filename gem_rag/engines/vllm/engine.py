@@ -52,7 +52,7 @@ class VllmEngine(Engine):
         self._k = k
 
         def prepare(call: Callable[..., list[Any]]) -> EmbeddingQueue:
-            self._ability = rpc.Ability.of(call(rpc.LOAD, folder, k))
+            self._ability = rpc.Ability.of(call(rpc.LOAD, args=(folder, k)))
             return self._ability.queue(k, embed_share)
 
         with run_in_process(in_process):
