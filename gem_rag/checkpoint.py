@@ -87,9 +87,13 @@ class Checkpoint:
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and modification time of every file: changes when the folder does."""
-        files = sorted(p for p in [*self.path.iterdir(), self.path / ADAPTER_NAME] if p.is_file())
-        stats = [(p.name, p.stat()) for p in files]
+        stats = [(name, (self.path / name).stat()) for name in self.files()]
         return tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats)
+
+    def files(self) -> list[str]:
+        """Its files, relative to the folder."""
+        names = [*(file.name for file in self.path.iterdir()), ADAPTER_NAME]
+        return sorted(name for name in names if (self.path / name).is_file())
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that name the vectors this checkpoint gives.

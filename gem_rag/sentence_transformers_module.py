@@ -108,9 +108,10 @@ class GemModule(InputModule):
         """Copy the checkpoint, which nothing here can have changed; `max_seq_length` goes along."""
         source, target = self.checkpoint.path, Path(output_path)
         if target.resolve() != source:
-            for file in source.iterdir():
-                if file.is_file() and file.name not in _NOT_COPIED:
-                    shutil.copyfile(file, target / file.name)
+            for file in self.checkpoint.files():
+                if file not in _NOT_COPIED:
+                    (target / file).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source / file, target / file)
         if self._limit is not None:
             dataclasses.replace(self.checkpoint.config, max_length=self._limit).save(target)
 
