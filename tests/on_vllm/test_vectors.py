@@ -17,24 +17,21 @@ from gem_rag.layout import Row
 from gem_rag.model import Gem
 
 MODES = tuple(product((1, 4), ("in process", "multiprocess"), ("eager", "compiled")))
-# Every pair of values; the rest of the product takes as long again (pytest -m exhaustive).
-PAIRS = {
-    (1, "in process", "eager"),
-    (1, "multiprocess", "compiled"),
-    (4, "in process", "compiled"),
-    (4, "multiprocess", "eager"),
-}
+# Llama and gem-tiny meet every pair of values, the others half of that; the rest of the product
+# takes several times as long (pytest -m exhaustive).
+HALF = {(1, "in process", "eager"), (4, "in process", "compiled")}
+PAIRS = {*HALF, (1, "multiprocess", "compiled"), (4, "multiprocess", "eager")}
 
 
-def modes() -> list[object]:
-    return [
-        pytest.param(
-            *mode,
-            id=" ".join(map(str, mode)),
-            marks=() if mode in PAIRS else pytest.mark.exhaustive,
-        )
-        for mode in MODES
-    ]
+def runs() -> list[object]:
+    found = []
+    for architecture in (*ARCHITECTURES, "gem-tiny"):
+        usual = PAIRS if architecture in ("llama", "gem-tiny") else HALF
+        for mode in MODES:
+            name = " ".join(map(str, (architecture, *mode)))
+            marks = [] if mode in usual else [pytest.mark.exhaustive]
+            found.append(pytest.param(architecture, *mode, id=name, marks=marks))
+    return found
 
 
 def random_texts(gem: Gem, count: int = 64) -> list[str]:
@@ -61,8 +58,7 @@ def check_same_vectors(gem: Gem, reference: Gem) -> None:
     assert nearest(gem.embed_documents(texts), wanted) >= 0.9999
 
 
-@pytest.mark.parametrize(("k", "process", "graph"), modes())
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gem-tiny"])
+@pytest.mark.parametrize(("architecture", "k", "process", "graph"), runs())
 def test_vectors_are_those_of_the_transformers_engine(
     architecture: str, k: int, process: str, graph: str, served_folder: Callable[..., Path]
 ) -> None:
