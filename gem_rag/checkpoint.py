@@ -108,7 +108,7 @@ class Checkpoint:
             kept = {key: value for key, value in state.items() if counts(key)}
             digest.update(json.dumps(kept, sort_keys=True).encode())
         digest.update(json.dumps(self.config.vector_state(), sort_keys=True).encode())
-        files = [*self.path.glob("*.safetensors"), *self.path.glob(ADAPTER_NAME)]
+        files = [self.path / name for name in self.files() if name.endswith(".safetensors")]
         for name, dtype, shape, data in _tensors(files):
             digest.update(f"{name} {dtype} {shape}".encode())
             digest.update(data)

@@ -95,6 +95,10 @@ class GemConfig:
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
 
+    def dim(self, hidden: int) -> int:
+        """Length of an embedding of a model whose outputs have this length."""
+        return hidden * self.k if self.pooling == "concat" else hidden
+
     def vector_state(self) -> dict[str, Any]:
         """The part that changes vectors, for the fingerprint."""
         state = dataclasses.asdict(self)

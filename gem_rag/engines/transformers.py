@@ -257,6 +257,8 @@ class TransformersEngine(Engine):
         ends = self._ends(sampling)
         writing = Writing(self.text.decode, sampling.stop)
         while (piece := pieces.get()) is not None:
+            if isinstance(piece, GemError):
+                raise piece
             if isinstance(piece, BaseException):
                 raise GemError(f"generation failed: {piece}") from piece
             if shown := writing.add([i for i in piece if i not in ends]):

@@ -9,14 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-import pytest
-
-# Not "vllm" itself: without vLLM, this folder would be imported by that name.
-pytest.importorskip("vllm.version", reason="vLLM is not installed")
-
 import httpx
+import numpy as np
 import openai
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -28,6 +28,8 @@ def runs() -> list[object]:
     for architecture in (*ARCHITECTURES, "gem-tiny"):
         usual = PAIRS if architecture in ("llama", "gem-tiny") else HALF
         for mode in MODES:
+            if architecture == "gem-tiny" and mode[0] != 1:
+                continue  # it has one special token
             name = " ".join(map(str, (architecture, *mode)))
             marks = [] if mode in usual else [pytest.mark.exhaustive]
             found.append(pytest.param(architecture, *mode, id=name, marks=marks))
@@ -62,8 +64,6 @@ def check_same_vectors(gem: Gem, reference: Gem) -> None:
 def test_vectors_are_those_of_the_transformers_engine(
     architecture: str, k: int, process: str, graph: str, served_folder: Callable[..., Path]
 ) -> None:
-    if architecture == "gem-tiny" and k != 1:
-        pytest.skip("gem-tiny has one special token")
     folder = "gem-tiny" if architecture == "gem-tiny" else served_folder(architecture, k)
     how = {"in_process": process == "in process", "enforce_eager": graph == "eager"}
     with (

@@ -48,8 +48,9 @@ class SpecialRowAdapters:
     ) -> None:
         updates: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         dtype, device = tensors["special_embeddings"].dtype, _device(model)
+        modules = dict(model.named_modules())
         for target in adapter.targets:
-            place = _find(model, target)
+            place = _find(model, modules, target)
             down, up = (
                 tensors[peft_name(target, part)].to(device, dtype) for part in ("lora_A", "lora_B")
             )
@@ -90,11 +91,11 @@ def _hook(down: Tensor, up: Tensor) -> Callable[..., Any]:
     return add_update
 
 
-def _find(model: nn.Module, target: str) -> _Place:
+def _find(model: nn.Module, modules: dict[str, nn.Module], target: str) -> _Place:
     """A target's place. Raises GemError where vLLM has no such layer, or stores it in an order of
     its own."""
     name, shard = _vllm_name(model, target)
-    module = dict(model.named_modules()).get(name)
+    module = modules.get(name)
     last = name.rpartition(".")[2]
     packed = getattr(model, "packed_modules_mapping", None) or {}
     plain = isinstance(module, ReplicatedLinear | RowParallelLinear)

@@ -28,6 +28,11 @@ class _Call:
     missing: int
     vectors: list[FloatArray] = field(default_factory=list)
 
+    def fail(self, error: BaseException) -> None:
+        """Unless it is over already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 @dataclass
 class Batch:
@@ -98,15 +103,12 @@ class EmbeddingQueue:
         """The turn ends with an error for everyone who had rows in the batch."""
         self._end_turn(batch)
         for call in batch.calls:
-            if not call.future.done():
-                call.future.set_exception(error)
+            call.fail(error)
 
     def fail_all(self, error: BaseException) -> None:
         """Nothing will be embedded any more."""
         while self._waiting:
-            _, call = self._waiting.popleft()
-            if not call.future.done():
-                call.future.set_exception(error)
+            self._waiting.popleft()[1].fail(error)
 
     def _end_turn(self, batch: Batch) -> None:
         now = time.monotonic()

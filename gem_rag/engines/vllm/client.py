@@ -15,7 +15,6 @@ from gem_rag.checkpoint import Checkpoint
 from gem_rag.engines.base import FloatArray
 from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.arguments import WORKER_EXTENSION, check_supported, died
-from gem_rag.engines.vllm.batching import EmbeddingQueue
 from gem_rag.errors import GemError
 from gem_rag.layout import Row
 
@@ -35,12 +34,12 @@ class AsyncEmbedder:
     def __init__(self, client: Any, checkpoint: Checkpoint, ability: rpc.Ability, share: float):
         self._client, self._k = client, checkpoint.config.k
         self._ability = ability
-        self._queue: EmbeddingQueue = ability.queue(self._k, share)
+        self._queue = ability.queue(self._k, share)
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="gem-rag-embeddings")
         self._dead: GemError | None = None
         self.longest_text = ability.longest_text
-        self.dim = ability.hidden * (self._k if checkpoint.config.pooling == "concat" else 1)
+        self.dim = checkpoint.config.dim(ability.hidden)
 
     @classmethod
     async def connect(

@@ -4,8 +4,7 @@ No text token sees a special token, so a pass has two halves (compare
 `encoder.GemEncoder.frozen_forward`):
 
 1. The texts, packed in flat sequences no longer than vLLM's own steps, go through its compiled
-   graph like a prefill; only what its attention op does is changed while they do. Their keys and
-   values are kept.
+   graph and attend by its own kernel, like a prefill. Their keys and values are kept.
 2. The special rows, a few for each text, go through the same layers once, uncompiled, with their
    own input rows and adapters, over the kept keys and values.
 
@@ -32,9 +31,11 @@ from vllm.v1.attention.backend import AttentionType
 
 from gem_rag.adapters import initial_rows
 from gem_rag.checkpoint import Checkpoint
+from gem_rag.encoder import longest_text
 from gem_rag.engines.base import FloatArray
 from gem_rag.engines.vllm.adapters import SpecialRowAdapters
 from gem_rag.engines.vllm.groups import PADDING, AttentionLayer, Group, grouped, in_steps
+from gem_rag.engines.vllm.prefill import Prefill
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row
 from gem_rag.pooling import pool
@@ -65,15 +66,19 @@ class VllmEncoder:
         if self.config.adapter is not None and tensors is not None:
             tensors["special_embeddings"] = self._special  # of the model's dtype
             self._adapters = SpecialRowAdapters(model, self.config.adapter, tensors)
-        self._compiled = self._can_use_graph()
+        self._compiled = False
+        self._prefill: Prefill | None = None
+        self._try_vllms_own()
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[Row]) -> FloatArray:
         """Unit vectors, one for each span, in order: float32 [spans, dim]."""
         k = self.config.k
         groups = grouped(rows, k, self.largest_step, self.device)
-        for step in in_steps(groups, self.largest_step):
-            self._run_texts(step, self._compiled)
+        # A text takes whole blocks of the scratch cache: short ones fill a step sooner.
+        least = self._prefill.block // 4 if self._prefill else 1
+        for step in in_steps(groups, self.largest_step, least):
+            self._run_texts(step)
         hidden = self._run_specials(groups)
         vectors: FloatArray = pool(hidden.unflatten(0, (-1, k)), self.config.pooling).cpu().numpy()
         # Each vector's place among those of all rows in their own order.
@@ -97,8 +102,10 @@ class VllmEncoder:
         """Memory that a pass needs for each token beyond what vLLM's own passes do."""
         layers = self._attention_layers.values()
         kept = sum(2 * layer.num_kv_heads * layer.head_size for layer in layers)
-        # One layer's query, key, value and output as rectangles.
-        widest = max(4 * layer.num_heads * layer.head_size for layer in layers)
+        # One layer's query, key, value and output as rectangles, or its scratch cache.
+        widest = max(
+            max(4 * layer.num_heads, 8 * layer.num_kv_heads) * layer.head_size for layer in layers
+        )
         return int((kept + widest) * (1 + PADDING)) * self._special.element_size()
 
     def free_bytes(self) -> int:
@@ -111,16 +118,30 @@ class VllmEncoder:
 
     @property
     def longest_text(self) -> int:
-        """Most text tokens that leave room for the special tokens and never meet a window."""
-        windows = [layer.sliding_window for layer in self._layers.values() if layer.sliding_window]
-        return min([self._vllm_config.model_config.max_model_len, *windows]) - self.config.k
+        """Most text tokens in one pass: the transformers engine's bound, within vLLM's own."""
+        model, k = self._vllm_config.model_config, self.config.k
+        return min(longest_text(model.hf_config, k), model.max_model_len - k)
 
     # -- the two halves of a pass ------------------------------------------------------------
 
-    def _run_texts(self, groups: Sequence[Group], compiled: bool) -> Tensor:
+    def _run_texts(self, groups: Sequence[Group]) -> Tensor:
         ids, positions = map(torch.cat, zip(*(group.text_inputs for group in groups), strict=True))
-        compiled = compiled and len(ids) <= self.largest_step  # what the graph is compiled for
-        with self._attention(groups, Group.attend_texts, "texts"):
+        compiled = self._compiled and len(ids) <= self.largest_step  # what it is compiled for
+        counts = [len(group.texts) for group in groups]
+        lengths = [n for group in groups for n in group.lengths]
+        prefill = self._prefill.step(lengths) if self._prefill else None
+
+        def attend(layer: Any, *qkvo: Tensor) -> None:
+            own = self._layers[layer.layer_name]
+            parts = zip(groups, *(x.split(counts) for x in qkvo), strict=True)
+            for group, query, key, value, out in parts:
+                group.keep_texts(own, key, value)
+                if prefill is None:
+                    group.attend_texts(own, query, out)
+            if prefill is not None:
+                prefill(layer, *qkvo)
+
+        with self._attention(attend):
             # int32 as vLLM's own runner has it: the graph has no guards, and with int64 it reads
             # wrong tokens without an error.
             return self._forward(ids.int(), positions, compiled=compiled)
@@ -129,8 +150,16 @@ class VllmEncoder:
         slots, positions = map(
             torch.cat, zip(*(group.special_inputs for group in groups), strict=True)
         )
+        counts = [len(group.specials) for group in groups]
+
+        def attend(layer: Any, *qkvo: Tensor) -> None:
+            own = self._layers[layer.layer_name]
+            parts = zip(groups, *(x.split(counts) for x in qkvo), strict=True)
+            for group, query, key, value, out in parts:
+                group.attend_specials(own, (query, key, value), out)
+
         adapters = self._adapters.attached() if self._adapters else nullcontext()
-        with self._attention(groups, Group.attend_specials, "specials"), adapters:
+        with self._attention(attend), adapters:
             return self._forward(None, positions, self._special[slots], compiled=False)
 
     def _forward(
@@ -159,11 +188,9 @@ class VllmEncoder:
         return output[0] if isinstance(output, tuple) else output
 
     @contextmanager
-    def _attention(
-        self, groups: Sequence[Group], attend: Callable[..., None], which: str
-    ) -> Iterator[None]:
-        """Puts `attend` in the place of every layer's paged attention."""
-        counts = [len(getattr(group, which)) for group in groups]
+    def _attention(self, attend: Callable[..., None]) -> Iterator[None]:
+        """Puts `attend`, called with a layer and [tokens, heads, width] of query, key, value and
+        output, in the place of every layer's paged attention."""
 
         def forward(
             layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Any, metadata: Any,
@@ -174,10 +201,7 @@ class VllmEncoder:
                     "vLLM quantises attention's output here, which GEM attention does not do: "
                     "switch off pass_config.fuse_attn_quant"
                 )
-            own = self._layers[layer.layer_name]
-            parts = zip(*(x.split(counts) for x in (query, key, value, output)), strict=True)
-            for group, (*qkv, out) in zip(groups, parts, strict=True):
-                attend(group, own, qkv, out)
+            attend(layer, query, key, value, output)
             return output
 
         impls = [layer.impl for layer in self._attention_layers.values()]
@@ -209,20 +233,31 @@ class VllmEncoder:
         return rows.to(self.device, one.dtype)
 
     @torch.inference_mode()
-    def _can_use_graph(self) -> bool:
-        """Whether vLLM's compiled graph, which has no guards, reads a text as its layers do."""
+    def _try_vllms_own(self) -> None:
+        """Use vLLM's attention kernels and its compiled graph, which has no guards, if texts then
+        come out as by its layers under `attention.py`."""
         vocabulary = self._vllm_config.model_config.get_vocab_size()
-        row = Row([i % vocabulary for i in range(1, 9)], ())
-        groups = grouped([row], self.config.k, self.largest_step, self.device)
-        outputs = [self._run_texts(groups, compiled).float() for compiled in (False, True)]
-        difference = (outputs[0] - outputs[1]).abs().max().item()
-        agree = difference <= 0.05 * outputs[0].abs().max().item()
-        if not agree:
-            logger.warning(
-                "embedding without vLLM's compiled graph, which gives other outputs (by %.2g)",
-                difference,
-            )
-        return agree
+        rows = [Row([i % vocabulary for i in range(1, n)], ()) for n in (9, 14, 40)]
+        groups = grouped(rows, self.config.k, self.largest_step, self.device)
+        plain = self._run_texts(groups).float()
+
+        def agrees(what: str) -> bool:
+            try:
+                difference = (self._run_texts(groups).float() - plain).abs().max().item()
+            except Exception as error:  # a backend that wants more than we know to give it
+                logger.warning("embedding without %s: %r", what, error)
+                return False
+            if difference <= 0.05 * plain.abs().max().item():
+                return True
+            logger.warning("embedding without %s, which gives other outputs (by %.2g)", what,
+                           difference)  # fmt: skip
+            return False
+
+        if all(_keeps_exactly(layer) for layer in self._attention_layers.values()):
+            self._prefill = Prefill(self._attention_layers, self._vllm_config, self.device)
+            self._prefill = self._prefill if agrees("vLLM's attention kernel") else None
+        self._compiled = True
+        self._compiled = agrees("vLLM's compiled graph")
 
 
 def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
@@ -266,6 +301,11 @@ def _why_not(layer: Any) -> str | None:
         if value is not None and not (isinstance(value, int | float) and value == 0):
             return f"uses attention with {name}"
     return None
+
+
+def _keeps_exactly(layer: Any) -> bool:
+    """Whether keys and values go through the layer's cache unchanged."""
+    return bool(layer.kv_cache.dtype == layer.dtype)
 
 
 def _asked_by(layer: Any) -> AttentionLayer:

@@ -60,7 +60,7 @@ class VllmEngine(Engine):
             self._driver = Driver(config, in_process, prepare)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.text = TextEncoder(tokenizer)
-        self.dim = self._ability.hidden * (k if checkpoint.config.pooling == "concat" else 1)
+        self.dim = checkpoint.config.dim(self._ability.hidden)
         self.vocabulary = int(config.model_config.get_vocab_size())
         self.context = int(config.model_config.max_model_len)
         self.longest_text = self._ability.longest_text
@@ -71,7 +71,8 @@ class VllmEngine(Engine):
         return self._driver.embed(rows).result()
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        listeners = [_Collector(len(prompt), self._writing(sampling)) for prompt in prompts]
+        eager = bool(sampling.stop)
+        listeners = [_Collector(len(ids), self._writing(sampling), eager) for ids in prompts]
         params = self._params(sampling)
         for prompt, listener in zip(prompts, listeners, strict=True):
             self._driver.generate(prompt, params, listener)
@@ -128,15 +129,20 @@ class VllmEngine(Engine):
 
 
 class _Collector:
-    """Hears a request out. Decodes as it goes only where a stop string may end it."""
+    """Hears a request out. Decodes as it goes only where a stop string may end it: this runs
+    between the engine's steps."""
 
-    def __init__(self, prompt_tokens: int, writing: Writing) -> None:
+    def __init__(self, prompt_tokens: int, writing: Writing, eager: bool) -> None:
         self.generation: Future[Generation] = Future()
-        self._prompt_tokens, self._writing = prompt_tokens, writing
+        self._prompt_tokens, self._writing, self._eager = prompt_tokens, writing, eager
+        self._tokens: list[int] = []  # not yet decoded
 
     def receive(self, output: Any) -> bool:
         tokens, reason = _new_tokens(output)
-        self._writing.add(tokens)
+        self._tokens += tokens
+        if self._eager or reason:
+            self._writing.add(self._tokens)
+            self._tokens = []
         if reason or self._writing.stopped:
             why: FinishReason = "stop" if self._writing.stopped or reason == "stop" else "length"
             text, written = self._writing.text, tuple(self._writing.tokens)

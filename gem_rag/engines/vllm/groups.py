@@ -1,4 +1,4 @@
-"""Texts of like length, and their attention by the lowerings of `attention.py`.
+"""Texts of like length, and attention over them by the lowerings of `attention.py`.
 
 vLLM packs a batch in one flat sequence; scaled dot-product attention wants rectangles. A group
 is a rectangle with little padding, and knows how to get in and out of the flat sequence. Knows
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,10 +98,14 @@ class Group:
         self._texts, self._specials = Places(is_text, device), Places(is_special, device)
         self._padding = Places(role == Role.PAD, device)
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
-        texts = Tokens(*(field[:, : self._width] for field in layout.tokens))
-        alone = Layout(layout.ids[:, : self._width], texts, layout.k, self._width)
-        self._among_texts = lower(alone, "split", device)
+        self._device = device
         self._over_texts = lower_rest(layout, device)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text."""
+        found: list[int] = (self.layout.tokens.role == Role.TEXT).sum(axis=1).tolist()
+        return found
 
     @property
     def text_inputs(self) -> tuple[Tensor, Tensor]:
@@ -114,10 +119,13 @@ class Group:
         ids, position = self.layout.ids, self.layout.tokens.position
         return self._specials.take(ids), self._specials.take(position)
 
-    def attend_texts(self, layer: AttentionLayer, qkv: Sequence[Tensor], out: Tensor) -> None:
-        """Attention of the texts, whose keys and values are kept: [tokens, heads, width] each."""
-        query, *pair = qkv
-        key, value = self._kept[layer.name] = self._keep(pair[0]), self._keep(pair[1])
+    def keep_texts(self, layer: AttentionLayer, key: Tensor, value: Tensor) -> None:
+        """Keep a layer's keys and values for the special tokens: [tokens, heads, width] each."""
+        self._kept[layer.name] = self._keep(key), self._keep(value)
+
+    def attend_texts(self, layer: AttentionLayer, query: Tensor, out: Tensor) -> None:
+        """Attention of the texts over what was kept of them: [tokens, heads, width] each."""
+        key, value = self._kept[layer.name]
         attended = layer.attend(
             self.texts.spread(query), key[:, : self._width], value[:, : self._width],
             self._among_texts,
@@ -131,6 +139,12 @@ class Group:
         key, value = (self._specials.put(own, all) for own, all in zip(pair, kept, strict=True))
         attended = layer.attend(self.specials.spread(query), key, value, self._over_texts)
         self.specials.gather(attended, out)
+
+    @cached_property
+    def _among_texts(self) -> Lowered:
+        texts = Tokens(*(field[:, : self._width] for field in self.layout.tokens))
+        alone = Layout(self.layout.ids[:, : self._width], texts, self.layout.k, self._width)
+        return lower(alone, "split", self._device)
 
     def _keep(self, flat: Tensor) -> Tensor:
         """A copy, since a compiled graph uses its buffers again, with room for special tokens."""
@@ -152,11 +166,14 @@ def grouped(rows: Sequence[Row], k: int, budget: int, device: torch.device) -> l
     return groups
 
 
-def in_steps(groups: Sequence[Group], budget: int) -> Iterator[list[Group]]:
-    """Neighbouring groups that together hold at most `budget` text tokens; a larger one alone."""
+def in_steps(groups: Sequence[Group], budget: int, least: int = 1) -> Iterator[list[Group]]:
+    """Neighbouring groups that together hold at most `budget` text tokens; a larger one alone.
+
+    least: a text counts for as many tokens at least.
+    """
     step: list[Group] = []
     for group in groups:
-        if step and sum(len(g.texts) for g in [*step, group]) > budget:
+        if step and sum(max(n, least) for g in [*step, group] for n in g.lengths) > budget:
             yield step
             step = []
         step.append(group)

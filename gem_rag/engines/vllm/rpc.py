@@ -18,8 +18,8 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row
 
 LOAD, EMBED = "gem_load", "gem_embed"  # the worker extension's methods
-_STEPS = 4
-PlainRow = tuple[Sequence[int], Sequence[tuple[int, int]]]
+PlainRow = tuple[list[int], list[list[int]]]  # token ids, and spans
+_STEPS = 4  # of vLLM's in a batch: the special rows' pass reads every weight for a few rows
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Ability:
 
 
 def packed_rows(rows: Sequence[Row]) -> list[PlainRow]:
-    return [(list(row.text), [list(span) for span in row.spans]) for row in rows]  # type: ignore[misc]
+    return [(list(row.text), [list(span) for span in row.spans]) for row in rows]
 
 
 def unpacked_rows(rows: Sequence[PlainRow]) -> list[Row]:
