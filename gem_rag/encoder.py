@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gem_rag.adapters import SpecialTokens
 from gem_rag.attention import IMPLEMENTATION, Lowered, LoweringName, lower, lower_rest
-from gem_rag.config import AdapterConfig, Pooling
+from gem_rag.config import AdapterConfig, GemConfig, Pooling
 from gem_rag.errors import GemError
 from gem_rag.layout import Layout, Role, Row
 from gem_rag.pooling import pool
@@ -52,7 +52,7 @@ class GemEncoder(nn.Module):
     def dim(self) -> int:
         """Length of an embedding."""
         hidden = int(self.model.config.get_text_config().hidden_size)
-        return hidden * self.k if self.pooling == "concat" else hidden
+        return GemConfig(k=self.k, pooling=self.pooling).dim(hidden)
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""Quantised weights embed too, since vLLM's own layers run."""
+"""Quantised weights embed too, since vLLM's own layers run; a quantised cache changes no vector."""
 
 from __future__ import annotations
 
@@ -56,3 +56,15 @@ def test_int8_weights_and_activations_give_nearly_the_same_vectors(
         cosines = (gem.embed_documents(texts) * reference.embed_documents(texts)).sum(axis=1)
     assert cosines.min() > 0.98
     assert cosines.max() < 0.999999  # it is not the unquantised model that ran
+
+
+def test_texts_do_not_go_through_a_quantised_cache(served_folder: Callable[..., Path]) -> None:
+    folder = served_folder("llama", 4)
+    texts = ["Indexes hold vectors.", "The quick brown fox", "x" * 50]
+    with (
+        gem_rag.load(folder, engine="vllm", in_process=True, kv_cache_dtype="fp8", **SMALL) as gem,
+        gem_rag.load(folder) as reference,
+    ):
+        assert gem.generate(["Indexes"], max_tokens=2)
+        cosines = (gem.embed_documents(texts) * reference.embed_documents(texts)).sum(axis=1)
+    assert cosines.min() > 0.9999

@@ -237,7 +237,8 @@ class VllmEncoder:
         """Use vLLM's attention kernels and its compiled graph, which has no guards, if texts then
         come out as by its layers under `attention.py`."""
         vocabulary = self._vllm_config.model_config.get_vocab_size()
-        rows = [Row([i % vocabulary for i in range(1, n)], ()) for n in (9, 14, 40)]
+        lengths = [min(length, self.longest_text) for length in (8, 13, 39)]
+        rows = [Row([i % vocabulary for i in range(1, length + 1)], ()) for length in lengths]
         groups = grouped(rows, self.config.k, self.largest_step, self.device)
         plain = self._run_texts(groups).float()
 

@@ -72,7 +72,7 @@ class _Kind:
 
     def prepare(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Any]:
         """A scratch cache, the texts' places in it, and the backend's own metadata."""
-        table, slots = _paged(np.asarray(lengths), self.block)
+        table, slots = paged(np.asarray(lengths), self.block)
         starts = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)
         sizes = torch.tensor(lengths, dtype=torch.int32)
         on_device = torch.as_tensor(slots, device=device)
@@ -103,7 +103,7 @@ class _Kind:
         return ordered.permute(*np.argsort(order).tolist())
 
 
-def _paged(lengths: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+def paged(lengths: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Each text in blocks of its own: block numbers, int32 [texts, most blocks], and the places of
     the tokens, int64 [tokens]."""
     counts = -(-lengths // block)
