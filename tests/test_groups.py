@@ -89,7 +89,8 @@ def test_attention_in_two_passes_is_plain_attention(rows: list[Row], k: int, bud
                 flat = [torch.cat(part) for part in zip(*parts, strict=True)]
                 out = torch.full_like(flat[0], float("nan"))
                 if kind == "text":
-                    group.attend_texts(layer, flat, out)
+                    group.keep_texts(layer, *flat[1:])
+                    group.attend_texts(layer, flat[0], out)
                 elif len(out):
                     group.attend_specials(layer, flat, out)
                 poisoned(flat)
@@ -127,9 +128,10 @@ def test_inputs_are_the_rows_tokens_at_their_positions(
 def test_a_text_beyond_the_sliding_window_is_refused() -> None:
     [group] = grouped([Row.whole(range(9))], 1, 100, CPU)
     layer = AttentionLayer("0", HEADS // KV_HEADS, 1.0, sliding_window=8)
-    qkv = random_qkv(torch.Generator(), 9)
+    query, *pair = random_qkv(torch.Generator(), 9)
+    group.keep_texts(layer, *pair)
     with pytest.raises(GemError, match="sliding window of 8 tokens"):
-        group.attend_texts(layer, qkv, qkv[0])
+        group.attend_texts(layer, query, query)
 
 
 # -- groups and steps --------------------------------------------------------------------------
