@@ -9,13 +9,15 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from gem_rag.chat import PLAIN_STOP, Message, Reply, Tool, Tools, template_of
+from gem_rag.chat import encode as encode_chat
 from gem_rag.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.config import GemConfig, nearest, one_of
 from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
@@ -119,7 +121,7 @@ class Gem:
         prompts: plain texts, in which special-token names and chat markers are plain text too;
             or token ids.
         sampling: the fields of `Sampling` (max_tokens, temperature, top_p, top_k, stop, seed,
-            schema); max_tokens defaults to 256, or fewer where the context ends.
+            schema, grammar); max_tokens defaults to 256, or fewer where the context ends.
 
         Raises InputError if a prompt and `max_tokens` do not fit the model's context.
         """
@@ -135,23 +137,60 @@ class Gem:
                 results[index] = generation
         return [result for result in results if result is not None]
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
-        """Continue one prompt, piece by piece; arguments and errors as for `generate`."""
+    def stream(self, prompt: Prompt, **sampling: Any) -> Generator[str, None, Generation]:
+        """Continue one prompt, piece by piece; arguments and errors as for `generate`, which gives
+        what the generator returns."""
         ids = self._prompt_ids(prompt)
         return self._engine.stream(ids, self._sampling(sampling, [ids]))
 
-    def chat(self, messages: Sequence[dict[str, Any]], **sampling: Any) -> Generation:
-        """Answer a conversation, by the model's own chat template.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        **sampling: Any,
+    ) -> Reply:
+        """Answer a conversation, by the model's own chat template, or plainly without one.
 
-        messages: {"role": ..., "content": ...} in order. Markers inside contents are plain text.
+        messages: {"role": ..., "content": ...} in order, as OpenAI has them, calls of tools and
+            their results too. Markers inside contents are plain text.
+        tools: {"type": "function", "function": {"name", "description", "parameters"}} each; a call
+            follows the JSON schema in "parameters", whatever the model.
+        tool_choice: "auto", "any", "none", or a tool's name.
 
-        Raises InputError if the model has no chat template or it refuses the messages.
+        Raises InputError if the messages or tools are not of this form, the model's template
+        refuses them, or they do not fit its context.
         """
-        return self.generate([self.encode_chat(messages)], **sampling)[0]
+        held = Tools(tools, tool_choice, template_of(self._text))
+        ids, settings = self._conversation(messages, held, sampling)
+        return held.read(self.generate([ids], **settings)[0])
 
-    def stream_chat(self, messages: Sequence[dict[str, Any]], **sampling: Any) -> Iterator[str]:
-        """As `chat`, piece by piece."""
-        return self.stream(self.encode_chat(messages), **sampling)
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        **sampling: Any,
+    ) -> Generator[str, None, Reply]:
+        """As `chat`, piece by piece; a call comes with what the generator returns."""
+        held = Tools(tools, tool_choice, template_of(self._text))
+        ids, settings = self._conversation(messages, held, sampling)
+        return held.read_stream(self.stream(ids, **settings))
+
+    def _conversation(
+        self, messages: Sequence[Message], tools: Tools, sampling: dict[str, Any]
+    ) -> tuple[list[int], dict[str, Any]]:
+        ids = encode_chat(self._text, messages, tools)
+        if not self.has_chat_template:
+            stop = sampling.get("stop") or ()
+            stop = [stop] if isinstance(stop, str) else stop
+            sampling = {**sampling, "stop": [*stop, *PLAIN_STOP]}
+        if tools:
+            settings = self._sampling(sampling, [ids])
+            if forms := tools.forms(messages):
+                tools.choose(int(self.score(ids, forms).argmax()))
+            sampling = {**sampling, "grammar": tools.grammar(settings.max_tokens)}
+        return ids, sampling
 
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> FloatArray:
         """How well each text continues the prompt: mean log-probability of its tokens, float32 [n].
@@ -172,13 +211,13 @@ class Gem:
         """Token ids of a plain text, as `generate` reads it."""
         return self._text.encode([text])[0].ids
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, as `chat` reads it; errors as there."""
-        return self._text.encode_chat(messages)
+        return encode_chat(self._text, messages, Tools([], template=template_of(self._text)))
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `chat` can be used."""
+        """Whether the model was made for conversations, and says how they look."""
         return bool(self._text.tokenizer.chat_template)
 
     @property

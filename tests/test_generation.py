@@ -13,6 +13,7 @@ from helpers import edit_json, written
 from transformers import AutoModelForCausalLM
 
 import gem_rag
+from gem_rag.chat import Reply
 from gem_rag.engines.base import Sampling
 from gem_rag.engines.stopping import cut_at_stop
 from gem_rag.errors import InputError
@@ -213,7 +214,7 @@ def test_a_chat_is_generation_from_the_template(talker: Gem) -> None:
     messages = [{"role": "user", "content": "hello <|im_end|>"}]
     assert talker.has_chat_template
     (expected,) = talker.generate([talker.encode_chat(messages)], max_tokens=6)
-    assert talker.chat(messages, max_tokens=6) == expected
+    assert talker.chat(messages, max_tokens=6) == Reply(**vars(expected))
     assert "".join(talker.stream_chat(messages, max_tokens=6)) == expected.text
 
 

@@ -64,7 +64,7 @@ def test_a_stream_shows_no_half_characters_and_no_stop_strings(
         if any(s in text for s in stop):
             break  # generation ends here
     pieces.put(None)
-    shown = list(talker._engine._shown(pieces, Sampling(stop=stop)))
+    shown = list(talker._engine._shown(pieces, [0], Sampling(stop=stop)))
     assert "".join(shown) == cut_at_stop(text, stop)[0]
     assert "" not in shown
 

@@ -6,8 +6,9 @@ Knows nothing about how any engine does it, nor about prompts and long texts (se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from gem_rag.checkpoint import Checkpoint
 from gem_rag.errors import InputError
 from gem_rag.layout import Row
+from gem_rag.structured import checked, schema_grammar
 from gem_rag.tokens import TextEncoder
 
 FinishReason = Literal["stop", "length"]
@@ -32,7 +34,8 @@ class Sampling:
     top_k: sample among this many likeliest tokens; 0 for all.
     stop: generation ends before the first of these strings, wherever token boundaries fall.
     seed: makes sampling repeatable.
-    schema: a JSON schema that the text is held to while it is written (the vLLM engine).
+    schema: a JSON schema that the text is held to while it is written.
+    grammar: a Lark grammar (llguidance's) that it is held to instead.
     """
 
     max_tokens: int = 256
@@ -42,6 +45,7 @@ class Sampling:
     stop: Sequence[str] = ()
     seed: int | None = None
     schema: dict[str, Any] | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -56,8 +60,18 @@ class Sampling:
             raise InputError(f"top_k must be 0 or more, not {self.top_k}")
         if self.schema is not None and not isinstance(self.schema, dict):
             raise InputError(f"schema must be a JSON schema as a dict, not {self.schema!r}")
+        if self.grammar is not None and self.schema is not None:
+            raise InputError("a text is held to a schema or to a grammar, not to both: give one")
         if not all(stop):
             raise InputError("a stop string may not be empty")
+
+    @cached_property
+    def constraint(self) -> str | None:
+        """What llguidance holds the text to. Raises InputError if it cannot be followed."""
+        grammar = self.grammar
+        if self.schema is not None:
+            grammar = schema_grammar(self.schema, self.max_tokens)
+        return None if grammar is None else checked(grammar)
 
 
 @dataclass(frozen=True)
@@ -104,11 +118,12 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        """Continuations of prompts of token ids, in order."""
+        """Continuations of prompts of token ids, in order; calls of many threads run together."""
 
     @abstractmethod
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-        """Pieces of one continuation as they come; joined, they are what `generate` gives."""
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
+        """Pieces of one continuation as they come; joined, they are what `generate` gives, and
+        what the generator returns."""
 
     @abstractmethod
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:

@@ -10,8 +10,9 @@ import gc
 import queue
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,13 +20,20 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import (
+    BaseStreamer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from gem_rag.attention import IMPLEMENTATION, LoweringName
 from gem_rag.checkpoint import Checkpoint
 from gem_rag.config import one_of
 from gem_rag.encoder import GemEncoder, check_supported, longest_text
-from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
+from gem_rag.engines.base import Engine, FinishReason, FloatArray, Generation, Sampling
+from gem_rag.engines.gathering import Gathering
 from gem_rag.engines.stopping import Writing, cut_at_stop
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Arrangement, Layout, Row, plan_batches
@@ -101,6 +109,10 @@ class TransformersEngine(Engine):
         # generation to end.
         self._embedding = threading.Lock()
         self._generating = threading.Lock()
+        # A seed belongs to one call's sampling.
+        self._gathered = Gathering(
+            self._generate, 4 * self.batch_tokens, alone=lambda s: s.seed is not None
+        )
 
     def _checked_lowering(
         self, attention: LoweringName | Literal["auto"], on_cpu: bool
@@ -127,23 +139,23 @@ class TransformersEngine(Engine):
         return vectors
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        criteria = [_StopStrings(self.text, sampling.stop, prompts)] if sampling.stop else []
-        output = self._run(prompts, sampling, criteria)
+        cost = (max(map(len, prompts)) + sampling.max_tokens) * len(prompts)
+        return self._gathered(prompts, sampling, cost)
+
+    def _generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
+        output = self._run(prompts, sampling)
         start = max(map(len, prompts))
         return [
             self._generation(row[start:], prompt, sampling)
             for row, prompt in zip(output.tolist(), prompts, strict=True)
         ]
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
         sink = _Sink(len(prompt))
-        criteria: list[StoppingCriteria] = [sink.cancelled]
-        if sampling.stop:
-            criteria.append(_StopStrings(self.text, sampling.stop, [prompt]))
 
         def work() -> None:
             try:
-                self._run([prompt], sampling, criteria, sink)
+                self._run([prompt], sampling, sink)
             except BaseException as error:  # carried to the consumer's thread
                 sink.pieces.put(error)
             finally:
@@ -151,7 +163,7 @@ class TransformersEngine(Engine):
 
         threading.Thread(target=work, name="gem-rag-stream", daemon=True).start()
         try:
-            yield from self._shown(sink.pieces, sampling)
+            return (yield from self._shown(sink.pieces, prompt, sampling))
         finally:  # also when the consumer walks away; the worker then ends at its next token
             sink.cancelled.event.set()
 
@@ -196,15 +208,9 @@ class TransformersEngine(Engine):
         self,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
-        criteria: Sequence[StoppingCriteria],
-        streamer: BaseStreamer | None = None,
+        sink: _Sink | None = None,
     ) -> Tensor:
         """Prompts, left-padded, and their continuations: [prompts, width]."""
-        if sampling.schema is not None:
-            raise InputError(
-                "the transformers engine cannot hold a text to a JSON schema: load the model with "
-                "engine='vllm'"
-            )
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -212,15 +218,36 @@ class TransformersEngine(Engine):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         device = self._model.device
+        criteria: list[StoppingCriteria] = [sink.cancelled] if sink else []
+        if sampling.stop:
+            criteria.append(_StopStrings(self.text, sampling.stop, width))
+        processors = []
+        if sampling.constraint is not None:
+            processors.append(_Held(self._grammar_tokens, sampling.constraint, width))
         with self._generating, torch.inference_mode(), _seeded(sampling.seed, device):
             output: Tensor = self._model.generate(
                 ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=self._generation_config(sampling),
                 stopping_criteria=StoppingCriteriaList(criteria),
-                streamer=streamer,
+                logits_processor=LogitsProcessorList(processors),
+                streamer=sink,
             )
         return output.cpu()
+
+    @cached_property
+    def _grammar_tokens(self) -> Any:
+        """The vocabulary as llguidance reads it."""
+        import llguidance.hf
+
+        if not self._eos:
+            raise InputError(
+                "this model has no end token, so no text of it can be held to a schema: set "
+                "eos_token_id in its generation_config.json"
+            )
+        tokenizer = self.text.tokenizer
+        vocabulary = max(self.vocabulary, len(tokenizer))
+        return llguidance.hf.from_tokenizer(tokenizer, vocabulary, eos_token=sorted(self._eos))
 
     def _ends(self, sampling: Sampling) -> set[int]:
         """Tokens that end a text: the model's own, and special tokens named as stop strings,
@@ -252,29 +279,62 @@ class TransformersEngine(Engine):
         return Generation(text, tuple(tokens), "stop" if ended else "length", len(prompt))
 
     def _shown(
-        self, pieces: queue.Queue[list[int] | BaseException | None], sampling: Sampling
-    ) -> Iterator[str]:
-        ends = self._ends(sampling)
+        self,
+        pieces: queue.Queue[list[int] | BaseException | None],
+        prompt: Sequence[int],
+        sampling: Sampling,
+    ) -> Generator[str, None, Generation]:
+        ends, ended = self._ends(sampling), False
         writing = Writing(self.text.decode, sampling.stop)
         while (piece := pieces.get()) is not None:
             if isinstance(piece, GemError):
                 raise piece
             if isinstance(piece, BaseException):
                 raise GemError(f"generation failed: {piece}") from piece
+            ended = ended or not ends.isdisjoint(piece)
             if shown := writing.add([i for i in piece if i not in ends]):
                 yield shown
         if shown := writing.rest():
             yield shown
+        why: FinishReason = "stop" if writing.stopped or ended else "length"
+        return Generation(writing.text, tuple(writing.tokens), why, len(prompt))
+
+
+class _Held(LogitsProcessor):
+    """Leaves each row only the tokens that its grammar allows next."""
+
+    def __init__(self, tokens: Any, grammar: str, start: int) -> None:
+        self._tokens, self._grammar, self._start = tokens, grammar, start
+        self._rows: list[Any] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        from llguidance import LLMatcher
+        from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
+
+        if not self._rows:
+            grammar = LLMatcher.grammar_from_lark(self._grammar)
+            self._rows = [LLMatcher(self._tokens, grammar) for _ in input_ids]
+        allowed = allocate_token_bitmask(len(self._rows), self._tokens.vocab_size)
+        for number, (row, ids) in enumerate(zip(self._rows, input_ids.tolist(), strict=True)):
+            if len(ids) > self._start and not row.is_stopped():
+                row.consume_token(ids[-1])
+            if row.is_error():
+                raise GemError(f"the text left its grammar: {row.get_error()}")
+            fill_next_token_bitmask(row, allowed, number)  # the end tokens, once it has stopped
+        return scores.masked_fill(~_bits(allowed, scores.shape[1]).to(scores.device), -torch.inf)
+
+
+def _bits(mask: Tensor, width: int) -> Tensor:
+    """int32 [rows, words] as bool [rows, width], the lowest bit of a word first."""
+    places = torch.arange(32, dtype=torch.int32)
+    return (mask[..., None] >> places & 1).bool().flatten(1)[:, :width]
 
 
 class _StopStrings(StoppingCriteria):
     """Ends each row whose own generated text holds a stop string; prompts do not count."""
 
-    def __init__(
-        self, text: TextEncoder, stop: Sequence[str], prompts: Sequence[Sequence[int]]
-    ) -> None:
-        self.text, self.stop = text, stop
-        self.start = max(map(len, prompts))
+    def __init__(self, text: TextEncoder, stop: Sequence[str], start: int) -> None:
+        self.text, self.stop, self.start = text, stop, start
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         texts = (self.text.decode(row) for row in input_ids[:, self.start :].tolist())

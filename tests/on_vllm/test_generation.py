@@ -117,11 +117,29 @@ def test_a_text_is_held_to_a_schema(tiny: Gem) -> None:
     assert 0 <= answer["count"] <= 9
 
 
-def test_a_schema_that_is_none_is_refused(tiny: Gem, plain_tiny: Gem) -> None:
-    with pytest.raises(InputError, match="vLLM refuses the request"):
+def test_both_engines_hold_a_text_to_the_same_schema(tiny: Gem, plain_tiny: Gem) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    found, wanted = (
+        gem.generate(["Answer: "], max_tokens=100, schema=schema) for gem in (tiny, plain_tiny)
+    )
+    assert found == wanted
+
+
+def test_both_engines_call_the_same_tool(tiny: Gem, plain_tiny: Gem) -> None:
+    messages = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
+    for choice in ("auto", "any", "none"):
+        found, wanted = (
+            gem.chat(messages, [tool], choice, max_tokens=60) for gem in (tiny, plain_tiny)
+        )
+        assert found == wanted
+        assert bool(found.calls) or choice != "any"
+
+
+def test_a_schema_that_is_none_is_refused(tiny: Gem) -> None:
+    with pytest.raises(InputError, match="cannot be followed"):
         tiny.generate(["Answer: "], max_tokens=8, schema={"type": "nothing"})
-    with pytest.raises(InputError, match="engine='vllm'"):
-        plain_tiny.generate(["Answer: "], max_tokens=8, schema={"type": "object"})
     assert tiny.generate(["Return the"], max_tokens=2)  # the engine goes on
 
 

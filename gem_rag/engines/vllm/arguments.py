@@ -37,7 +37,9 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
     if "worker_extension_cls" in arguments:
         raise InputError("worker_extension_cls is set by gem-rag: leave it out")
     own = {"model": folder, "worker_extension_cls": WORKER_EXTENSION}
-    settings = {"disable_log_stats": True, **arguments, **own}
+    # One library holds texts to grammars on both engines.
+    usual = {"disable_log_stats": True, "structured_outputs_config": {"backend": "guidance"}}
+    settings = {**usual, **arguments, **own}
     try:
         config = EngineArgs(**settings).create_engine_config(UsageContext.LLM_CLASS)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:

@@ -7,7 +7,7 @@ Knows nothing about prompts, long texts or batches (see `model.py`), nor about h
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -78,14 +78,13 @@ class VllmEngine(Engine):
             self._driver.generate(prompt, params, listener)
         return [listener.generation.result() for listener in listeners]
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-        pieces = _Pieces(self._writing(sampling))
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
+        pieces = _Pieces(len(prompt), self._writing(sampling), eager=True)
         name = self._driver.generate(prompt, self._params(sampling), pieces)
         try:
             while (piece := pieces.queue.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
                 yield piece
+            return pieces.generation.result()
         finally:  # also when the consumer walks away
             self._driver.abort(name)
 
@@ -112,8 +111,8 @@ class VllmEngine(Engine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        if sampling.schema is not None:
-            more["structured_outputs"] = StructuredOutputsParams(json=sampling.schema)
+        if sampling.constraint is not None:
+            more["structured_outputs"] = StructuredOutputsParams(grammar=sampling.constraint)
         markers = [self.text.markers[s] for s in sampling.stop if s in self.text.markers]
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -129,8 +128,8 @@ class VllmEngine(Engine):
 
 
 class _Collector:
-    """Hears a request out. Decodes as it goes only where a stop string may end it: this runs
-    between the engine's steps."""
+    """Hears a request out. Decodes as it goes only if somebody looks on or a stop string may end
+    it: this runs between the engine's steps."""
 
     def __init__(self, prompt_tokens: int, writing: Writing, eager: bool) -> None:
         self.generation: Future[Generation] = Future()
@@ -141,39 +140,43 @@ class _Collector:
         tokens, reason = _new_tokens(output)
         self._tokens += tokens
         if self._eager or reason:
-            self._writing.add(self._tokens)
+            self._show(self._writing.add(self._tokens))
             self._tokens = []
         if reason or self._writing.stopped:
+            self._show(self._writing.rest())
             why: FinishReason = "stop" if self._writing.stopped or reason == "stop" else "length"
             text, written = self._writing.text, tuple(self._writing.tokens)
-            self.generation.set_result(Generation(text, written, why, self._prompt_tokens))
+            self._end(Generation(text, written, why, self._prompt_tokens))
         return not self.generation.done()
 
     def fail(self, error: BaseException) -> None:
         self.generation.set_exception(error)
 
+    def _show(self, piece: str) -> None:
+        """A piece of the text that can be shown."""
 
-class _Pieces:
-    """Queues what can be shown; None ends it, an error is queued as itself."""
+    def _end(self, generation: Generation) -> None:
+        self.generation.set_result(generation)
 
-    def __init__(self, writing: Writing) -> None:
-        self.queue: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-        self._writing = writing
 
-    def receive(self, output: Any) -> bool:
-        tokens, reason = _new_tokens(output)
-        pieces = [self._writing.add(tokens)]
-        over = bool(reason) or self._writing.stopped
-        if over:
-            pieces.append(self._writing.rest())
-        for piece in filter(None, pieces):
-            self.queue.put(piece)
-        if over:
-            self.queue.put(None)
-        return not over
+class _Pieces(_Collector):
+    """Queues what can be shown; None ends it."""
+
+    def __init__(self, prompt_tokens: int, writing: Writing, eager: bool) -> None:
+        super().__init__(prompt_tokens, writing, eager)
+        self.queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def fail(self, error: BaseException) -> None:
-        self.queue.put(error)
+        super().fail(error)
+        self.queue.put(None)
+
+    def _show(self, piece: str) -> None:
+        if piece:
+            self.queue.put(piece)
+
+    def _end(self, generation: Generation) -> None:
+        super()._end(generation)
+        self.queue.put(None)
 
 
 class _Scored:

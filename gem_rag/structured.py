@@ -1,0 +1,104 @@
+"""JSON schemas and tools as grammars that a text is held to while it is written.
+
+Grammars are llguidance's (Lark with JSON schemas), on every engine. A small model that never
+comes to an end is brought to one: strings, numbers and lists that a schema leaves open are bounded
+by what fits into the text. Knows nothing about engines or conversations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gem_rag.errors import InputError
+
+Schema = dict[str, Any]
+
+_LARGEST = 10**12
+_CHARACTERS = 2  # that a token stands for, at least, in a string of a model that rambles
+_ITEM_TOKENS = 16  # of a list's item, at least
+_WRITTEN = ("enum", "const", "pattern", "format")  # what already says how long a string gets
+
+
+def schema_grammar(schema: Schema, max_tokens: int) -> str:
+    """The grammar of a schema's JSON texts, for at most about `max_tokens` tokens."""
+    return f"start: %json {json.dumps(closed(schema, max_tokens))}"
+
+
+def checked(grammar: str) -> str:
+    """The grammar itself. Raises InputError with llguidance's reason if it is none."""
+    from llguidance import LLMatcher
+
+    if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)):
+        raise InputError(f"this schema or grammar cannot be followed: {problem}")
+    return grammar
+
+
+def closed(schema: Schema, max_tokens: int) -> Schema:
+    """A stricter schema whose texts come to an end: no keys but those named, no endless values."""
+    strings = sum(part.get("type") == "string" for part in _parts(schema))
+    names = sum(len(str(part.get("properties", {}))) // 8 for part in _parts(schema))
+    room = max(8, max_tokens - min(names, max_tokens // 2))
+    bounded = _closed(schema, room, max(8, _CHARACTERS * room // max(1, strings)))
+    return {**bounded, "x-guidance": {"whitespace_flexible": False}}
+
+
+def _closed(value: Any, room: int, longest: int) -> Any:
+    if isinstance(value, list):
+        return [_closed(part, room, longest) for part in value]
+    if not isinstance(value, dict):
+        return value
+    own = {key: part if key in ("const", "enum", "default") else _closed(part, room, longest)
+           for key, part in value.items()}  # fmt: skip
+    kind = own.get("type")
+    if "properties" in own:
+        own.setdefault("additionalProperties", False)
+    if kind == "string" and not any(key in own for key in _WRITTEN):
+        own.setdefault("maxLength", longest)
+    if kind in ("integer", "number"):
+        if not {"minimum", "exclusiveMinimum"} & own.keys():
+            own["minimum"] = -_LARGEST
+        if not {"maximum", "exclusiveMaximum"} & own.keys():
+            own["maximum"] = _LARGEST
+    if kind == "array":
+        own.setdefault("maxItems", max(own.get("minItems", 1), room // _ITEM_TOKENS))
+    return own
+
+
+def _parts(value: Any) -> Iterator[Schema]:
+    """All schemas within a schema, itself included."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _parts(part)
+
+
+def calls_schema(tools: Sequence[Schema]) -> Schema:
+    """The schema of a call of one of these tools: {"name": ..., "arguments": {...}}.
+
+    tools: {"name": ..., "parameters": JSON schema} each.
+    """
+    definitions: Schema = {}
+    options = []
+    for number, tool in enumerate(tools):
+        parameters = dict(tool.get("parameters") or {"type": "object", "properties": {}})
+        for name, part in parameters.pop("$defs", {}).items():
+            definitions[f"{number}.{name}"] = _renamed(part, number)
+        keys = {"name": {"const": tool["name"]}, "arguments": _renamed(parameters, number)}
+        options.append({"type": "object", "properties": keys, "required": list(keys)})
+    return {"anyOf": options, "$defs": definitions}
+
+
+def _renamed(value: Any, number: int) -> Any:
+    """A schema whose references lead to its own tool's definitions."""
+    if isinstance(value, list):
+        return [_renamed(part, number) for part in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _renamed(part, number) for key, part in value.items()}
+    if isinstance(reference := found.get("$ref"), str):
+        found["$ref"] = reference.replace("#/$defs/", f"#/$defs/{number}.", 1)
+    return found

@@ -1,0 +1,35 @@
+"""Blocking calls from asyncio, in threads of their own.
+
+The event loop's usual pool has a few threads; here many calls wait at once, so that an engine can
+run them together. Knows nothing about what is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_pool = ThreadPoolExecutor(max_workers=128, thread_name_prefix="gem-rag")
+_END = object()
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of a blocking call, which sees the caller's context variables."""
+    call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_pool, call)
+
+
+async def iterate(generator: Generator[T, Any, Any]) -> AsyncIterator[T]:
+    """What a blocking generator yields; it is closed when nobody listens any more."""
+    try:
+        while (item := await in_thread(next, generator, _END)) is not _END:
+            yield item  # type: ignore[misc]
+    finally:
+        await in_thread(generator.close)

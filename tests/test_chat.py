@@ -1,0 +1,260 @@
+"""Conversations reach any model, and tools are called in their own form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+
+import gem_rag
+from gem_rag.chat import Reply, ToolCall, Tools, encode, merged
+from gem_rag.engines.base import Generation
+from gem_rag.errors import InputError
+from gem_rag.model import Gem
+from gem_rag.tokens import TextEncoder
+
+STRICT = (  # takes turns and nothing else, as Mistral's and Gemma's do
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' or (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+)
+WITH_TOOLS = (  # as Qwen's and Hermes's do
+    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}<tool_call>{% endif %}"
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
+    "{% for call in m.get('tool_calls', []) %}"
+    "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+
+
+def tool(name: str, description: str = "", **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    function = {"name": name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+WEATHER = tool("get_weather", "The weather in a city.", city={"type": "string"})
+DOUBLE = tool("double", "Twice a number.", number={"type": "integer"})
+CALLED = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "1", "type": "function",
+         "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+    ],
+}  # fmt: skip
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "Snow."}
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+def shown(messages: Any, template: str | None, tools: Any = (), choice: str = "auto") -> str:
+    """What a model with this template reads."""
+    tokenizer = helpers.build_tokenizer(chat_template=template)
+    ids = encode(TextEncoder(tokenizer), messages, Tools(tools, choice, template or ""))
+    return tokenizer.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    with gem_rag.load("gem-tiny") as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def silent(gem_folder: Callable[..., Path]) -> Any:
+    """A model without a chat template."""
+    folder = gem_folder("phi")
+    tokenizer = helpers.build_tokenizer(chat_template=None)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    with gem_rag.load(folder) as loaded:
+        assert not loaded.has_chat_template
+        yield loaded
+
+
+# -- messages ----------------------------------------------------------------------------------
+
+
+def test_neighbours_of_one_role_become_one() -> None:
+    said = [system("a"), system("b"), user("c"), user(["d", {"type": "text", "text": "e"}])]
+    assert shown(
+        said, "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    ) == ("[system]a\n\nb[user]c\n\nde")
+
+
+def test_results_of_tools_stay_apart() -> None:
+    results = [{"role": "tool", "tool_call_id": i, "content": i} for i in "12"]
+    assert merged(results) == results
+
+
+def test_a_template_that_refuses_system_messages_reads_them_with_the_first_question() -> None:
+    assert shown([system("Be brief."), user("Hello")], STRICT) == "[user]Be brief.\n\nHello"
+
+
+def test_a_model_without_a_template_reads_a_plain_conversation() -> None:
+    said = [system("Be brief."), user("Hi"), {"role": "assistant", "content": "Yes?"}, user("Why?")]
+    assert (
+        shown(said, None) == "Be brief.\n\nUser: Hi\n\nAssistant: Yes?\n\nUser: Why?\n\nAssistant:"
+    )
+
+
+def test_a_plain_answer_ends_where_the_user_would_go_on(
+    silent: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (free,) = silent.generate(["User: hello\n\nAssistant:"], max_tokens=20)
+    assert silent.chat([user("hello")], max_tokens=20).text == free.text
+    next_turn = free.text[4:6]
+    monkeypatch.setattr("gem_rag.model.PLAIN_STOP", (next_turn,))
+    reply = silent.chat([user("hello")], max_tokens=20, stop="no such string")
+    assert reply.text == free.text[: free.text.index(next_turn)]
+
+
+@pytest.mark.parametrize(
+    ("message", "match"),
+    [
+        ({"role": "robot", "content": "x"}, "role 'robot'"),
+        (user([{"type": "image_url", "image_url": {}}]), "'image_url': the model reads text only"),
+        (user(3), "content is int"),
+        ({**CALLED, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, "not JSON"),
+    ],
+)
+def test_messages_of_another_form_are_refused(tiny: Gem, message: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        tiny.chat([message])
+
+
+# -- tools in prompts --------------------------------------------------------------------------
+
+
+def test_a_template_that_shows_tools_gets_them_and_their_calls() -> None:
+    text = shown([user("Oslo?"), CALLED, RESULT], WITH_TOOLS, [WEATHER])
+    assert '"name": "get_weather"' in text
+    assert '[assistant]get_weather{"city": "Oslo"}[tool]Snow.' in text
+
+
+def test_another_template_gets_tools_calls_and_results_as_text() -> None:
+    text = shown([system("Be brief."), user("Oslo?"), CALLED, RESULT], STRICT, [WEATHER, DOUBLE])
+    head, call, result = text.split("[assistant]")[0], *text.split("[assistant]")[1].split("[user]")
+    assert "get_weather(city: string): The weather in a city.\ndouble(number: integer)" in head
+    assert head.index("Tools:") < head.index("Be brief.") < head.index("Oslo?")
+    assert json.loads(call) == {"name": "get_weather", "arguments": {"city": "Oslo"}}
+    assert result == "get_weather returned: Snow."
+
+
+# -- calls -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [None, STRICT, WITH_TOOLS])
+@pytest.mark.parametrize("choice", ["any", "double"])
+def test_a_forced_call_has_the_tools_form_whatever_the_model(
+    gem_folder: Callable[..., Path], template: str | None, choice: str
+) -> None:
+    folder = gem_folder("llama")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    helpers.build_tokenizer(chat_template=template).save_pretrained(folder)
+    with gem_rag.load(folder) as gem:
+        reply = gem.chat([user("hello")], [DOUBLE], choice, max_tokens=68)
+    assert isinstance(reply, Reply)
+    (call,) = reply.calls
+    assert call.name == "double"
+    assert isinstance(call.arguments["number"], int)
+    assert (reply.text, reply.finish_reason) == ("", "stop")
+
+
+def test_a_model_not_made_for_tools_takes_the_likeliest_form(tiny: Gem) -> None:
+    tools = Tools([WEATHER, DOUBLE], template=tiny.tokenizer.to_str()[:0])
+    question = [user("What is the weather in Oslo?")]
+    forms = tools.forms(question)
+    assert forms == ['{"name":"get_weather"', '{"name":"double"', '{"answer":"']
+    scores = tiny.score(encode(tiny._text, question, Tools([WEATHER, DOUBLE])), forms)
+    reply = tiny.chat(question, [WEATHER, DOUBLE], max_tokens=60)
+    wanted = ["get_weather", "double", None][int(scores.argmax())]
+    assert (reply.calls[0].name if reply.calls else None) == wanted
+
+
+def test_a_tool_that_has_answered_is_not_asked_again(tiny: Gem) -> None:
+    said = [user("Oslo?"), CALLED, RESULT]
+    assert Tools([WEATHER]).forms(said) == ['{"answer":"']
+    assert Tools([WEATHER]).forms([*said, user("And Bergen?")])[0] == '{"name":"get_weather"'
+    reply = tiny.chat(said, [WEATHER], max_tokens=20)
+    assert not reply.calls
+    assert reply.text
+    assert not reply.text.startswith("{")
+
+
+def test_no_tools_may_be_called(tiny: Gem) -> None:
+    plain = tiny.chat([user("What does print do?")], max_tokens=8)
+    assert tiny.chat([user("What does print do?")], [WEATHER], "none", max_tokens=8) == plain
+
+
+def test_a_streamed_conversation_is_the_same(tiny: Gem) -> None:
+    for messages, tools in (
+        ([user("What does print do?")], []),
+        ([user("What is the weather in Oslo?")], [WEATHER]),
+        ([user("Oslo?"), CALLED, RESULT], [WEATHER]),
+    ):
+        pieces, reply = run_out(tiny.stream_chat(messages, tools, max_tokens=20))
+        assert reply == tiny.chat(messages, tools, max_tokens=20)
+        assert "".join(pieces) == reply.text
+
+
+def run_out(stream: Any) -> tuple[list[str], Any]:
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            return pieces, end.value
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "calls"),
+    [
+        ('{"name":"double","arguments":{"number":2}}', "", [ToolCall("double", {"number": 2})]),
+        ('<tool_call>\n{"name":"double","arguments":{"number":2}}\n</tool_call>', "",
+         [ToolCall("double", {"number": 2})]),
+        ("plainly", "plainly", []),
+        ("{braces} are text", "{braces} are text", []),
+        ('{"name":"other","arguments":{}}', '{"name":"other","arguments":{}}', []),
+        ('{"name":"double","arguments":{"num', '{"name":"double","arguments":{"num', []),
+        ('{"answer":"He said \\"\\u00fc\\"."}', 'He said "ü".', []),
+        ('{"answer":"cut \\u00', "cut ", []),
+    ],
+)  # fmt: skip
+def test_what_was_written_is_read(written: str, text: str, calls: list[ToolCall]) -> None:
+    tools = Tools([DOUBLE])
+    generation = Generation(written, (1, 2), "stop", 3)
+    reply = tools.read(generation)
+    assert (reply.text, list(reply.calls)) == (text, calls)
+
+    def pieces() -> Any:
+        yield from written
+        return generation
+
+    shown_pieces, streamed = run_out(tools.read_stream(pieces()))
+    assert streamed == reply
+    assert "".join(shown_pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "match"),
+    [
+        ([{"name": "f"}], "auto", "not of the form"),
+        ([WEATHER], "get_wether", "did you mean 'get_weather'"),
+        ([], "double", "tool_choice is 'double'"),
+    ],
+)
+def test_other_tools_are_refused(tiny: Gem, tools: Any, choice: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        tiny.chat([user("x")], tools, choice)
