@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup setup-dev setup-vllm demo test check format
+INTEGRATIONS := $(wildcard integrations/*)
+
+.PHONY: setup setup-dev setup-vllm demo test check format wheels
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -20,8 +22,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/.installed-dev: $(VENV)/.installed $(INTEGRATIONS:=/pyproject.toml)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	  $(foreach folder,$(INTEGRATIONS),--editable '$(folder)[test]')
 	touch $@
 
 # vLLM's build for machines without a GPU.
@@ -35,6 +38,13 @@ demo: setup ## Index Python's language reference and answer three questions abou
 test: setup-vllm ## Run every test; vLLM's in a process of their own, which it makes its own.
 	$(BIN)/python -m pytest --ignore tests/on_vllm
 	$(BIN)/python -m pytest tests/on_vllm
+	for folder in $(INTEGRATIONS); do \
+	  $(BIN)/python -m pytest $$folder --rootdir $$folder --ignore $$folder/tests/on_vllm && \
+	  $(BIN)/python -m pytest $$folder/tests/on_vllm --rootdir $$folder || exit 1; \
+	done
+
+wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
+	$(BIN)/python scripts/check_wheels.py
 
 check: setup-dev ## Lint and type-check.
 	$(BIN)/ruff check .

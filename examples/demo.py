@@ -26,12 +26,18 @@ def gem_rag(*arguments: str) -> None:
     subprocess.run([Path(sys.executable).with_name("gem-rag"), *arguments], check=True)
 
 
-def main() -> None:
-    start = time.perf_counter()
+def write_reference() -> Path:
+    """Python's language reference as a folder of files."""
     docs = WORK / "python-reference"
     docs.mkdir(parents=True, exist_ok=True)
     for name, text in topics.items():
         (docs / f"{name}.rst").write_text(text, encoding="utf-8")
+    return docs
+
+
+def main() -> None:
+    start = time.perf_counter()
+    docs = write_reference()
     size = sum(map(len, topics.values())) // 1000
     print(f"Python's language reference: {len(topics)} topics, {size} kB, in {docs}")
     gem_rag("index", str(docs), "--index", str(WORK / "index"))
