@@ -50,6 +50,8 @@ check: setup-dev ## Lint and type-check.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for folder in $(INTEGRATIONS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
+	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index 2>/dev/null)) || exit 1; done
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
-from vllm_throughput import MARK, random_model
+from vllm_throughput import MARK, Child, random_model
 
 KV_BYTES = 256 << 20
 PROMPTS = ["The list is sorted", "A file is opened"] * 8
@@ -65,24 +64,10 @@ def main(
 
 def together(folder: Path, parts: list[str]) -> int:
     """Bytes that the parts hold while all of them are up."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--child", part, "--model", str(folder)],
-            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for part in parts
-    ]  # fmt: skip
-    used = 0
-    for process in children:
-        assert process.stdout
-        line = next((line for line in process.stdout if line.startswith(MARK)), None)
-        if line is None:
-            raise SystemExit("a child process has failed: see above")
-        used += json.loads(line.removeprefix(MARK))["bytes"]
-    for process in children:
-        process.kill()
-        process.wait()
+    children = [Child(__file__, part, folder) for part in parts]
+    used = sum(child.first["bytes"] for child in children)
+    for child in children:
+        child.end()
     return used
 
 

@@ -57,8 +57,11 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         folder = model or random_model(Path(scratch))
         export = exported(folder, Path(scratch) / "exported")
+        counted = ("--tokens", str(tokens))
         children = {
-            way: Child(way, export if way == "sentence_transformers" else folder, tokens)
+            way: Child(
+                __file__, way, export if way == "sentence_transformers" else folder, *counted
+            )
             for way in WAYS.values()
         }
         figures: dict[str, list[dict[str, Any]]] = {way: [] for way in children}
@@ -69,23 +72,25 @@ def main(
                     figures[way].append(found)
         for process in children.values():
             process.end()
-        process = Child("generation", folder, tokens)
+        process = Child(__file__, "generation", folder, *counted)
         generated = process.round()
         process.end()
     report(figures, generated, folder.name)
 
 
 class Child:
-    """A way, loaded in a process of its own, that runs a round when told to."""
+    """A script in a process of its own, which answers with lines of JSON.
 
-    def __init__(self, way: str, model: Path, tokens: int) -> None:
-        command = [sys.executable, __file__, "--child", way, "--model", str(model), "--tokens",
-                   str(tokens)]  # fmt: skip
+    first: its first answer, when it is ready.
+    """
+
+    def __init__(self, script: str, way: str, model: Path, *arguments: str) -> None:
+        command = [sys.executable, script, "--child", way, "--model", str(model), *arguments]
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
         self._process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._answer()
+        self.first = self._answer()
 
     def round(self) -> dict[str, Any]:
         assert self._process.stdin

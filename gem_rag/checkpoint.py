@@ -115,12 +115,16 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path, revision: str | None = None, cache_folder: str | Path | None = None
+) -> Checkpoint:
     """Find a model by bundled name, local folder or hub name, and check that it is one.
+
+    cache_folder: where hub models are kept, if not in the hub's own place.
 
     Raises InputError with the remedy if it is not.
     """
-    path = _locate(str(model), revision)
+    path = _locate(str(model), revision, cache_folder)
     known_by = str(path) if Path(model).expanduser().is_dir() else str(model)
     for name, what in (
         ("config.json", "model configuration"),
@@ -139,7 +143,7 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
     return Checkpoint(known_by, path, GemConfig.read(path) or GemConfig())
 
 
-def _locate(model: str, revision: str | None) -> Path:
+def _locate(model: str, revision: str | None, cache_folder: str | Path | None) -> Path:
     if model in BUNDLED and not Path(model).is_dir():
         return BUNDLED[model]
     path = Path(model).expanduser()
@@ -153,7 +157,11 @@ def _locate(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(
+                model, revision=revision, cache_dir=cache_folder, allow_patterns=_HUB_FILES
+            )
+        )
     except Exception as error:  # the hub client raises a dozen kinds, all of them "not to be had"
         raise InputError(
             f"model {model!r} is not bundled ({', '.join(BUNDLED)}), not a folder here, and could "

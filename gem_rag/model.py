@@ -211,9 +211,9 @@ class Gem:
         """Token ids of a plain text, as `generate` reads it."""
         return self._text.encode([text])[0].ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids of a conversation, as `chat` reads it; errors as there."""
-        return encode_chat(self._text, messages, Tools([], template=template_of(self._text)))
+        return encode_chat(self._text, messages, Tools(tools, template=template_of(self._text)))
 
     @property
     def has_chat_template(self) -> bool:
@@ -373,6 +373,7 @@ def load(
     engine: EngineName = "auto",
     *,
     revision: str | None = None,
+    cache_folder: str | Path | None = None,
     k: int | None = None,
     **options: Any,
 ) -> Gem:
@@ -381,6 +382,7 @@ def load(
     model: "gem-tiny" (bundled), a local folder, or a hub name; a `Gem` is handed back.
     engine: what runs it: "transformers" (which is what "auto" takes), or "vllm".
     revision: of a hub model.
+    cache_folder: where hub models are kept, if not in the hub's own place.
     k: special tokens for a model that is not GEM-trained (default 1); its embeddings are poor.
     options: `overlong` and `batch_tokens` (see `Gem`), and the engine's own.
 
@@ -395,7 +397,7 @@ def load(
         return model
     make = _engine_class(engine)
     _check_options(make, options)
-    checkpoint = open_checkpoint(model, revision)
+    checkpoint = open_checkpoint(model, revision, cache_folder)
     if k is not None:
         checkpoint = checkpoint.with_k(k)
     if not checkpoint.trained:

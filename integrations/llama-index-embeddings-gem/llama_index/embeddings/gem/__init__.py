@@ -1,0 +1,6 @@
+"""Embeddings and a retriever of gem-rag for LlamaIndex."""
+
+from llama_index.embeddings.gem.base import GemEmbedding
+from llama_index.embeddings.gem.retriever import GemRetriever
+
+__all__ = ["GemEmbedding", "GemRetriever"]

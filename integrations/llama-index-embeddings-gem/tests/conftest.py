@@ -1,0 +1,3 @@
+"""Fixtures come from the module that both LlamaIndex adapters share."""
+
+pytest_plugins = ["models"]

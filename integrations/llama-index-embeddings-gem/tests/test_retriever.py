@@ -1,0 +1,150 @@
+"""`GemRetriever` hands on what an index of gem-rag finds, and keeps to the index's model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import MetadataMode
+from llama_index.embeddings.gem import GemRetriever
+
+import gem_rag
+from gem_rag import Index
+from gem_rag.errors import GemError, InputError
+from gem_rag.model import Gem
+from gem_rag.rag.documents import Document
+
+FILES = {
+    "files.md": "# Files\n\nOpen a file with open, which returns a stream.",
+    "lists.md": "# Lists\n\nSort a list in place with its method sort.",
+    "paths.md": "# Paths\n\nJoin two paths with the slash operator.",
+}
+QUESTION = "how to open a file"
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def retriever(gem: Gem, docs: Path, tmp_path: Path) -> GemRetriever:
+    retriever = GemRetriever(Index.open(tmp_path / "index", gem), similarity_top_k=2)
+    retriever.sync([docs])
+    return retriever
+
+
+async def test_nodes_are_the_indexs_hits(retriever: GemRetriever) -> None:
+    assert isinstance(retriever, BaseRetriever)
+    nodes = retriever.retrieve(QUESTION)
+    hits = retriever.index.search(QUESTION, 2)
+    assert [(n.node_id, n.text, n.score) for n in nodes] == [
+        (hit.chunk.id, hit.chunk.text, hit.score) for hit in hits
+    ]
+    again = await retriever.aretrieve(QUESTION)
+    assert [(n.node_id, n.text) for n in again] == [(n.node_id, n.text) for n in nodes]
+
+
+def test_a_node_tells_where_it_stands(retriever: GemRetriever) -> None:
+    node = retriever.retrieve(QUESTION)[0].node
+    chunk = retriever.index.search(QUESTION, 1)[0].chunk
+    assert node.metadata == {
+        "source": chunk.source,
+        "title": chunk.title,
+        "start": chunk.start,
+        "stop": chunk.stop,
+    }
+    name = Path(chunk.source).name
+    assert FILES[name][node.metadata["start"] : node.metadata["stop"]] == node.get_content()
+    assert node.ref_doc_id == chunk.source
+    read = node.get_content(MetadataMode.LLM)
+    assert "source: " in read
+    assert "start" not in read
+
+
+def test_sync_hands_on_to_the_index(retriever: GemRetriever, docs: Path) -> None:
+    (docs / "files.md").unlink()
+    (docs / "lists.md").write_text("# Lists\n\nReverse a list with reversed.")
+    report = retriever.sync([docs, Document("note", "Zebras have stripes.")])
+    assert report.added == ["note"]
+    assert [Path(source).name for source in report.changed] == ["lists.md"]
+    assert [Path(source).name for source in report.removed] == ["files.md"]
+    assert [Path(source).name for source in report.unchanged] == ["paths.md"]
+    assert report.embedded == 2
+    found = {node.metadata["source"] for node in retriever.retrieve("Zebras have stripes.")}
+    assert "note" in found
+
+
+def test_an_index_is_opened_by_name(retriever: GemRetriever, gem: Gem, tmp_path: Path) -> None:
+    opened = GemRetriever(tmp_path / "index", similarity_top_k=1)
+    assert opened.index.gem is gem
+    assert [n.node_id for n in opened.retrieve(QUESTION)] == [
+        n.node_id for n in retriever.retrieve(QUESTION)[:1]
+    ]
+    made = GemRetriever(tmp_path / "other", gem, store="chroma")
+    assert made.index.manifest.store == "chroma"
+
+
+def test_an_index_of_another_model_is_refused(
+    retriever: GemRetriever, chat_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GemError, match=r"made by model 'gem-tiny'.*--reembed"):
+        GemRetriever(tmp_path / "index", chat_folder).retrieve(QUESTION)
+    with pytest.raises(InputError, match="an Index has its model"):
+        GemRetriever(retriever.index, chat_folder)
+
+
+def test_it_is_made_without_loading_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gem_rag, "load", pytest.fail)
+    GemRetriever(tmp_path / "index", "gem-tiny")
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_empty_index_says_so(gem: Gem, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is empty: add documents"):
+        GemRetriever(tmp_path / "index", gem).retrieve(QUESTION)
+
+
+def test_callbacks_hear_of_it(retriever: GemRetriever) -> None:
+    heard = LlamaDebugHandler(print_trace_on_end=False)
+    manager = CallbackManager([heard])
+    GemRetriever(retriever.index, callback_manager=manager).retrieve(QUESTION)
+    ((start, _),) = heard.get_event_pairs(CBEventType.RETRIEVE)
+    assert start.payload == {"query_str": QUESTION}
+
+
+def test_a_query_engine_answers_from_it(retriever: GemRetriever) -> None:
+    engine = RetrieverQueryEngine.from_args(retriever, llm=MockLLM())
+    response = engine.query(QUESTION)
+    assert retriever.retrieve(QUESTION)[0].text in str(response)  # the mock says what it was asked
+    assert len(response.source_nodes) == 2
+
+
+async def test_the_loop_goes_on(retriever: GemRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(*args: Any) -> list[Any]:
+        begun.set()
+        assert go_on.wait(timeout=60)
+        return []
+
+    monkeypatch.setattr(retriever.index, "search", wait)
+    task = asyncio.create_task(retriever.aretrieve(QUESTION))
+    while not begun.is_set() and not task.done():
+        await asyncio.sleep(0.001)
+    assert not task.done()
+    go_on.set()
+    assert await task == []

@@ -1,0 +1,82 @@
+"""`GemLLM` on vLLM: the same weights by name, and everything it does elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
+from llama_index.llms.gem import GemLLM
+from on_vllm import SMALL
+from pydantic import BaseModel
+
+from gem_rag.model import Gem
+
+PROMPTS = ["Return the", "The list is", "Raises ValueError if", "A file object"]
+QUESTION = [ChatMessage("What does open return?")]
+
+
+class Point(BaseModel):
+    """A point."""
+
+    x: int
+    y: int
+
+
+def add(first: int, second: int) -> int:
+    """Add two numbers."""
+    return first + second
+
+
+TOOLS = [FunctionTool.from_defaults(add)]
+
+
+@pytest.fixture
+def llm(served: Gem) -> GemLLM:
+    return GemLLM(served, max_tokens=24)
+
+
+def test_a_name_means_the_same_engine(served: Gem) -> None:
+    assert GemLLM("gem-tiny", engine="vllm", model_kwargs=SMALL).gem is served
+
+
+async def test_many_at_once_get_what_each_gets_alone(llm: GemLLM) -> None:
+    alone = [llm.complete(prompt) for prompt in PROMPTS]
+    assert await asyncio.gather(*map(llm.acomplete, PROMPTS)) == alone
+
+
+async def test_streams_are_what_is_answered_at_once(llm: GemLLM) -> None:
+    wanted = llm.chat(QUESTION)
+    for responses in (
+        list(llm.stream_chat(QUESTION)),
+        [r async for r in await llm.astream_chat(QUESTION)],
+    ):
+        assert "".join(r.delta or "" for r in responses) == wanted.message.content
+        assert (responses[-1].message, responses[-1].raw) == (wanted.message, wanted.raw)
+
+
+def test_a_stop_string_ends_a_text(llm: GemLLM) -> None:
+    whole = llm.complete(PROMPTS[0]).text
+    stop = whole[3:6]
+    assert llm.complete(PROMPTS[0], stop=[stop]).text == whole[: whole.index(stop)]
+
+
+async def test_a_required_tool_is_called(llm: GemLLM) -> None:
+    for response in (
+        llm.chat_with_tools(TOOLS, "Add 1 and 2.", tool_required=True, max_tokens=80),
+        await llm.achat_with_tools(TOOLS, "Add 1 and 2.", tool_choice="add", max_tokens=80),
+    ):
+        (call,) = llm.get_tool_calls_from_response(response)
+        assert call.tool_name == "add"
+        assert call.tool_kwargs.keys() == {"first", "second"}
+
+
+async def test_structured_output_is_held_to_the_class(served: Gem) -> None:
+    llm, prompt = GemLLM(served, max_tokens=60), PromptTemplate("A point on the {axis} axis.")
+    assert isinstance(llm.structured_predict(Point, prompt, axis="x"), Point)
+    assert isinstance(await llm.astructured_predict(Point, prompt, axis="x"), Point)
+    assert Point.model_validate_json(
+        llm.complete("A point:", schema=Point.model_json_schema()).text
+    )

@@ -1,0 +1,52 @@
+"""Models that both LlamaIndex adapters are tested with; for `pytest_plugins`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+from llama_index.core import Settings
+
+import gem_rag
+from gem_rag.model import Gem
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def gem() -> Iterator[Gem]:
+    """The bundled model."""
+    with gem_rag.load("gem-tiny") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _count_as_the_model_does(gem: Gem) -> None:
+    Settings.tokenizer = gem.encode
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Phi with a chat template and prompts; it writes printable ASCII without end."""
+    return _talker(tmp_path_factory.mktemp("models"), helpers.CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def bare_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a chat template."""
+    return _talker(tmp_path_factory.mktemp("models"), None)
+
+
+def _talker(folder: Path, template: str | None) -> Path:
+    tokenizer = helpers.build_tokenizer(bos=True, chat_template=template)
+    base = helpers.save_plain(folder / "base", "phi", tokenizer, max_position_embeddings=1024)
+    prompts = {"query": "query: ", "document": "passage: "}
+    return helpers.save_gem(folder / "gem", base, prompts=prompts)

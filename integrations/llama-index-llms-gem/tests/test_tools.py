@@ -1,0 +1,218 @@
+"""Tools and structured output hold for any model, whether it was made for them or not.
+
+Annotations are evaluated here, because LlamaIndex makes schemas of them.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.llms import ChatMessage
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
+from llama_index.llms.gem import GemLLM
+from llama_index.llms.gem.messages import to_openai
+from pydantic import BaseModel, Field
+
+from gem_rag.errors import InputError
+
+
+def add(first: int, second: int) -> int:
+    """Add two numbers."""
+    return first + second
+
+
+def greet(name: str = Field(max_length=12)) -> str:
+    """Greet someone."""
+    return f"hello {name}"
+
+
+TOOLS = [FunctionTool.from_defaults(add), FunctionTool.from_defaults(greet)]
+PROMPT = PromptTemplate("Name a city in {country}.")
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str = Field(max_length=12)
+    people: int = Field(ge=0, le=99_999_999)
+
+
+class Wrapped(BaseModel):
+    """Something in something."""
+
+    city: City
+    kind: Literal["town", "village"]
+
+
+@pytest.fixture(params=["gem-tiny", "chat", "bare"])
+def llm(request: pytest.FixtureRequest, chat_folder: Path, bare_folder: Path) -> GemLLM:
+    """The bundled model, a random one with a chat template, and one without."""
+    folders = {"chat": chat_folder, "bare": bare_folder}
+    return GemLLM(folders.get(request.param, request.param), max_tokens=100)
+
+
+def selected(llm: GemLLM, response: Any) -> ToolSelection:
+    (selection,) = llm.get_tool_calls_from_response(response)
+    return selection
+
+
+# -- tools -------------------------------------------------------------------------------------
+
+
+async def test_a_required_tool_is_called(llm: GemLLM) -> None:
+    response = llm.chat_with_tools(TOOLS, "Add 1 and 2.", tool_required=True)
+    selection = selected(llm, response)
+    assert selection.tool_name in ("add", "greet")
+    assert response.message.content is None
+    streamed = list(llm.stream_chat_with_tools(TOOLS, "Add 1 and 2.", tool_required=True))
+    again = await llm.achat_with_tools(TOOLS, "Add 1 and 2.", tool_choice="required")
+    for other in (streamed[-1], again):
+        assert selected(llm, other).tool_kwargs == selection.tool_kwargs
+        assert other.raw == response.raw
+
+
+@pytest.mark.parametrize("choice", ["add", {"type": "function", "function": {"name": "add"}}])
+async def test_a_named_tool_is_called(llm: GemLLM, choice: Any) -> None:
+    selection = selected(llm, llm.chat_with_tools(TOOLS, "Hello.", tool_choice=choice))
+    assert selection.tool_name == "add"
+    assert {type(value) for value in selection.tool_kwargs.values()} == {int}
+    assert selection.tool_kwargs.keys() == {"first", "second"}
+    stream = await llm.astream_chat_with_tools(TOOLS, "Hello.", tool_choice=choice)
+    *_, last = [response async for response in stream]
+    assert selected(llm, last).tool_kwargs == selection.tool_kwargs
+
+
+def test_a_model_that_may_choose_calls_a_tool_or_answers(llm: GemLLM) -> None:
+    message = llm.chat_with_tools(TOOLS, "Add 1 and 2.").message
+    streamed = list(llm.stream_chat_with_tools(TOOLS, "Add 1 and 2."))
+    assert streamed[-1].message.content == message.content
+    calls = llm.get_tool_calls_from_response(streamed[-1], error_on_no_tool_call=False)
+    assert bool(calls) != bool(message.content)
+
+
+def test_no_tool_is_called_when_there_is_none_to_call(llm: GemLLM) -> None:
+    for response in (
+        llm.chat_with_tools(TOOLS, "Hello.", tool_choice="none", max_tokens=8),
+        llm.chat_with_tools([], "Hello.", tool_required=True, max_tokens=8),
+    ):
+        assert response.message == llm.chat([ChatMessage("Hello.")], max_tokens=8).message
+        assert not llm.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+        with pytest.raises(ValueError, match=r"called no tool.*tool_required=True"):
+            llm.get_tool_calls_from_response(response)
+
+
+def test_an_unknown_tool_is_named(llm: GemLLM) -> None:
+    with pytest.raises(InputError, match="subtract"):
+        llm.chat_with_tools(TOOLS, "Hello.", tool_choice="subtract")
+
+
+async def test_predict_and_call_calls_the_tool(llm: GemLLM) -> None:
+    asked = {"user_msg": "Greet Ann.", "tool_choice": "greet"}
+    response = llm.predict_and_call(TOOLS, **asked)
+    (output,) = response.sources
+    assert response.response == f"hello {output.raw_input['kwargs']['name']}"
+    assert (await llm.apredict_and_call(TOOLS, **asked)).response == response.response
+
+
+def test_calls_and_results_go_back_into_the_conversation(llm: GemLLM) -> None:
+    asked = ChatMessage("Add 1 and 2.")
+    call = llm.chat_with_tools(TOOLS, asked, tool_choice="add").message
+    (block,) = call.blocks
+    assert call.additional_kwargs["tool_calls"] == [
+        {
+            "id": block.tool_call_id,
+            "type": "function",
+            "function": {"name": "add", "arguments": json.dumps(block.tool_kwargs)},
+        }
+    ]
+    result = ChatMessage("3", role="tool", additional_kwargs={"tool_call_id": block.tool_call_id})
+    history = [asked, call, result]
+    assert llm.chat_with_tools(TOOLS, chat_history=history, max_tokens=8).message
+    assert len(history) == 3  # and stays the caller's
+    assert "3" in read_by(llm, history)
+
+
+def read_by(llm: GemLLM, messages: list[ChatMessage]) -> str:
+    """What the model reads of a conversation."""
+    ids = llm.gem.encode_chat([to_openai(message) for message in messages])
+    return str(llm.gem.tokenizer.decode(ids))
+
+
+async def test_an_agent_of_llama_index_runs(bare_folder: Path) -> None:
+    llm = GemLLM(bare_folder, max_tokens=60)
+    called: list[str] = []
+
+    def note(text: str = Field(max_length=12)) -> str:
+        """Note something."""
+        called.append(text)
+        return "noted"
+
+    tool = FunctionTool.from_defaults(note, return_direct=True)
+    agent = FunctionAgent(tools=[tool], llm=llm, initial_tool_choice="note")
+    response = await agent.run("Note the time.")
+    assert called
+    assert str(response) == "noted"
+
+
+# -- structured output -------------------------------------------------------------------------
+
+
+async def test_structured_prediction_gives_the_class(llm: GemLLM) -> None:
+    city = llm.structured_predict(City, PROMPT, country="Italy")
+    assert isinstance(city, City)
+    assert await llm.astructured_predict(City, PROMPT, country="Italy") == city
+
+
+async def test_structured_llms_answer_in_the_class(llm: GemLLM) -> None:
+    structured = llm.as_structured_llm(Wrapped)
+    asked = [ChatMessage("Name a village.")]
+    response = structured.chat(asked)
+    assert isinstance(response.raw, Wrapped)
+    assert Wrapped.model_validate_json(response.message.content or "") == response.raw
+    assert (await structured.achat(asked)).raw == response.raw
+    assert isinstance(structured.complete("Name a village.").raw, Wrapped)
+
+
+async def test_structured_streams_fill_the_class(bare_folder: Path) -> None:
+    llm = GemLLM(bare_folder, max_tokens=100)
+    prompt = PROMPT.model_copy()
+    stream = llm.stream_structured_predict(City, prompt, country="Italy")
+    objects = list(stream)
+    assert isinstance(objects[-1], City)
+    named = [o.name for o in objects if o.name]
+    assert len(named[0]) < len(named[-1])  # it was seen to fill
+    assert prompt.output_parser is None
+    again = await llm.astream_structured_predict(City, prompt, country="Italy")
+    assert [o.model_dump() async for o in again] == [o.model_dump() for o in objects]
+
+
+async def test_structured_llms_stream(bare_folder: Path) -> None:
+    structured = GemLLM(bare_folder, max_tokens=100).as_structured_llm(City)
+    asked = [ChatMessage("Name a city.")]
+    *_, last = structured.stream_chat(asked)
+    assert isinstance(last.raw, City)
+    *_, again = [r async for r in await structured.astream_chat(asked)]
+    assert again.raw == last.raw
+
+
+def test_a_text_is_held_to_a_schema(llm: GemLLM) -> None:
+    schema = City.model_json_schema()
+    assert City.model_validate_json(llm.complete("A city:", schema=schema).text)
+    *_, last = llm.stream_chat([ChatMessage("A city?")], schema=schema)
+    assert City.model_validate_json(last.message.content or "")
+
+
+async def test_tools_called_at_once_are_those_called_alone(llm: GemLLM) -> None:
+    questions = ["Add 1 and 2.", "Greet Ann.", "Add 3."]
+
+    async def arguments(question: str) -> Any:
+        response = await llm.achat_with_tools(TOOLS, question, tool_required=True)
+        return selected(llm, response).tool_kwargs
+
+    alone = [await arguments(question) for question in questions]
+    assert await asyncio.gather(*map(arguments, questions)) == alone
