@@ -1,7 +1,9 @@
 """How long an event loop stands still while texts are embedded beside it.
 
 A task wakes up every millisecond and notes how late it is, first alone, then while `GemEmbeddings`
-(LangChain) and `GemEmbedding` (LlamaIndex) embed 2,000 chunks with their async methods.
+(LangChain) and `GemEmbedding` (LlamaIndex) embed 2,000 chunks with their async methods. What the
+imports left behind is frozen first, as servers do when they have started: Python's collector would
+look through all of it once, whoever embeds, and stop every thread for a third of a second.
 
     python benchmarks/event_loop.py [--model NAME] [--chunks N]
 """
@@ -9,6 +11,7 @@ A task wakes up every millisecond and notes how late it is, first alone, then wh
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import platform
 import time
@@ -46,6 +49,8 @@ def main(model: str = "gem-tiny", chunks: int = 2000) -> None:
             model=model
         ).aget_text_embedding_batch(passages),
     }
+    gc.collect()
+    gc.freeze()
     table = Table("beside", "seconds", "longest stall, ms", "wake-ups")
     for name, way in ways.items():
         late, seconds = asyncio.run(stalls(way))

@@ -48,6 +48,7 @@ QUESTIONS = (
     "What is raised when a name is not found?",
 )
 K = 5
+EXACT = {"hnsw": {"ef_construction": 500, "ef_search": 500}}  # Chroma's search is approximate
 Search = Callable[[str], list[str]]
 
 
@@ -82,6 +83,12 @@ def main(
     memory.show()
     first, *others = found.values()
     same = all(other == first for other in others)
+    for name, hits in found.items():
+        differing = [
+            q for q, own, theirs in zip(QUESTIONS, hits, first, strict=True) if own != theirs
+        ]
+        if differing:
+            print(f"{name} differs from LangChain, FAISS: {differing}")
     print(f"{len(parts)} chunks, {len(QUESTIONS)} questions, {K} hits each: "
           f"{'the same in all four' if same else 'NOT the same'}")  # fmt: skip
     for name, text in answers.items():
@@ -99,7 +106,9 @@ def langchain_faiss(parts: Sequence[Chunk], model: str, place: Path) -> Search:
 
 def langchain_chroma(parts: Sequence[Chunk], model: str, place: Path) -> Search:
     embeddings = GemEmbeddings(model=model)
-    store = Chroma("langchain", embeddings, persist_directory=str(place))
+    store = Chroma(
+        "langchain", embeddings, persist_directory=str(place), collection_configuration=EXACT
+    )
     store.add_documents(as_documents(parts))
     return lambda question: [d.page_content for d in store.similarity_search(question, k=K)]
 
@@ -111,7 +120,8 @@ def llama_faiss(parts: Sequence[Chunk], model: str, place: Path) -> Search:
 
 
 def llama_chroma(parts: Sequence[Chunk], model: str, place: Path) -> Search:
-    collection = chromadb.PersistentClient(str(place)).create_collection("llama-index")
+    client = chromadb.PersistentClient(str(place))
+    collection = client.create_collection("llama-index", configuration=EXACT)
     return llama(parts, GemEmbedding(model=model), ChromaVectorStore(collection))
 
 
