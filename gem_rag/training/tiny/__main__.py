@@ -1,51 +1,183 @@
-"""Makes gem-tiny's special tokens: `python -m gem_rag.training.tiny --base FOLDER --out FOLDER`.
+"""Makes gem-tiny, in stages: `python -m gem_rag.training.tiny STAGE`, in this order:
 
-The base language model stays as it is. Its special tokens' rows and adapters are trained by
-contrast on docstrings, whose summary line must find the rest, by the bundled recipe `special`.
+    corpus          texts of the standard library, packages and documentation
+    tokenizer       byte-level BPE, trained on them
+    questions       rows of grounded answering, to train on and held out
+    sequences       texts and rows as tokens
+    language-model  from nothing, on both; goes on from its last state
+    gem             the special tokens, the language model as it is
+
+Every stage reads what the one before wrote to the folder `--work`, and is the same for the same
+seed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from gem_rag.config import GemConfig
+from gem_rag.errors import GemError, InputError
 from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import train
-from gem_rag.training.tiny.corpus import cached_pairs, held_out, training_texts, write_rows
+from gem_rag.training.tiny.corpus import (
+    Text,
+    cached_pairs,
+    held_out,
+    load_texts,
+    training_texts,
+    write_corpus,
+    write_rows,
+)
+from gem_rag.training.tiny.prompts import ANSWER_PROMPT, CHAT_TEMPLATE, completion, prompt
 
-# The forms that the base was trained on.
-CHAT_TEMPLATE = """\
-{% for message in messages -%}
-{% if message.role == "system" %}Context:
-{{ message.content }}
-
-{% elif message.role == "user" %}Question: {{ message.content }}
-Answer:{% else %} {{ message.content }}
-
-{% endif %}{% endfor %}"""
-ANSWER_PROMPT = "Context:\n{passages}\n\nQuestion: {question}\nAnswer:"
+CONTEXT = 1024
+END, PAD = 1, 2  # of the tokenizer's special tokens
+SPARE = 16  # rows of the vocabulary that stay free
 QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128
-CONTEXT = 256  # the base was trained on sequences of this length, and knows no position beyond
+ANSWER_WEIGHT = 8  # of an answer's token in the loss, beside 1 of any other
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+Work = Annotated[Path, typer.Option(help="where the data goes")]
+Seed = Annotated[int, typer.Option(help="another one gives other draws")]
+WORK = Path("build/gem-tiny")
 
 
-def main(
+@app.command()
+def corpus(
+    work: Work = WORK,
+    packages: Annotated[Path | None, typer.Option(help="a folder of installed packages")] = None,
+    documentation: Annotated[
+        Path | None, typer.Option(help="a folder of unpacked documentation packages")
+    ] = None,
+) -> None:
+    """Write the texts to learn from and to measure on, with counts."""
+    _show(write_corpus(work / "corpus.jsonl", packages, documentation))
+
+
+@app.command()
+def tokenizer(work: Work = WORK, size: int = 8192) -> None:
+    """Train the tokenizer on the texts that are not held out."""
+    from gem_rag.training.tiny.tokenizer import train_tokenizer
+
+    texts = (text.document for text in load_texts(work / "corpus.jsonl") if not text.held_out)
+    train_tokenizer(texts, size - SPARE, CONTEXT).save_pretrained(work / "tokenizer")
+
+
+@app.command()
+def questions(
+    work: Work = WORK, most: int = 90_000, held_out_rows: int = 1000, seed: Seed = 0
+) -> None:
+    """Write question rows, and held-out ones of four passages each."""
+    from gem_rag.training.tiny.questions import count_rows, make_rows
+
+    texts = load_texts(work / "corpus.jsonl")
+    for name, out, count, passages in (
+        ("questions", False, most, None),
+        ("held-out-questions", True, held_out_rows, 4),
+    ):
+        chosen = [text for text in texts if text.held_out == out]
+        rows = list(make_rows(chosen, seed, count, passages))
+        write_rows(work / f"{name}.jsonl", map(asdict, rows))
+        _show({name: count_rows(rows)})
+
+
+@app.command()
+def sequences(work: Work = WORK) -> None:
+    """Write documents, rows and held-out docstrings as sequences of tokens, with counts."""
+    from gem_rag.training.tiny.sequences import documents, rows
+
+    encode = _tokenizer(work).backend_tokenizer.encode_batch_fast
+    texts = load_texts(work / "corpus.jsonl")
+    tokens: Counter[str] = Counter()
+    characters: Counter[str] = Counter()
+
+    def encoded(chosen: list[Text]) -> Iterator[list[int]]:
+        for part in batched(chosen, 1000):
+            for text, ids in zip(part, encode([text.document for text in part]), strict=True):
+                name = "held out" if text.held_out else text.source
+                tokens[name] += len(ids)
+                characters[name] += len(text.document.encode())
+                yield ids.ids
+
+    def encoded_rows() -> Iterator[tuple[list[int], list[int]]]:
+        lines = (work / "questions.jsonl").open(encoding="utf-8")
+        for part in batched(map(json.loads, lines), 1000):
+            asked = encode([prompt(row["passages"], row["question"]) for row in part])
+            answers = encode([completion(row["answer"], row["number"]) for row in part])
+            tokens["questions"] += sum(map(len, (*asked, *answers)))
+            yield from zip((a.ids for a in asked), (a.ids for a in answers), strict=True)
+
+    learnt = documents(encoded([t for t in texts if not t.held_out]), CONTEXT, END)
+    kept = documents(encoded([t for t in texts if t.held_out][:2000]), CONTEXT, END)
+    asked = rows(encoded_rows(), CONTEXT, END, PAD, ANSWER_WEIGHT)
+    for name, found in (("documents", learnt), ("held-out", kept), ("questions", asked)):
+        found.save(work / f"{name}.npz")
+    counts = {"tokens": dict(tokens.most_common()), "bytes": dict(characters.most_common())}
+    (work / "sequences.json").write_text(json.dumps(counts, indent=2) + "\n")
+    _show(counts)
+
+
+@app.command()
+def language_model(
+    work: Work = WORK,
+    out: Annotated[Path | None, typer.Option(help="where the model goes")] = None,
+    steps: int = 2600,
+    batch: Annotated[int, typer.Option(help="sequences of 1,024 tokens a step")] = 16,
+    decay: Annotated[float, typer.Option(help="part of the steps in which the rate falls")] = 0.3,
+    stop_after: Annotated[int | None, typer.Option(help="leave off after this step")] = None,
+    compiled: Annotated[bool, typer.Option(help="through torch.compile")] = True,
+    seed: Seed = 0,
+) -> None:
+    """Train the language model, or go on from its last state, and write it in bfloat16.
+
+    Until the decay begins, a run may be given more steps, or fewer.
+    """
+    from gem_rag.training.tiny.language_model import Plan, Shape, bits_per_token, train
+    from gem_rag.training.tiny.sequences import Mixture, Sequences
+
+    plan = Plan(steps=steps, decay=decay, seed=seed)
+    documents, rows, measured = (
+        Sequences.load(work / f"{name}.npz") for name in ("documents", "questions", "held-out")
+    )
+    mixture = Mixture(documents, rows, seed, batch, row_share=0.25, decay_row_share=0.5)
+    model = train(
+        Shape(), plan, mixture, work / "language-model", compiled=compiled, progress=True,
+        stop_after=stop_after,
+    )  # fmt: skip
+    counts = json.loads((work / "sequences.json").read_text())
+    bits = bits_per_token(model, measured)
+    per_byte = bits * counts["tokens"]["held out"] / counts["bytes"]["held out"]
+    _show({"held-out bits per token": bits, "held-out bits per byte": per_byte})
+    folder = out or work / "base"
+    model.bfloat16().save_pretrained(folder)
+    _tokenizer(work).save_pretrained(folder)
+    GemConfig(answer_prompt=ANSWER_PROMPT).save(folder)
+
+
+@app.command()
+def gem(
     base: Annotated[Path, typer.Option(help="the language model to start from")],
     out: Annotated[Path, typer.Option(help="where the checkpoint goes")],
     packages: Annotated[Path | None, typer.Option(help="a folder of installed packages")] = None,
-    work: Annotated[Path, typer.Option(help="where the data goes")] = Path("build/gem-tiny"),
+    work: Work = WORK,
     steps: int = 600,
     batch: int = 256,
     resume: Annotated[bool, typer.Option("--resume", help="go on after an interruption")] = False,
 ) -> None:
-    """Write the pairs, train, report on 1,500 held-out ones."""
-    corpus = cached_pairs(work / "pairs.jsonl", packages)
-    texts = training_texts(corpus)
-    kept = [pair for pair in corpus if held_out(pair.module)][:1500]
+    """Train special tokens on pairs of docstrings' parts; report on 1,500 held-out pairs."""
+    pairs = cached_pairs(work / "pairs.jsonl", packages)
+    texts = training_texts(pairs)
+    kept = [pair for pair in pairs if held_out(pair.module)][:1500]
     write_rows(work / "train.jsonl", ({"query": q, "document": d} for q, d in texts))
     write_rows(work / "held-out.jsonl", ({"query": p.summary, "document": p.rest} for p in kept))
     recipe = read_recipe("special", {
@@ -60,15 +192,40 @@ def main(
 
 
 def prepared(base: Path, copy: Path) -> Path:
-    """A copy of the base that says how long a text it can read, and how to talk with it."""
+    """A copy of the base that says how to talk with it, and that it answers by quoting."""
     shutil.copytree(base, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    file = copy / "config.json"
-    state = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**state, "max_position_embeddings": CONTEXT}, indent=2) + "\n")
     (copy / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     GemConfig(answer_prompt=ANSWER_PROMPT, answer_style="quote").save(copy)
     return copy
 
 
+def _tokenizer(work: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not (work / "tokenizer").exists():
+        raise InputError(f"there is no tokenizer in {work}: train it with the command `tokenizer`")
+    return AutoTokenizer.from_pretrained(work / "tokenizer")
+
+
+def batched(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
+    """The items, `count` at a time."""
+    iterator = iter(items)
+    while part := list(islice(iterator, count)):
+        yield part
+
+
+def _show(counts: Any) -> None:
+    print(json.dumps(counts, indent=2))
+
+
+def main() -> None:
+    """Run a stage; errors in one line."""
+    try:
+        app()
+    except GemError as error:
+        Console(stderr=True).print(f"gem-tiny: {error}", style="red", highlight=False)
+        raise SystemExit(error.exit_code) from None
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    main()

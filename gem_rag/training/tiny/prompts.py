@@ -1,0 +1,32 @@
+"""The forms in which gem-tiny reads passages and questions, and answers.
+
+They are what `gem_rag.rag.answer` sends and what the chat template renders. Knows nothing about
+data or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CHAT_TEMPLATE = """\
+{% for message in messages -%}
+{% if message.role == "system" %}Context:
+{{ message.content }}
+
+{% elif message.role == "user" %}Question: {{ message.content }}
+Answer:{% else %} {{ message.content }}
+
+{% endif %}{% endfor %}"""
+ANSWER_PROMPT = "Context:\n{passages}\n\nQuestion: {question}\nAnswer:"
+REFUSAL = "The passages do not answer this."
+
+
+def prompt(passages: Sequence[str], question: str) -> str:
+    """A question over passages, to be answered."""
+    numbered = "\n\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, start=1))
+    return f"Context:\n{numbered}\n\nQuestion: {question}\nAnswer:"
+
+
+def completion(answer: str | None, number: int) -> str:
+    """What stands behind the prompt: words of passage `number` and its citation, or a refusal."""
+    return f" {answer} [{number}]" if answer else f" {REFUSAL}"
