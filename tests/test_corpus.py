@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 import gem_rag
-from gem_rag.training.tiny.__main__ import main
+from gem_rag.training.tiny.__main__ import gem as train_gem
 from gem_rag.training.tiny.corpus import (
     Pair,
     cached_pairs,
     held_out,
+    load_texts,
     pairs,
     read_corpus,
+    read_texts,
     training_texts,
+    write_corpus,
 )
 
 
@@ -55,6 +58,50 @@ def test_corpus_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert any(document.startswith("# tools.part") for document in texts.values())
 
 
+def test_nothing_to_learn_from_quotes_what_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
+    site, pages = package(tmp_path / "site"), tmp_path / "documentation" / "manual"
+    kept = next(n for n in range(60) if held_out(f"tools.part{n}"))
+    secret = (
+        f"Number {kept} alone knows how many birds have ever crossed the western mountains in "
+        "winter, and tells nobody but those who ask it in time."
+    )
+    (site / "tools" / f"part{kept}.py").write_text(f'def act(x):\n    """{secret}"""\n')
+    (site / "tools" / "copied.py").write_text(f'def own(x):\n    """Vendored: {secret}"""\n')
+    pages.mkdir(parents=True)
+    page = "<title>{0}</title><body><h1>{0}</h1><p>{1}</p><h2>More</h2><p>{2}</p></body>"
+    other = "This part of the page is about other things, and quotes nothing at all."
+    about = next(f"tools{n}" for n in range(100) if held_out(f"tools{n}"))
+    (pages / "quoting.html").write_text(page.format("Quoting", secret, other))
+    own = "This page is about a module which nothing may be learnt of."
+    (pages / f"{about}.html").write_text(page.format("Other", own, own))
+
+    texts, left_out = read_texts([site], tmp_path / "documentation")
+    assert [t.held_out for t in texts if "birds" in t.text] == [True]
+    assert [t.name for t in texts if t.source == "manual"] == ["More"]
+    assert left_out["quotes a held-out docstring"] == 2
+    assert left_out["page about a held-out module"] == 2
+
+
+def test_the_corpus_is_written_with_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
+    file = tmp_path / "work" / "corpus.jsonl"
+    counts = write_corpus(file, package(tmp_path / "site"), None)
+    texts = load_texts(file)
+    assert counts["texts"] == len(texts)
+    assert {text.source for text in texts} == {"tools", "language reference"}
+    assert counts["characters"]["tools"] == sum(
+        len(text.document) for text in texts if text.source == "tools" and not text.held_out
+    )
+    assert next(text for text in texts if text.source == "tools").document.startswith(
+        "# part0.act0(x)\nDo the thing of number 0.\n\nIt takes x"
+    )
+    for text in texts:
+        assert text.held_out == (text.kind == "docstring" and held_out(text.group))
+
+
 def test_held_out_is_the_rule_of_the_base_model() -> None:
     import hashlib
 
@@ -77,7 +124,7 @@ def test_gem_tiny_is_made_by_one_command(
 ) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
     base, out = plain_folder("llama"), tmp_path / "out"
-    main(base, out, package(tmp_path / "site"), tmp_path / "work", steps=2, batch=8)
+    train_gem(base, out, package(tmp_path / "site"), tmp_path / "work", steps=2, batch=8)
     report = json.loads((out / "report" / "report.json").read_text())
     kept = [p for p in cached_pairs(tmp_path / "work" / "pairs.jsonl", None) if held_out(p.module)]
     assert report["retrieval"]["pairs"]["after"]["queries"] == len(kept)
@@ -86,4 +133,3 @@ def test_gem_tiny_is_made_by_one_command(
         assert gem.config.answer_style == "quote"
         assert gem.max_length == 128
         assert gem.has_chat_template
-        assert gem.context == 256

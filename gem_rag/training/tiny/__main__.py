@@ -75,7 +75,7 @@ def tokenizer(work: Work = WORK, size: int = 8192) -> None:
 
 @app.command()
 def questions(
-    work: Work = WORK, most: int = 90_000, held_out_rows: int = 1000, seed: Seed = 0
+    work: Work = WORK, most: int = 60_000, held_out_rows: int = 1000, seed: Seed = 0
 ) -> None:
     """Write question rows, and held-out ones of four passages each."""
     from gem_rag.training.tiny.questions import count_rows, make_rows

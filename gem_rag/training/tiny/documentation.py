@@ -72,7 +72,7 @@ def sections_of(path: str, html: str) -> Iterator[Section]:
     document = lxml.html.fromstring(html.encode(), parser=_PARSER)
     # "shutil — High-level file operations — Python 3.11.2 documentation"
     title = " ".join(document.findtext(".//title", "").split())
-    page = re.sub(r" [|—] [^|—]*$", "", title)
+    page = re.sub(r" ([|—–] [^|—–]*|- .* documentation)$", "", title)
     text = _markdown(document)
     for heading, following in itertools.pairwise([*_HEADING.finditer(text), None]):
         assert heading is not None
@@ -93,7 +93,7 @@ def _markdown(document: lxml.html.HtmlElement) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-class _Converter(MarkdownConverter):  # type: ignore[misc]
+class _Converter(MarkdownConverter):
     """Markdown without fences and links: code is indented, as in docstrings."""
 
     def convert_pre(self, el: Tag, text: str, parent_tags: set[str]) -> str:

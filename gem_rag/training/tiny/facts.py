@@ -35,6 +35,10 @@ _VERBS = {"return", "get", "set", "create", "compute", "open", "read", "write", 
           "plot", "fit", "estimate", "transform", "iterate", "insert", "append", "extract",
           "test", "determine", "raise", "execute", "call", "validate", "render", "display",
           "show"}  # fmt: skip
+# Kinds that few texts have come first more often.
+_RARE = {"raises": 0.2, "error": 0.3, "example": 0.5, "returns": 0.5, "parameter": 0.7}
+# "open a file" of "open a file for reading".
+_FIRST_WORDS = re.compile(r"\S+ \S+ .*?(?= (?:for|by|from|with|using|in|that|which|if|to)\b)")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 
 
@@ -111,7 +115,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 def facts(text: Text, common: Counter[str], random: Random) -> list[Fact]:
-    """What is said in a text, each once, in an order drawn by `random`.
+    """What is said in a text, each once, in an order drawn by `random`: rare kinds early.
 
     common: in how many texts every word stands; rare words make questions.
     """
@@ -119,15 +123,15 @@ def facts(text: Text, common: Counter[str], random: Random) -> list[Fact]:
     found = [*kinds, *_details(text, common, random)]
     flat = " ".join(text.document.split())
     kept = [fact for fact in dict.fromkeys(found) if fact.answer and fact.answer in flat]
-    random.shuffle(kept)
-    return kept
+    return sorted(kept, key=lambda fact: random.random() * _RARE.get(fact.kind, 1.0))
 
 
 def wording(fact: Fact, name: str, random: Random) -> str:
     """The fact's question, in one of its wordings."""
     question = random.choice(WORDINGS[fact.kind]).format(name=name, item=fact.item)
     if random.random() < 0.1:  # as people type
-        question = question.rstrip("?.").lower() if not _has_capitals(name) else question[:-1]
+        question = question.rstrip("?.")
+        question = question if name != name.lower() else question.lower()
     return question
 
 
@@ -141,16 +145,12 @@ def first_sentence(text: str) -> str:
     return found if 2 <= len(found.split()) <= _LONGEST and not found.endswith(":") else ""
 
 
-def _has_capitals(name: str) -> bool:
-    return name != name.lower()
-
-
 # -- docstrings ----------------------------------------------------------------------------------
 
 
 def _of_docstring(text: Text) -> Iterator[Fact]:
     summary = first_sentence(text.text)
-    if len(summary.split()) >= 3 and "(" not in summary.split()[0]:
+    if len(summary.split()) >= 3 and not re.match(r"[\w*]+ ?[(:]", summary):
         yield Fact("purpose", "", summary)
         yield from _tasks(text, summary)
     yield from _defaults(text)
@@ -172,6 +172,8 @@ def _tasks(text: Text, summary: str) -> Iterator[Fact]:
     verb = "get" if verb.lower() == "return" else verb.lower()
     task = " ".join([verb, *others]).split(". ")[0]
     yield Fact("how", task, summary)
+    if short := _FIRST_WORDS.match(task):
+        yield Fact("how", short[0], summary)
     if "." in text.name:
         yield Fact("which", task, text.name)
 
@@ -205,8 +207,8 @@ def _defaults(text: Text) -> Iterator[Fact]:
     """Defaults that the title's signature gives."""
     _, bracket, signature = text.title.partition("(")
     try:
-        (function,) = ast.parse(f"def f({signature}: pass").body if bracket else ()
-    except (SyntaxError, ValueError):
+        function = ast.parse(f"def f({signature}: pass" if bracket else "").body[0]
+    except (SyntaxError, ValueError, IndexError):
         return
     assert isinstance(function, ast.FunctionDef)
     given = function.args
@@ -236,12 +238,17 @@ _DEFINITION = re.compile(r"^(\S[^\n]{1,100})\n    (\S(?:.|\n(?=    ))*)", re.MUL
 
 def _of_section(text: Text) -> Iterator[Fact]:
     said = first_sentence(text.text)
-    if len(said.split()) >= 5:
+    if len(said.split()) >= 5 and _is_sentence(said):
         yield Fact("heading", "", said)
     for match in _DEFINITION.finditer(text.text):
         term = re.split(r"[(:\[]", match[1])[0].removeprefix("class ").strip(" -")
         said = first_sentence(match[2])
-        if 1 <= len(term.split()) <= 3 and len(term) <= 60 and len(said.split()) >= 4:
+        if (
+            1 <= len(term.split()) <= 3
+            and len(term) <= 60
+            and len(said.split()) >= 4
+            and "=" not in term
+        ):
             yield Fact("definition", term, said)
 
 
@@ -268,11 +275,21 @@ def subject(text: Text, random: Random) -> str:
 def _details(text: Text, common: Counter[str], random: Random) -> Iterator[Fact]:
     """Sentences of the body, asked for by a rare word of theirs."""
     counts = Counter(_WORD.findall(text.text))
+    most = max(5, common.total() // 10_000)  # a word of one text in a few hundred
     spans = sentences(text.text)[1:]
     for start, stop in random.sample(spans, min(3, len(spans))):
         said = first_sentence(text.text[start:stop])
         words = {w for w in _WORD.findall(said) if counts[w] == 1 and w not in text.title}
-        if not len(said.split()) >= 6 or not words or ">>>" in said:
-            continue
         rare = sorted(words, key=lambda w: (common[w.lower()], w))[:3]
-        yield Fact("detail", random.choice(rare), said)
+        rare = [w for w in rare if common[w.lower()] <= most]
+        if rare and len(said.split()) >= 6 and _is_sentence(said):
+            yield Fact("detail", random.choice(rare), said)
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether it reads as one, and not as a list, a table or code."""
+    return (
+        text[0].isalpha()
+        and text[-1] in ".!?"
+        and not re.search(r"----|====|>>>|^\w+:|^(Parameters|Returns|Notes) ", text)
+    )

@@ -77,7 +77,7 @@ class Plan:
     steps: int = 2600
     warmup: int = 100
     decay: float = 0.3
-    matrix_rate: float = 0.01
+    matrix_rate: float = 0.006
     rate: float = 4e-3
     weight_decay: float = 0.1
     seed: int = 0

@@ -113,8 +113,8 @@ class Mixture:
                 self.documents, f"{self.seed} documents", step * self.batch - done, self.batch - now
             ),
         )
-        tokens, weights = (np.concatenate(parts) for parts in zip(*read, strict=True))
-        return tokens.astype(np.int64), weights
+        tokens = np.concatenate([tokens for tokens, _ in read])
+        return tokens.astype(np.int64), np.concatenate([weights for _, weights in read])
 
     def settings(self) -> dict[str, Any]:
         """What decides the batches."""

@@ -1,0 +1,85 @@
+"""gem-tiny's stages by their commands, from source files to a model that answers, in seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import gem_rag
+from gem_rag.errors import InputError
+from gem_rag.training.tiny.__main__ import app
+from gem_rag.training.tiny.corpus import held_out
+
+MODULE = '''
+def load_{n}(path, size={n}):
+    """Load the table of number {n} from a file.
+
+    Args:
+        path: where the file of table {n} lies on the disk.
+        size: how many rows of table {n} are read at once.
+
+    Returns:
+        The rows of table {n} in the order of the file.
+    """
+
+def drop_{n}(name):
+    """Drop what is called so from part {n}.
+
+    Nothing of part {n} can be read any more, and its {n} files are removed from the disk.
+    """
+'''
+
+
+def run(*arguments: object) -> None:
+    found = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
+    for number in range(100):
+        module = tmp_path / "site" / "tools" / f"part{number}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(MODULE.format(n=number))
+    return tmp_path / "site"
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_stages(site: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run("corpus", "--work", work, "--packages", site)
+    run("tokenizer", "--work", work, "--size", 512)
+    run("questions", "--work", work)
+    run("sequences", "--work", work)
+    kept = {n for n in range(100) if held_out(f"tools.part{n}")}
+    assert kept
+    for name, expected in (("questions", False), ("held-out-questions", True)):
+        rows = lines(work / f"{name}.jsonl")
+        assert rows
+        numbers = re.findall(r"# part(\d+)\.", " ".join(p for row in rows for p in row["passages"]))
+        assert {int(n) in kept for n in numbers} == {expected}
+    counts = json.loads((work / "sequences.json").read_text())
+    assert set(counts["tokens"]) == {"tools", "language reference", "held out", "questions"}
+    options = ("--work", work, "--batch", 4, "--steps", 3, "--no-compiled")
+    run("language-model", *options, "--stop-after", 1)
+    run("language-model", *options)
+    assert [entry["step"] for entry in lines(work / "language-model" / "log.jsonl")] == [0, 1, 2]
+    with gem_rag.load(work / "base") as gem:
+        assert gem.context == 1024
+        assert gem.has_chat_template
+        assert sum(p.numel() for p in gem._engine._model.parameters()) < 16e6
+        assert gem.generate(["Context:\n[1] # a\nUse it."], max_tokens=4)[0].tokens
+
+
+def test_a_missing_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="write it with the command `corpus`"):
+        run("questions", "--work", tmp_path)
