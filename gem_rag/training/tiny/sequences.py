@@ -24,6 +24,8 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.uint16]
 Weights = npt.NDArray[np.uint8]
 
+_UNFILLED = 64  # sequences that the next row may still go to
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -70,14 +72,19 @@ def rows(
     Prompts count as well, once: they are text like any other. Rows that are too long are left
     out.
     """
-    sequences: list[tuple[list[int], list[int]]] = [([], [])]
+    sequences: list[tuple[list[int], list[int]]] = []
+    unfilled: list[tuple[list[int], list[int]]] = []
     for prompt, answer in pairs:
         ids = [*prompt, *answer, end]
         if len(ids) > length + 1:
             continue
-        if len(sequences[-1][0]) + len(ids) > length + 1:
-            sequences.append(([], []))
-        tokens, counts = sequences[-1]
+        fitting = (s for s in unfilled if len(s[0]) + len(ids) <= length + 1)
+        place = max(fitting, key=lambda s: len(s[0]), default=None)
+        if place is None:
+            place = ([], [])
+            sequences.append(place)
+            unfilled = sorted([*unfilled, place], key=lambda s: len(s[0]))[:_UNFILLED]
+        tokens, counts = place
         tokens += ids
         counts += [1] * len(prompt) + [weight] * (len(answer) + 1)
     shape = (len(sequences), length + 1)
