@@ -24,6 +24,11 @@ Tool = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 PLAIN_STOP = ("\n\nUser:",)  # where an answer ends that no template ends
 _ANSWER = '{"answer":'  # how the form begins that holds a string instead of a call
+_ANSWER_SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
+}
 _WRAPPER = ("<tool_call>\n", "\n</tool_call>")  # that templates of many models show calls in
 
 
@@ -109,7 +114,7 @@ class Tools:
             if self.made_for_tools:  # anything that does not begin like a call
                 rules.append(f"answer: /([^{{{'<' if self._wrapped else ''}](.|\\n)*)?/")
             else:
-                rules.append(f'answer: {json.dumps(_ANSWER)} %json {{"type": "string"}} "}}"')
+                rules.append(f"answer: %json {json.dumps(closed(_ANSWER_SCHEMA, max_tokens))}")
         return "\n".join([f"start: {' | '.join(starts)}", *rules])
 
     def described(self) -> str:
@@ -182,7 +187,7 @@ def encode(text: TextEncoder, messages: Sequence[Message], tools: Tools) -> list
     kwargs: dict[str, Any] = {"tools": tools.shown} if tools else {}
     if not tools.made_for_tools:
         shown, kwargs = merged(_without_tools(shown, tools)), {}
-    if not template_of(text):
+    if not text.template:
         return text.encode([_plain(shown)])[0].ids
     try:
         return text.encode_chat(shown, **kwargs)
@@ -193,10 +198,10 @@ def encode(text: TextEncoder, messages: Sequence[Message], tools: Tools) -> list
         return text.encode_chat(folded, **kwargs)
 
 
-def template_of(text: TextEncoder) -> str:
-    """The model's chat template, or those it has under several names; empty without one."""
-    template = text.tokenizer.chat_template or ""
-    return template if isinstance(template, str) else json.dumps(template)
+def written_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as the grammar has it written."""
+    call = {"name": name, "arguments": arguments}
+    return json.dumps(call, ensure_ascii=False, separators=(",", ":"))
 
 
 def merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -259,8 +264,8 @@ def _without_tools(messages: Sequence[Message], tools: Tools) -> list[Message]:
         content = message["content"]
         for call in message.get("tool_calls", ()):
             function = call["function"]
-            written = {"name": function["name"], "arguments": function.get("arguments", {})}
-            content = "\n".join(filter(None, (content, json.dumps(written, ensure_ascii=False))))
+            written = written_call(function["name"], function.get("arguments", {}))
+            content = "\n".join(filter(None, (content, written)))
         role = message["role"]
         if role == "tool":
             name = message.get("name") or names.get(message.get("tool_call_id"), "The tool")

@@ -16,11 +16,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from gem_rag.chat import PLAIN_STOP, Message, Reply, Tool, Tools, template_of
+from gem_rag.chat import PLAIN_STOP, Message, Reply, Tool, Tools
 from gem_rag.chat import encode as encode_chat
 from gem_rag.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.config import GemConfig, nearest, one_of
-from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling
+from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling, stop_strings
 from gem_rag.errors import GemError, InputError
 from gem_rag.layout import Row, plan_batches
 from gem_rag.progress import progress_bar
@@ -161,7 +161,7 @@ class Gem:
         Raises InputError if the messages or tools are not of this form, the model's template
         refuses them, or they do not fit its context.
         """
-        held = Tools(tools, tool_choice, template_of(self._text))
+        held = Tools(tools, tool_choice, self._text.template)
         ids, settings = self._conversation(messages, held, sampling)
         return held.read(self.generate([ids], **settings)[0])
 
@@ -173,7 +173,7 @@ class Gem:
         **sampling: Any,
     ) -> Generator[str, None, Reply]:
         """As `chat`, piece by piece; a call comes with what the generator returns."""
-        held = Tools(tools, tool_choice, template_of(self._text))
+        held = Tools(tools, tool_choice, self._text.template)
         ids, settings = self._conversation(messages, held, sampling)
         return held.read_stream(self.stream(ids, **settings))
 
@@ -182,9 +182,7 @@ class Gem:
     ) -> tuple[list[int], dict[str, Any]]:
         ids = encode_chat(self._text, messages, tools)
         if not self.has_chat_template:
-            stop = sampling.get("stop") or ()
-            stop = [stop] if isinstance(stop, str) else stop
-            sampling = {**sampling, "stop": [*stop, *PLAIN_STOP]}
+            sampling = {**sampling, "stop": (*stop_strings(sampling.get("stop")), *PLAIN_STOP)}
         if tools:
             settings = self._sampling(sampling, [ids])
             if forms := tools.forms(messages):
@@ -213,12 +211,12 @@ class Gem:
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids of a conversation, as `chat` reads it; errors as there."""
-        return encode_chat(self._text, messages, Tools(tools, template=template_of(self._text)))
+        return encode_chat(self._text, messages, Tools(tools, template=self._text.template))
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the model was made for conversations, and says how they look."""
-        return bool(self._text.tokenizer.chat_template)
+        return bool(self._text.template)
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:

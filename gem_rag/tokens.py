@@ -28,6 +28,7 @@ class TextEncoder:
     Safe to use from many threads: nothing is changed after construction.
 
     tokenizer: the Hugging Face tokenizer.
+    template: its chat template, or those it has under several names; empty without one.
     plain: its backend, for which everything is text.
     markers: names, with their ids, that are special tokens where a template writes them, and
         text elsewhere.
@@ -40,7 +41,9 @@ class TextEncoder:
                 "to a fast tokenizer (tokenizer.json) and save it in the model folder"
             )
         self.tokenizer = tokenizer
-        self.markers = _markers(tokenizer)
+        template = tokenizer.chat_template or ""
+        self.template = template if isinstance(template, str) else json.dumps(template)
+        self.markers = _markers(tokenizer, self.template)
         self.plain = _plain_backend(tokenizer, self.markers)
         self._marker_pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
 
@@ -79,7 +82,7 @@ class TextEncoder:
 
         Raises InputError if the model has no chat template or the template refuses the messages.
         """
-        if not self.tokenizer.chat_template:
+        if not self.template:
             raise InputError(
                 "this model has no chat template: use generate() with a plain prompt, or add "
                 "chat_template.jinja to the model folder"
@@ -109,11 +112,9 @@ class TextEncoder:
         return value
 
 
-def _markers(tokenizer: Any) -> dict[str, int]:
+def _markers(tokenizer: Any, template: str) -> dict[str, int]:
     """Names that text must not be able to spell, longest first, and their ids: control tokens and
     the chat template's own."""
-    template = tokenizer.chat_template or ""
-    template = template if isinstance(template, str) else json.dumps(template)
     found = {
         token.content: id
         for id, token in tokenizer.added_tokens_decoder.items()

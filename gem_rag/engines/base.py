@@ -6,10 +6,10 @@ Knows nothing about how any engine does it, nor about prompts and long texts (se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        stop = stop_strings(self.stop)
         object.__setattr__(self, "stop", stop)
         if self.max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}")
@@ -74,6 +74,11 @@ class Sampling:
         return None if grammar is None else checked(grammar)
 
 
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One stop string, several or none, as callers write them."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
 @dataclass(frozen=True)
 class Generation:
     """One generated text.
@@ -88,6 +93,28 @@ class Generation:
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+
+
+G = TypeVar("G", bound=Generation)
+
+
+class Streamed(Iterator[str], Generic[G]):
+    """Pieces of a text as they come, and when all have come, what was generated.
+
+    pieces: what `Gem.stream` or `Gem.stream_chat` gives.
+    """
+
+    generation: G
+
+    def __init__(self, pieces: Generator[str, None, G]) -> None:
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self.generation = end.value
+            raise
 
 
 class Engine(ABC):

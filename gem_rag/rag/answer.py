@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from gem_rag.config import AnswerStyle
+from gem_rag.engines.base import stop_strings
 from gem_rag.errors import InputError
 from gem_rag.model import Gem
 from gem_rag.rag.splitting import Chunk, Hit
@@ -97,8 +98,7 @@ def check_style(style: str | None) -> None:
 
 def _write(gem: Gem, prompt: list[int], sampling: dict[str, Any]) -> str:
     if gem.config.answer_prompt is not None or not gem.has_chat_template:
-        stop = sampling.get("stop") or ()
-        sampling["stop"] = [*([stop] if isinstance(stop, str) else stop), *_PLAIN_STOP]
+        sampling["stop"] = [*stop_strings(sampling.get("stop")), *_PLAIN_STOP]
     return gem.generate([prompt], **sampling)[0].text.strip()
 
 
@@ -153,16 +153,18 @@ def _fitting_prompt(
 
 
 def _prompt(gem: Gem, question: str, passages: Sequence[str]) -> list[int]:
-    numbered = "\n\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, start=1))
-    form = gem.config.answer_prompt or _PROMPT
-    # Parts, not str.format: passages and questions may hold braces.
-    parts = {"{passages}": numbered, "{question}": question}
-    prompt = "".join(
-        parts.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form)
-    )
+    prompt = filled(gem.config.answer_prompt or _PROMPT, question, passages)
     if gem.config.answer_prompt is None and gem.has_chat_template:
         return gem.encode_chat([{"role": "user", "content": prompt}])
     return gem.encode(prompt)
+
+
+def filled(form: str, question: str, passages: Sequence[str]) -> str:
+    """A prompt's form with its {passages}, numbered, and its {question}."""
+    numbered = "\n\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, start=1))
+    # Parts, not str.format: passages and questions may hold braces.
+    parts = {"{passages}": numbered, "{question}": question}
+    return "".join(parts.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form))
 
 
 def cite(text: str, chunks: Sequence[Chunk]) -> list[Citation]:

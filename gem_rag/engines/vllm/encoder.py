@@ -133,8 +133,7 @@ class VllmEncoder:
 
         def attend(layer: Any, *qkvo: Tensor) -> None:
             own = self._layers[layer.layer_name]
-            parts = zip(groups, *(x.split(counts) for x in qkvo), strict=True)
-            for group, query, key, value, out in parts:
+            for group, query, key, value, out in _by_group(groups, counts, qkvo):
                 group.keep_texts(own, key, value)
                 if prefill is None:
                     group.attend_texts(own, query, out)
@@ -154,8 +153,7 @@ class VllmEncoder:
 
         def attend(layer: Any, *qkvo: Tensor) -> None:
             own = self._layers[layer.layer_name]
-            parts = zip(groups, *(x.split(counts) for x in qkvo), strict=True)
-            for group, query, key, value, out in parts:
+            for group, query, key, value, out in _by_group(groups, counts, qkvo):
                 group.attend_specials(own, (query, key, value), out)
 
         adapters = self._adapters.attached() if self._adapters else nullcontext()
@@ -259,6 +257,13 @@ class VllmEncoder:
             self._prefill = self._prefill if agrees("vLLM's attention kernel") else None
         self._compiled = True
         self._compiled = agrees("vLLM's compiled graph")
+
+
+def _by_group(
+    groups: Sequence[Group], counts: Sequence[int], flat: Sequence[Tensor]
+) -> Iterator[tuple[Any, ...]]:
+    """Each group with its part of every flat sequence."""
+    return zip(groups, *(x.split(list(counts)) for x in flat), strict=True)
 
 
 def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:

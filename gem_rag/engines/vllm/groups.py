@@ -101,7 +101,7 @@ class Group:
         self._device = device
         self._over_texts = lower_rest(layout, device)
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each text."""
         found: list[int] = (self.layout.tokens.role == Role.TEXT).sum(axis=1).tolist()
@@ -172,10 +172,13 @@ def in_steps(groups: Sequence[Group], budget: int, least: int = 1) -> Iterator[l
     least: a text counts for as many tokens at least.
     """
     step: list[Group] = []
+    held = 0
     for group in groups:
-        if step and sum(max(n, least) for g in [*step, group] for n in g.lengths) > budget:
+        size = sum(max(length, least) for length in group.lengths)
+        if step and held + size > budget:
             yield step
-            step = []
+            step, held = [], 0
         step.append(group)
+        held += size
     if step:
         yield step

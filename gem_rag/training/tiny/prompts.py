@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gem_rag.rag.answer import filled
+
 CHAT_TEMPLATE = """\
 {% for message in messages -%}
 {% if message.role == "system" %}Context:
@@ -23,8 +25,7 @@ REFUSAL = "The passages do not answer this."
 
 def prompt(passages: Sequence[str], question: str) -> str:
     """A question over passages, to be answered."""
-    numbered = "\n\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, start=1))
-    return f"Context:\n{numbered}\n\nQuestion: {question}\nAnswer:"
+    return filled(ANSWER_PROMPT, question, passages)
 
 
 def completion(answer: str | None, number: int) -> str:

@@ -5,8 +5,7 @@ Knows nothing about messages or tools.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 from langchain_core.language_models import BaseLanguageModel, LangSmithParams
 from langchain_core.messages.ai import UsageMetadata
@@ -15,8 +14,6 @@ from pydantic import model_validator
 from gem_rag import Gem, Generation
 from langchain_gem._shared import GemModel
 from langchain_gem._version import __version__
-
-G = TypeVar("G", bound=Generation)
 
 _SAMPLING = ("temperature", "max_tokens", "top_p", "top_k", "seed")
 
@@ -71,22 +68,6 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
     def _set_gem_version(self) -> Self:
         self._add_version("langchain-gem", __version__)
         return self
-
-
-class Streamed(Iterator[str], Generic[G]):
-    """Pieces of a text as they come, and when all have come, what was generated."""
-
-    generation: G
-
-    def __init__(self, pieces: Generator[str, None, G]) -> None:
-        self._pieces = pieces
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self.generation = end.value
-            raise
 
 
 def origin(gem: Gem, generation: Generation) -> dict[str, str]:

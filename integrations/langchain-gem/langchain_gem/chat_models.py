@@ -17,8 +17,9 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
+from gem_rag.engines.base import Streamed
 from gem_rag.threads import in_thread, iterate
-from langchain_gem._language import GemLanguageModel, Streamed, origin, usage
+from langchain_gem._language import GemLanguageModel, origin, usage
 from langchain_gem._messages import choice_name, to_chunk, to_langchain, to_openai
 from langchain_gem._shared import GemModel
 

@@ -9,8 +9,9 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
+from gem_rag.engines.base import Streamed
 from gem_rag.threads import in_thread, iterate
-from langchain_gem._language import GemLanguageModel, Streamed, origin, usage
+from langchain_gem._language import GemLanguageModel, origin, usage
 from langchain_gem._shared import GemModel
 
 

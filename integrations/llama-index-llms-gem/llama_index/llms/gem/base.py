@@ -7,9 +7,9 @@ gem-rag's, nor about the form of messages (see `messages.py`) or about embedding
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -33,11 +33,9 @@ from llama_index.core.tools import BaseTool
 from llama_index.llms.gem.messages import choice, from_reply, function, raw, selection, to_openai
 
 import gem_rag
-from gem_rag.engines.base import Sampling
+from gem_rag.engines.base import Sampling, Streamed
 from gem_rag.model import EngineName, Gem
 from gem_rag.threads import in_thread, iterate
-
-Result = TypeVar("Result")
 
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
 
@@ -155,12 +153,12 @@ class GemLLM(FunctionCallingLLM):
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> CompletionResponseGen:
         formed = self._formed(prompt, formatted)
-        pieces = _Pieces(self.gem.stream(formed, **self._settings(**kwargs)))
+        pieces = Streamed(self.gem.stream(formed, **self._settings(**kwargs)))
         text = ""
         for delta in pieces:
             text += delta
             yield CompletionResponse(text=text, delta=delta)
-        yield CompletionResponse(text=text, delta="", raw=raw(pieces.result))
+        yield CompletionResponse(text=text, delta="", raw=raw(pieces.generation))
 
     def _formed(self, prompt: str, formatted: bool) -> str:
         assert self.completion_to_prompt is not None  # LLM puts its default there
@@ -198,13 +196,13 @@ class GemLLM(FunctionCallingLLM):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> ChatResponseGen:
         shown = [to_openai(message) for message in messages]
-        pieces = _Pieces(self.gem.stream_chat(shown, **self._settings(**kwargs)))
+        pieces = Streamed(self.gem.stream_chat(shown, **self._settings(**kwargs)))
         text = ""
         for delta in pieces:
             text += delta
             message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
             yield ChatResponse(message=message, delta=delta)
-        reply = pieces.result
+        reply = pieces.generation
         yield ChatResponse(message=from_reply(reply), delta="", raw=raw(reply))
 
     def _settings(self, **call: Any) -> dict[str, Any]:
@@ -279,15 +277,3 @@ class GemLLM(FunctionCallingLLM):
         return LLMTextCompletionProgram.from_defaults(
             output_cls=output_cls, prompt=prompt.model_copy(), llm=self
         )
-
-
-class _Pieces(Generic[Result]):
-    """What a stream yields and, once it has ended, the `result` it returned."""
-
-    result: Result
-
-    def __init__(self, stream: Generator[str, None, Result]) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[str]:
-        self.result = yield from self._stream
