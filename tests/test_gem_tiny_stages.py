@@ -59,6 +59,9 @@ def test_stages(site: Path, tmp_path: Path) -> None:
     run("corpus", "--work", work, "--packages", site)
     run("tokenizer", "--work", work, "--size", 512)
     run("questions", "--work", work)
+    with pytest.raises(InputError, match=r"no .*calls\.jsonl: make it with the command `calls`"):
+        run("sequences", "--work", work)
+    run("calls", "--work", work, "--most", 50)
     run("sequences", "--work", work)
     kept = {n for n in range(100) if held_out(f"tools.part{n}")}
     assert kept
@@ -68,8 +71,9 @@ def test_stages(site: Path, tmp_path: Path) -> None:
         numbers = re.findall(r"# part(\d+)\.", " ".join(p for row in rows for p in row["passages"]))
         assert {int(n) in kept for n in numbers} == {expected}
     counts = json.loads((work / "sequences.json").read_text())
-    assert set(counts["tokens"]) == {"tools", "language reference", "held out", "questions"}
-    options = ("--work", work, "--batch", 4, "--steps", 3, "--no-compiled")
+    sources = {"tools", "language reference", "held out", "questions", "calls"}
+    assert set(counts["tokens"]) == sources
+    options = ("--work", work, "--batch", 4096, "--steps", 3, "--no-compiled")
     run("language-model", *options, "--stop-after", 1)
     run("language-model", *options)
     assert [entry["step"] for entry in lines(work / "language-model" / "log.jsonl")] == [0, 1, 2]

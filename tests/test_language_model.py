@@ -19,13 +19,13 @@ SHAPE = Shape(vocabulary=64, hidden=32, intermediate=64, layers=2, heads=2, kv_h
 PLAN = Plan(steps=8, warmup=2, decay=0.5)
 
 
-def sequences(seed: int, count: int = 24) -> Sequences:
-    tokens = np.random.default_rng(seed).integers(0, 64, (count, 17)).astype(np.uint16)
-    return Sequences(tokens, np.ones((count, 17), np.uint8))
+def sequences(seed: int, count: int = 24, length: int = 16) -> Sequences:
+    tokens = np.random.default_rng(seed).integers(0, 64, (count, length + 1)).astype(np.uint16)
+    return Sequences(tokens, np.ones((count, length + 1), np.uint8))
 
 
-def mixture(batch: int = 8) -> Mixture:
-    return Mixture(sequences(0), sequences(1), 0, batch, row_share=0.25, decay_row_share=0.5)
+def mixture(batch: int = 128) -> Mixture:
+    return Mixture(sequences(0, 48, 8), sequences(1), 0, batch, row_share=0.25, decay_row_share=0.5)
 
 
 def test_documents_are_one_stream() -> None:
@@ -51,13 +51,15 @@ def test_sequences_are_kept(tmp_path: Path) -> None:
 
 def test_every_sequence_is_read_once_an_epoch() -> None:
     data = mixture()
-    read = [data.at(step, decay_from=4)[0] for step in range(8)]
-    again = [mixture().at(step, decay_from=4)[0] for step in range(8)]
-    assert all(np.array_equal(a, b) for a, b in zip(read, again, strict=True))
-    seen = np.concatenate([batch[2:] for batch in read[:4]])  # two of rows, six of documents
-    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, data.documents.tokens.tolist()))
-    asked = np.concatenate([*(b[:2] for b in read[:4]), *(b[:4] for b in read[4:])])
-    assert sorted(map(tuple, asked.tolist())) == sorted(map(tuple, data.rows.tokens.tolist()))
+    read, again = ([made.at(step, decay_from=4) for step in range(8)] for made in (data, mixture()))
+    for one, other in zip(read, again, strict=True):
+        assert all(np.array_equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
+    # Of 128 tokens a quarter is of rows of 16 tokens, then half; the others are documents of 8.
+    counts = [tuple(len(tokens) for tokens, _ in step) for step in read]
+    assert counts == [(2, 12)] * 4 + [(4, 8)] * 4
+    for group, source, steps in ((0, data.rows, 8), (1, data.documents, 4)):
+        seen = np.concatenate([step[group][0] for step in read[:steps]])
+        assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, source.tokens.tolist()))
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
@@ -88,8 +90,8 @@ def test_it_learns_and_a_resumed_run_ends_in_the_same_weights(tmp_path: Path) ->
 
 def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     train(SHAPE, PLAN, mixture(), tmp_path, compiled=False, stop_after=6)
-    with pytest.raises(InputError, match=r"another data\.batch \(8, now 4\) at step 6"):
-        train(SHAPE, PLAN, mixture(4), tmp_path, compiled=False)
+    with pytest.raises(InputError, match=r"another data\.batch \(128, now 64\) at step 6"):
+        train(SHAPE, PLAN, mixture(64), tmp_path, compiled=False)
     longer = dataclasses.replace(PLAN, steps=20)  # the decay has begun
     with pytest.raises(InputError, match=r"another plan\.steps"):
         train(SHAPE, longer, mixture(), tmp_path, compiled=False)

@@ -3,6 +3,7 @@
     corpus          texts of the standard library, packages and documentation
     tokenizer       byte-level BPE, trained on them
     questions       rows of grounded answering, to train on and held out
+    calls           rows of tool calls
     sequences       texts and rows as tokens
     language-model  from nothing, on both; goes on from its last state
     gem             the special tokens, the language model as it is
@@ -16,9 +17,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,7 @@ from gem_rag.training.tiny.corpus import (
 from gem_rag.training.tiny.prompts import ANSWER_PROMPT, CHAT_TEMPLATE, completion, prompt
 
 CONTEXT = 1024
+TEXT_TOKENS = 512  # of a sequence of documents, which are shorter; its attention costs half
 END, PAD = 1, 2  # of the tokenizer's special tokens
 SPARE = 16  # rows of the vocabulary that stay free
 QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128
@@ -50,6 +53,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Work = Annotated[Path, typer.Option(help="where the data goes")]
 Seed = Annotated[int, typer.Option(help="another one gives other draws")]
 WORK = Path("build/gem-tiny")
+_Row = tuple[list[int], list[int]]  # token ids of a prompt and of what is written behind it
 
 
 @app.command()
@@ -92,11 +96,24 @@ def questions(
 
 
 @app.command()
+def calls(work: Work = WORK, most: int = 12_000, seed: Seed = 0) -> None:
+    """Write rows of tool calls."""
+    from gem_rag.training.tiny.calls import make_calls
+
+    rows = make_calls(load_texts(work / "corpus.jsonl"), seed, most)
+    write_rows(work / "calls.jsonl", ({"messages": m, "completion": c} for m, c in rows))
+
+
+@app.command()
 def sequences(work: Work = WORK) -> None:
     """Write documents, rows and held-out docstrings as sequences of tokens, with counts."""
     from gem_rag.training.tiny.sequences import documents, rows
 
-    encode = _tokenizer(work).backend_tokenizer.encode_batch_fast
+    tokenizer = _tokenizer(work)
+    encode = tokenizer.backend_tokenizer.encode_batch_fast
+    conversation = partial(
+        tokenizer.apply_chat_template, chat_template=CHAT_TEMPLATE, tokenize=False
+    )
     texts = load_texts(work / "corpus.jsonl")
     tokens: Counter[str] = Counter()
     characters: Counter[str] = Counter()
@@ -109,18 +126,25 @@ def sequences(work: Work = WORK) -> None:
                 characters[name] += len(text.document.encode())
                 yield ids.ids
 
-    def encoded_rows() -> Iterator[tuple[list[int], list[int]]]:
-        lines = (work / "questions.jsonl").open(encoding="utf-8")
-        for part in batched(map(json.loads, lines), 1000):
-            asked = encode([prompt(row["passages"], row["question"]) for row in part])
-            answers = encode([completion(row["answer"], row["number"]) for row in part])
-            tokens["questions"] += sum(map(len, (*asked, *answers)))
+    def encoded_rows(name: str, pair: Callable[[Any], tuple[str, str]]) -> Iterator[_Row]:
+        lines = _made(work / f"{name}.jsonl", name).open(encoding="utf-8")
+        for part in batched(map(pair, map(json.loads, lines)), 1000):
+            asked, answers = (encode(list(texts)) for texts in zip(*part, strict=True))
+            tokens[name] += sum(map(len, (*asked, *answers)))
             yield from zip((a.ids for a in asked), (a.ids for a in answers), strict=True)
 
-    learnt = documents(encoded([t for t in texts if not t.held_out]), CONTEXT, END)
+    def question(row: Any) -> tuple[str, str]:
+        answer = completion(row["answer"], row["number"])
+        return prompt(row["passages"], row["question"]), answer
+
+    def call(row: Any) -> tuple[str, str]:
+        return conversation(row["messages"]), row["completion"]
+
+    learnt = documents(encoded([t for t in texts if not t.held_out]), TEXT_TOKENS, END)
     kept = documents(encoded([t for t in texts if t.held_out][:2000]), CONTEXT, END)
-    asked = rows(encoded_rows(), CONTEXT, END, PAD, ANSWER_WEIGHT)
-    for name, found in (("documents", learnt), ("held-out", kept), ("questions", asked)):
+    both = chain(encoded_rows("questions", question), encoded_rows("calls", call))
+    asked = rows(both, CONTEXT, END, PAD, ANSWER_WEIGHT)
+    for name, found in (("documents", learnt), ("held-out", kept), ("rows", asked)):
         found.save(work / f"{name}.npz")
     counts = {"tokens": dict(tokens.most_common()), "bytes": dict(characters.most_common())}
     (work / "sequences.json").write_text(json.dumps(counts, indent=2) + "\n")
@@ -132,7 +156,7 @@ def language_model(
     work: Work = WORK,
     out: Annotated[Path | None, typer.Option(help="where the model goes")] = None,
     steps: int = 2600,
-    batch: Annotated[int, typer.Option(help="sequences of 1,024 tokens a step")] = 16,
+    batch: Annotated[int, typer.Option(help="tokens a step")] = 16 * CONTEXT,
     decay: Annotated[float, typer.Option(help="part of the steps in which the rate falls")] = 0.3,
     stop_after: Annotated[int | None, typer.Option(help="leave off after this step")] = None,
     compiled: Annotated[bool, typer.Option(help="through torch.compile")] = True,
@@ -147,7 +171,8 @@ def language_model(
 
     plan = Plan(steps=steps, decay=decay, seed=seed)
     documents, rows, measured = (
-        Sequences.load(work / f"{name}.npz") for name in ("documents", "questions", "held-out")
+        Sequences.load(_made(work / f"{name}.npz", "sequences"))
+        for name in ("documents", "rows", "held-out")
     )
     mixture = Mixture(documents, rows, seed, batch, row_share=0.25, decay_row_share=0.5)
     model = train(
@@ -202,9 +227,14 @@ def prepared(base: Path, copy: Path) -> Path:
 def _tokenizer(work: Path) -> Any:
     from transformers import AutoTokenizer
 
-    if not (work / "tokenizer").exists():
-        raise InputError(f"there is no tokenizer in {work}: train it with the command `tokenizer`")
-    return AutoTokenizer.from_pretrained(work / "tokenizer")
+    return AutoTokenizer.from_pretrained(_made(work / "tokenizer", "tokenizer"))
+
+
+def _made(path: Path, stage: str) -> Path:
+    """What an earlier stage has written. Raises InputError if it has not."""
+    if not path.exists():
+        raise InputError(f"there is no {path}: make it with the command `{stage}`")
+    return path
 
 
 def batched(items: Iterable[Any], count: int) -> Iterator[list[Any]]:

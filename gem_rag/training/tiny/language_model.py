@@ -30,7 +30,7 @@ from gem_rag.progress import progress_bar
 from gem_rag.training.tiny.sequences import Mixture, Sequences
 
 _STATE = "state.pt"
-_MICRO = 4  # sequences at once: their logits are what takes memory
+_MICRO = 4096  # tokens at once: their logits are what takes memory
 _MAY_CHANGE = ("steps", "decay")  # until the decay begins
 
 
@@ -117,7 +117,7 @@ def train(
     settings = {"shape": asdict(shape), "plan": asdict(plan), "data": mixture.settings()}
     step = _resume(state, settings, model, optimizers)
     end = min(plan.steps, stop_after or plan.steps)
-    loss_of: Callable[..., Tensor] = torch.compile(_loss) if compiled else _loss
+    loss_of: Callable[..., Tensor] = torch.compile(_loss, dynamic=False) if compiled else _loss
     saved = time.monotonic()
     with (
         progress_bar("language model", plan.steps, progress) as advance,
@@ -143,11 +143,7 @@ def bits_per_token(model: LlamaForCausalLM, sequences: Sequences) -> float:
     """Mean over every target that counts."""
     total, counted = 0.0, 0.0
     with torch.inference_mode():
-        for first in range(0, len(sequences.tokens), _MICRO):
-            tokens, weights = _tensors(
-                sequences.tokens[first : first + _MICRO].astype(np.int64),
-                sequences.weights[first : first + _MICRO],
-            )
+        for tokens, weights in _parts(sequences.tokens.astype(np.int64), sequences.weights):
             total += float(_loss(model, tokens, weights))
             counted += float(weights[:, 1:].sum())
     return total / counted / math.log(2)
@@ -171,10 +167,10 @@ def _step(
     step: int,
 ) -> float:
     """One update; returns the loss before it, in nats per counted token."""
-    tokens, weights = _tensors(*mixture.at(step, plan.decay_from))
-    counted = weights[:, 1:].sum()
+    parts = [part for group in mixture.at(step, plan.decay_from) for part in _parts(*group)]
+    counted = torch.stack([weights[:, 1:].sum() for _, weights in parts]).sum()
     total = 0.0
-    for part, counts in zip(tokens.split(_MICRO), weights.split(_MICRO), strict=True):
+    for part, counts in parts:
         loss = loss_of(model, part, counts) / counted
         loss.backward()
         total += float(loss.detach())
@@ -187,8 +183,11 @@ def _step(
     return total
 
 
-def _tensors(tokens: Any, weights: Any) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(tokens), torch.from_numpy(weights).float()
+def _parts(tokens: Any, weights: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """(tokens, weights) of as many sequences as are read at once."""
+    count = max(1, _MICRO // (tokens.shape[1] - 1))
+    both = torch.from_numpy(tokens), torch.from_numpy(weights).float()
+    return zip(*(part.split(count) for part in both), strict=True)
 
 
 def _optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:

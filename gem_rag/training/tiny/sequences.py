@@ -1,8 +1,8 @@
-"""Texts and question rows as sequences of one length, and which of them each step reads.
+"""Texts and rows as sequences, and which of them each step reads.
 
 Documents follow one another, a module's or page's together, and are cut wherever a sequence
-ends. Rows are kept whole and padded. Every sequence is one token longer than what the model
-reads, so that its last token has a target.
+ends. Rows, which are longer, are kept whole and padded. Every sequence is one token longer than
+what the model reads, so that its last token has a target.
 
 A step's batch is a function of the seed and the step alone.
 
@@ -33,6 +33,11 @@ class Sequences:
 
     tokens: Tokens
     weights: Weights
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads of each."""
+        return int(self.tokens.shape[1]) - 1
 
     def save(self, file: Path) -> None:
         """Write to an .npz file, there when it is whole."""
@@ -99,6 +104,7 @@ def rows(
 class Mixture:
     """Which sequences of documents and of rows each step reads, every one once an epoch.
 
+    batch: tokens a step.
     row_share, decay_row_share: rows' part of a batch, before and from step `decay_from`.
     """
 
@@ -109,19 +115,20 @@ class Mixture:
     row_share: float
     decay_row_share: float
 
-    def at(self, step: int, decay_from: int) -> tuple[npt.NDArray[np.int64], Weights]:
-        """(tokens, weights) [batch, length + 1] of a step."""
-        few, many = (round(self.batch * s) for s in (self.row_share, self.decay_row_share))
-        now = few if step < decay_from else many
-        done = few * min(step, decay_from) + many * max(0, step - decay_from)
-        read = (
-            _taken(self.rows, f"{self.seed} rows", done, now),
-            _taken(
-                self.documents, f"{self.seed} documents", step * self.batch - done, self.batch - now
-            ),
-        )
-        tokens = np.concatenate([tokens for tokens, _ in read])
-        return tokens.astype(np.int64), np.concatenate([weights for _, weights in read])
+    def at(self, step: int, decay_from: int) -> list[tuple[npt.NDArray[np.int64], Weights]]:
+        """(tokens, weights) [count, length + 1] of a step: of rows, and of documents."""
+        late, early = max(0, step - decay_from), min(step, decay_from)
+        share = self.row_share if step < decay_from else self.decay_row_share
+        found = []
+        for name, source, before, after, now in (
+            ("rows", self.rows, self.row_share, self.decay_row_share, share),
+            ("documents", self.documents, 1 - self.row_share, 1 - self.decay_row_share, 1 - share),
+        ):
+            few, many, count = (round(self.batch * s / source.length) for s in (before, after, now))
+            first = few * early + many * late
+            tokens, weights = _taken(source, f"{self.seed} {name}", first, count)
+            found.append((tokens.astype(np.int64), weights))
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What decides the batches."""
