@@ -124,7 +124,7 @@ def ask(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
     style: Annotated[
         str | None,
-        typer.Option(help="free writes, quote chooses a sentence; default the model's own."),
+        typer.Option(help="free writes, quote holds to a passage's words; default the model's own."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -55,8 +55,8 @@ class GemConfig:
     prompts: text put before what is embedded, by use: "query" and "document".
     answer_prompt: the model's own form of a grounded question, with {passages} and {question};
         None leaves it to the chat template.
-    answer_style: "free" writes an answer, "quote" chooses a sentence of the passages, which is
-        what a model too small to write can do.
+    answer_style: "free" writes an answer, "quote" words of one passage, word for word, or that
+        none of them answers: for models too small to write, or where every word must be checked.
     max_length: most text tokens in one embedding pass; None means what the model can hold.
     adapter: the special-row adapters, if there are any.
     base_model: name of the model that was GEM-trained, for people to read.

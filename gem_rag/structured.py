@@ -1,4 +1,4 @@
-"""JSON schemas and tools as grammars that a text is held to while it is written.
+"""JSON schemas, tools and quotes as grammars that a text is held to while it is written.
 
 Grammars are llguidance's (Lark with JSON schemas), on every engine. A small model that never
 comes to an end is brought to one: strings, numbers and lists that a schema leaves open are bounded
@@ -24,6 +24,20 @@ _WRITTEN = ("enum", "const", "pattern", "format")  # what already says how long 
 def schema_grammar(schema: Schema, max_tokens: int) -> str:
     """The grammar of a schema's JSON texts, for at most about `max_tokens` tokens."""
     return f"start: %json {json.dumps(closed(schema, max_tokens))}"
+
+
+def quote_grammar(passages: Sequence[str], refusal: str) -> str:
+    """The grammar of a run of one passage's words and its number, like `these words [2]`, or a
+    refusal; a space may stand before either.
+
+    One terminal, since a parser that had begun a quote could not end it within a word's reach.
+    """
+    quotes = [f"QUOTE{n}: WORDS{n} {json.dumps(f' [{n}]')}" for n in range(1, len(passages) + 1)]
+    words = [f"WORDS{n}: %regex {json.dumps({'substring_words': passage})}"
+             for n, passage in enumerate(passages, start=1)]  # fmt: skip
+    options = [*(f"QUOTE{n}" for n in range(1, len(passages) + 1)), json.dumps(refusal)]
+    rules = ["start: ANSWER", f'ANSWER: " "? ({" | ".join(options)})']
+    return "\n".join([*rules, *quotes, *words])
 
 
 def checked(grammar: str) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from fakes import FakeGem
 from hypothesis import given
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
 from gem_rag.config import GemConfig
 from gem_rag.engines.base import Generation
 from gem_rag.errors import InputError
-from gem_rag.rag.answer import Answer, answer, cite, sentences
+from gem_rag.rag.answer import REFUSAL, Answer, answer, cite
 from gem_rag.rag.splitting import Chunk, Hit
+from gem_rag.structured import checked, quote_grammar
 
 
 class Answering(FakeGem):
@@ -41,14 +41,6 @@ class Answering(FakeGem):
         self.asked += ["".join(map(chr, prompt)) for prompt in prompts]
         self.sampling = sampling
         return [Generation(self.reply, (), "stop", len(prompt)) for prompt in prompts]
-
-    def count_tokens(self, text: str) -> int:
-        return len(text)
-
-    def score(self, prompt: Sequence[int], continuations: Sequence[str]) -> np.ndarray:
-        """The text it was told to reply is the likeliest."""
-        self.scored = list(continuations)
-        return np.array([float(text == f" {self.reply}") for text in continuations])
 
 
 class Chatting(Answering):
@@ -160,41 +152,63 @@ def test_words_of_no_passage_cite_nothing(text: str) -> None:
 
 # -- quotes ------------------------------------------------------------------------------------
 
-STORY = hit("A pump moves water.  It has\n   two valves! See below.\n\nDo not open it", "story", 50)
+STORY = hit("A pump moves water.  It has\n   two valves! See below.", "story", 50, "# Pumps (old)")
+
+
+def allowed(grammar: str, text: str) -> bool:
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar))
+    tokens = tokenizer.tokenize_str(text)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
 @pytest.mark.parametrize("by_config", [True, False])
-def test_a_quote_is_the_likeliest_sentence_with_its_place(by_config: bool) -> None:
-    gem = Answering("It has two valves!", answer_style="quote" if by_config else "free")
+def test_a_quote_is_held_to_words_of_a_passage_and_has_its_place(by_config: bool) -> None:
+    reply = "It has two valves! [2]"
+    gem = Answering(reply, answer_style="quote" if by_config else "free")
     found = ask(gem, LAMP, STORY, **({} if by_config else {"style": "quote"}))
-    assert found.text == "It has two valves!"
+    assert found.text == reply
     (citation,) = found.citations
     assert (citation.number, citation.source) == (2, "story")
     assert citation.quote == "It has\n   two valves!"
     assert (" " * 50 + STORY.chunk.text)[slice(*citation.span)] == citation.quote
-    assert gem.asked == []  # nothing is generated
-    assert gem.scored == [
-        " A lamp gives light.",
-        " A pump moves water.",
-        " It has two valves!",
-        " Do not open it",
-    ]
+    grammar = gem.sampling["grammar"]
+    for text in (f" {reply}", reply, "A lamp [1]", "# Pumps (old) A pump [2]", REFUSAL):
+        assert allowed(grammar, text), text
+    for text in ("It has two valves! [1]", "t has two [2]", "It has valves! [2]", "Yes.", "lamp",
+                 f"{REFUSAL} [1]"):  # fmt: skip
+        assert not allowed(grammar, text), text
+
+
+def test_words_of_a_title_cite_the_whole_chunk() -> None:
+    (citation,) = ask(Answering("Pumps (old) [2]"), LAMP, STORY, style="quote").citations
+    assert citation.quote == STORY.chunk.text
+
+
+@pytest.mark.parametrize("reply", [REFUSAL, "A lamp gives"])
+def test_refusals_and_cut_quotes_cite_nothing(reply: str) -> None:
+    found = ask(Answering(reply), LAMP, style="quote")
+    assert (found.text, found.citations) == (reply, [])
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4), st.data())
+def test_any_run_of_any_passages_words_may_be_quoted(texts: list[str], data: st.DataObject) -> None:
+    passages = [" ".join(text.split()) for text in texts]
+    number = data.draw(st.integers(1, len(passages)))
+    words = passages[number - 1].split(" ")
+    first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(words) - 1)] * 2)))
+    quote = " ".join(words[first : last + 1])
+    grammar = checked(quote_grammar(passages, REFUSAL))
+    assert allowed(grammar, f" {quote} [{number}]")
+    assert not allowed(grammar, f" {quote} [{len(passages) + 1}]")
 
 
 def test_style_of_the_call_comes_before_the_checkpoints() -> None:
     gem = Answering("words of its own", answer_style="quote")
     assert ask(gem, style="free").text == "words of its own"
+    assert "grammar" not in gem.sampling
 
 
 def test_an_unknown_style_is_refused() -> None:
     with pytest.raises(InputError, match="there is no style 'poem': use free or quote"):
         ask(Answering(), style="poem")
-
-
-@given(st.text("Ab .!?\n(", max_size=60))
-def test_sentences_are_in_order_and_hold_all_words_of_three_or_more(text: str) -> None:
-    spans = sentences(text)
-    assert all(0 <= start <= stop <= len(text) for start, stop in spans)
-    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
-    if spans != [(0, len(text))]:
-        assert all(text[a:b] == text[a:b].strip() for a, b in spans)

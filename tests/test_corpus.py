@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import gem_rag
-from gem_rag.training.tiny.__main__ import gem as train_gem
 from gem_rag.training.tiny.corpus import (
     Pair,
     cached_pairs,
@@ -18,7 +15,6 @@ from gem_rag.training.tiny.corpus import (
     pairs,
     read_corpus,
     read_texts,
-    training_texts,
     write_corpus,
 )
 
@@ -52,10 +48,6 @@ def test_corpus_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     kept_out = {p.module for p in found if held_out(p.module)}
     assert kept_out
-    texts = dict(training_texts(found))
-    for pair in found:
-        assert (pair.summary in texts) == (pair.module not in kept_out)
-    assert any(document.startswith("# tools.part") for document in texts.values())
 
 
 def test_nothing_to_learn_from_quotes_what_is_held_out(
@@ -117,19 +109,3 @@ def test_pairs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(file.read_text().splitlines()) == len(first) == 61
     assert json.loads(file.read_text().splitlines()[0])["module"] == "tools.part0"
     assert cached_pairs(file, tmp_path / "nowhere") == first
-
-
-def test_gem_tiny_is_made_by_one_command(
-    tmp_path: Path, plain_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "no-stdlib"))
-    base, out = plain_folder("llama"), tmp_path / "out"
-    train_gem(base, out, package(tmp_path / "site"), tmp_path / "work", steps=2, batch=8)
-    report = json.loads((out / "report" / "report.json").read_text())
-    kept = [p for p in cached_pairs(tmp_path / "work" / "pairs.jsonl", None) if held_out(p.module)]
-    assert report["retrieval"]["pairs"]["after"]["queries"] == len(kept)
-    with gem_rag.load(out) as gem:
-        assert gem.config.scope == "special"
-        assert gem.config.answer_style == "quote"
-        assert gem.max_length == 128
-        assert gem.has_chat_template

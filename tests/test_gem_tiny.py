@@ -69,4 +69,4 @@ def test_it_chats_and_quotes(tiny: Gem, tmp_path: Path) -> None:
     )
     answer = index.ask("How do I open a file?", k=1)
     assert answer.citations[0].source == "open"
-    assert answer.text in index.document("open").text
+    assert answer.citations[0].quote in index.document("open").text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,26 @@ def test_stages(site: Path, tmp_path: Path) -> None:
         assert gem.has_chat_template
         assert sum(p.numel() for p in gem._engine._model.parameters()) < 16e6
         assert gem.generate(["Context:\n[1] # a\nUse it."], max_tokens=4)[0].tokens
+    run("pairs", "--work", work)
+    for name in ("summaries", "asked"):
+        rows = lines(work / "pairs" / f"{name}.jsonl")
+        assert rows
+        assert all(len(row["negatives"]) == 2 for row in rows)
+        told = json.dumps(rows)
+        assert not any(f"number {n} from" in told or f"part {n} " in told for n in kept)
+        assert lines(work / "pairs" / f"held-out-{name}.jsonl")
+    # Any will do for the documentation that is not there.
+    shutil.copy(work / "pairs" / "summaries.jsonl", work / "pairs" / "titles.jsonl")
+    out = tmp_path / "gem"
+    run("gem", "--work", work, "--out", out, "--steps", 2, "--set", "schedule.batch=8")
+    run("measure", "--work", work, "--model", out, "--base", work / "base", "--count", 3)
+    found = json.loads((work / "measured" / "figures.json").read_text())
+    assert found["generation kept"] is True
+    assert found["grounded"]["answerable"] + found["grounded"]["unanswerable"] == 3
+    assert found["retrieval: summaries"]["BM25"]["queries"] == 3
+    with gem_rag.load(out) as gem:
+        assert (gem.config.scope, gem.config.answer_style) == ("special", "quote")
+        assert gem.max_length == 160
 
 
 def test_a_missing_stage_is_named(tmp_path: Path) -> None:

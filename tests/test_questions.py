@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gem_rag.rag.answer import _prompt
+from gem_rag.rag.answer import REFUSAL, _prompt
 from gem_rag.training.tiny.corpus import Text
-from gem_rag.training.tiny.facts import Fact, facts, first_sentence, wording
-from gem_rag.training.tiny.prompts import ANSWER_PROMPT, REFUSAL, completion, prompt
+from gem_rag.training.tiny.facts import Fact, facts, first_sentence, sentences, wording
+from gem_rag.training.tiny.prompts import ANSWER_PROMPT, completion, prompt
 from gem_rag.training.tiny.questions import count_rows, make_rows
 
 GOOGLE = """Read a table from a file.
@@ -172,3 +175,12 @@ def test_prompts_are_what_answers_are_asked_with() -> None:
     assert asked == prompt(passages, "What?")
     assert completion("Use {x}.", 1) == " Use {x}. [1]"
     assert completion("", 0) == f" {REFUSAL}"
+
+
+@given(st.text("Ab .!?\n(", max_size=60))
+def test_sentences_are_in_order_and_hold_all_words_of_three_or_more(text: str) -> None:
+    spans = sentences(text)
+    assert all(0 <= start <= stop <= len(text) for start, stop in spans)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    if spans != [(0, len(text))]:
+        assert all(text[a:b] == text[a:b].strip() for a, b in spans)

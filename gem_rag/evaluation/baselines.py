@@ -39,3 +39,14 @@ def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
     retriever.index(bm25s.tokenize(list(documents), show_progress=False), show_progress=False)
     words = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
     return np.stack([retriever.get_scores(w) if w else np.zeros(len(documents)) for w in words])
+
+
+def sentence_transformer(folder: str | Path, *groups: Sequence[str]) -> list[FloatArray]:
+    """Unit rows [n, dim] for each group of texts by a sentence-transformers model."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder))
+    return [
+        np.asarray(model.encode(list(texts), normalize_embeddings=True), np.float32)
+        for texts in groups
+    ]

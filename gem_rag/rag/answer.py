@@ -6,7 +6,6 @@ Knows nothing about how passages were found.
 from __future__ import annotations
 
 import difflib
-import itertools
 import re
 import time
 from collections.abc import Sequence
@@ -18,18 +17,18 @@ from gem_rag.engines.base import stop_strings
 from gem_rag.errors import InputError
 from gem_rag.model import Gem
 from gem_rag.rag.splitting import Chunk, Hit
+from gem_rag.structured import quote_grammar
 
 INSTRUCTIONS = (
     "Answer the question from the passages below, in their own words where you can, and cite "
     "them like [1]. If they do not answer it, say that they do not."
 )
+REFUSAL = "The passages do not answer this."
 _PROMPT = f"{INSTRUCTIONS}\n\n{{passages}}\n\nQuestion: {{question}}\nAnswer:"
 # A base model does not know where to end: a plain prompt's answer is one paragraph.
 _PLAIN_STOP = ("\n\n", "\nQuestion:")
 _SHORTEST_QUOTE = 4  # words
-_SHORTEST_SENTENCE = 3
-# The end of a sentence before something that begins one, or an empty line.
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[])|\n\s*\n")
+_QUOTED = re.compile(r"(?P<words>.+) \[(?P<number>\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ def answer(
 ) -> Answer:
     """Answer a question from passages, as many of them as the model's context holds.
 
-    style: "free" lets the model write, "quote" lets it choose the sentence of the passages that
-        is its likeliest answer; default the checkpoint's own.
-    sampling: as for `Gem.generate`, for "free" answers.
+    style: "free" lets the model write, "quote" holds it to words of one passage and the passage's
+        number, or `REFUSAL`; default the checkpoint's own.
+    sampling: as for `Gem.generate`.
 
     The prompt is the checkpoint's own (`answer_prompt`), else its chat template's, else plain.
     Raises InputError if the question is empty, or too long to leave room for a passage.
@@ -83,7 +82,7 @@ def answer(
     prompt, read = _fitting_prompt(gem, question, hits, gem.context - sampling["max_tokens"])
     start = time.perf_counter()
     if (style or gem.config.answer_style) == "quote":
-        text, citations = _quote(gem, prompt, read)
+        text, citations = _quote(gem, prompt, read, sampling)
     else:
         text = _write(gem, prompt, sampling)
         citations = cite(text, [hit.chunk for hit in read])
@@ -102,34 +101,26 @@ def _write(gem: Gem, prompt: list[int], sampling: dict[str, Any]) -> str:
     return gem.generate([prompt], **sampling)[0].text.strip()
 
 
-def _quote(gem: Gem, prompt: list[int], read: Sequence[Hit]) -> tuple[str, list[Citation]]:
-    """The sentence that the model finds likeliest as the answer, and where it stands."""
-    room = gem.context - len(prompt)
-    found: dict[str, Citation] = {}
-    for number, hit in enumerate(read, start=1):
-        for start, stop in sentences(hit.chunk.text):
-            quote = hit.chunk.text[start:stop]
-            text = " ".join(quote.split())
-            if 0 < gem.count_tokens(f" {text}") <= room:
-                place = (hit.chunk.start + start, hit.chunk.start + stop)
-                found.setdefault(text, Citation(number, hit.chunk.source, place, quote))
-    if not found:
-        return "", []
-    scores = gem.score(prompt, [f" {text}" for text in found])
-    text = list(found)[int(scores.argmax())]
-    return text, [found[text]]
+def _quote(
+    gem: Gem, prompt: list[int], read: Sequence[Hit], sampling: dict[str, Any]
+) -> tuple[str, list[Citation]]:
+    """Words of one passage and its number, which the grammar leaves no way around, or a refusal."""
+    passages = [_flat(hit.chunk.passage) for hit in read]
+    sampling["grammar"] = quote_grammar(passages, REFUSAL)
+    text = gem.generate([prompt], **sampling)[0].text.strip()
+    quoted = _QUOTED.fullmatch(text)
+    if not quoted:  # refused, or cut by max_tokens
+        return text, []
+    number = int(quoted["number"])
+    return text, [_citation(number, read[number - 1].chunk, quoted["words"])]
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
-    """[start, stop) of the sentences of a text; of all of it, if none has three words."""
-    bounds = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
-    found = []
-    for start, stop in itertools.pairwise(bounds):
-        sentence = text[start:stop]
-        if len(_words(sentence)) >= _SHORTEST_SENTENCE:
-            first = start + len(sentence) - len(sentence.lstrip())
-            found.append((first, start + len(sentence.rstrip())))
-    return found or [(0, len(text))]
+def _citation(number: int, chunk: Chunk, words: str) -> Citation:
+    """Where a quote stands in the chunk's text; the whole chunk for words of its title."""
+    found = re.search(r"\s+".join(map(re.escape, words.split())), chunk.text)
+    start, stop = found.span() if found else (0, len(chunk.text))
+    place = (chunk.start + start, chunk.start + stop)
+    return Citation(number, chunk.source, place, chunk.text[start:stop])
 
 
 def _fitting_prompt(
@@ -192,6 +183,10 @@ def _longest_run(words: Sequence[str], passage: str) -> tuple[int, tuple[int, in
         return 0, (0, 0)
     last = places[match.b + match.size - 1]
     return match.size, (places[match.b].start(), last.end())
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _words(text: str) -> list[str]:

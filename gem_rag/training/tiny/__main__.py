@@ -6,7 +6,9 @@
     calls           rows of tool calls
     sequences       texts and rows as tokens
     language-model  from nothing, on both; goes on from its last state
-    gem             the special tokens, the language model as it is
+    pairs           with hard negatives
+    gem             the special token, the language model as it is
+    measure         on what is held out
 
 Every stage reads what the one before wrote to the folder `--work`, and is the same for the same
 seed.
@@ -15,6 +17,8 @@ seed.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +33,11 @@ from rich.console import Console
 
 from gem_rag.config import GemConfig
 from gem_rag.errors import GemError, InputError
-from gem_rag.training.recipe import read_recipe
+from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train
 from gem_rag.training.tiny.corpus import (
     Text,
-    cached_pairs,
-    held_out,
     load_texts,
-    training_texts,
     write_corpus,
     write_rows,
 )
@@ -46,7 +47,6 @@ CONTEXT = 1024
 TEXT_TOKENS = 512  # of a sequence of documents, which are shorter; its attention costs half
 END, PAD = 1, 2  # of the tokenizer's special tokens
 SPARE = 16  # rows of the vocabulary that stay free
-QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128
 ANSWER_WEIGHT = 8  # of an answer's token in the loss, beside 1 of any other
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -190,30 +190,95 @@ def language_model(
 
 
 @app.command()
+def pairs(work: Work = WORK) -> None:
+    """Write pairs with hard negatives, and held-out pairs to measure on."""
+    from gem_rag.training.tiny.pairs import asked, mined, summaries, titles
+    from gem_rag.training.tiny.questions import Row
+
+    texts = load_texts(work / "corpus.jsonl")
+    learnt = [text for text in texts if not text.held_out]
+    for name, found in (("summaries", summaries(learnt)), ("titles", titles(learnt))):
+        write_rows(work / "pairs" / f"{name}.jsonl", mined(list(found)))
+    for name, file in (("asked", "questions"), ("held-out-asked", "held-out-questions")):
+        rows = (Row(**row) for row in _lines(work / f"{file}.jsonl", "questions"))
+        write_rows(work / "pairs" / f"{name}.jsonl", asked(rows))
+    kept = summaries(text for text in texts if text.held_out)
+    held = ({"query": query, "document": document} for query, document in kept)
+    write_rows(work / "pairs" / "held-out-summaries.jsonl", held)
+
+
+@app.command()
 def gem(
-    base: Annotated[Path, typer.Option(help="the language model to start from")],
     out: Annotated[Path, typer.Option(help="where the checkpoint goes")],
-    packages: Annotated[Path | None, typer.Option(help="a folder of installed packages")] = None,
+    base: Annotated[Path | None, typer.Option(help="the language model to start from")] = None,
     work: Work = WORK,
-    steps: int = 600,
-    batch: int = 256,
+    steps: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe's")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after an interruption")] = False,
 ) -> None:
-    """Train special tokens on pairs of docstrings' parts; report on 1,500 held-out pairs."""
-    pairs = cached_pairs(work / "pairs.jsonl", packages)
-    texts = training_texts(pairs)
-    kept = [pair for pair in pairs if held_out(pair.module)][:1500]
-    write_rows(work / "train.jsonl", ({"query": q, "document": d} for q, d in texts))
-    write_rows(work / "held-out.jsonl", ({"query": p.summary, "document": p.rest} for p in kept))
-    recipe = read_recipe("special", {
-        "data.pairs.path": str(work / "train.jsonl"),
-        "evaluation.data.pairs": {"path": str(work / "held-out.jsonl"), "kind": "pairs"},
-        "evaluation.at_most": len(kept),
-        "query_length": QUERY_TOKENS,
-        "max_length": DOCUMENT_TOKENS,
-        "schedule.batch": batch,
-    })  # fmt: skip
-    train(recipe.scaled(steps), prepared(base, work / base.name), out, resume=resume, progress=True)
+    """Train special tokens on the pairs (gem.yaml); report on 1,500 of each held-out kind."""
+    changes: dict[str, Any] = dict(map(parse_change, settings or ()))
+    for name in ("summaries", "titles", "asked"):
+        changes[f"data.{name}.path"] = str(_made(work / "pairs" / f"{name}.jsonl", "pairs"))
+    for name in ("summaries", "asked"):
+        changes[f"evaluation.data.{name}.path"] = str(work / "pairs" / f"held-out-{name}.jsonl")
+    recipe = read_recipe(Path(__file__).with_name("gem.yaml"), changes)
+    base = base or _made(work / "base", "language-model")
+    with_prompts = prepared(base, work / "prepared")
+    recipe = recipe.scaled(steps) if steps else recipe
+    train(recipe, with_prompts, out, resume=resume, progress=True)
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Option(help="the checkpoint")] = "gem-tiny",
+    work: Work = WORK,
+    base: Annotated[Path | None, typer.Option(help="the language model it was made of")] = None,
+    beside: Annotated[str | None, typer.Option(help="a sentence-transformers folder")] = None,
+    beside_lm: Annotated[Path | None, typer.Option(help="another language model")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder for figures and answers")] = None,
+    count: Annotated[int, typer.Option(help="at most so many of everything")] = 1500,
+) -> None:
+    """Measure on held-out texts; write figures.json and every answer."""
+    import gem_rag
+    from gem_rag.training.tiny import measure as by
+    from gem_rag.training.tiny.questions import Row
+
+    texts = [text for text in load_texts(work / "corpus.jsonl") if text.held_out]
+    pairs = _lines(work / "pairs" / "held-out-summaries.jsonl", "pairs")[:count]
+    rows = [Row(**row) for row in _lines(work / "held-out-questions.jsonl", "questions")]
+    answered = [row for row in rows if row.number]
+    out = out or work / "measured"
+    found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    with gem_rag.load(model) as tiny:
+        for name, queries, documents in (
+            ("summaries", [p["query"] for p in pairs], [p["document"] for p in pairs]),
+            ("questions", [r.question for r in answered[:count]],
+             [r.passages[r.number - 1] for r in answered[:count]]),
+        ):  # fmt: skip
+            found[f"retrieval: {name}"] = by.retrieval(tiny, queries, documents, beside)
+        found["grounded"], given = by.grounded(tiny, rows[: min(500, count)], progress=True)
+        found["end to end"], asked = by.end_to_end(
+            tiny, texts, answered[: min(300, count)], out / "index", progress=True
+        )
+        if base:
+            with gem_rag.load(base) as plain:
+                found["generation kept"] = by.generation_kept(tiny, plain, rows[: min(100, count)])
+    sample = [text.document for text in texts][:count]
+    found["gem-tiny's language model"] = by.bits_per_byte(model, sample)
+    if beside_lm:
+        found[beside_lm.name] = by.bits_per_byte(beside_lm, sample)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, answers, asked_of in (("grounded", given, rows), ("end-to-end", asked, answered)):
+        write_rows(out / f"{name}.jsonl", (
+            {"question": row.question, "reference": row.answer, "answer": a.text}
+            for a, row in zip(answers, asked_of, strict=False)
+        ))  # fmt: skip
+    shown = json.dumps(found, indent=2, default=asdict)
+    (out / "figures.json").write_text(shown + "\n")
+    print(shown)
 
 
 def prepared(base: Path, copy: Path) -> Path:
@@ -228,6 +293,12 @@ def _tokenizer(work: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(_made(work / "tokenizer", "tokenizer"))
+
+
+def _lines(file: Path, stage: str) -> list[Any]:
+    return [
+        json.loads(line) for line in _made(file, stage).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def _made(path: Path, stage: str) -> Path:

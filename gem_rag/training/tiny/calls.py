@@ -20,8 +20,8 @@ from random import Random
 from typing import Any
 
 from gem_rag.chat import Tools, written_call
-from gem_rag.rag.answer import sentences
 from gem_rag.training.tiny.corpus import Text
+from gem_rag.training.tiny.facts import sentences
 
 _TITLE = re.compile(r"# (?:\w+\.)*(\w+)(\(.*\))(?: -> .*)?$")
 _TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "array"}

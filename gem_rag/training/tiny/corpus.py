@@ -103,14 +103,22 @@ def pairs(corpus: Iterable[tuple[str, Docstring]], least: int = 40) -> Iterator[
     """
     seen: set[str] = set()
     for module, doc in corpus:
-        head, _, rest = doc.text.partition("\n\n")
-        summary, rest = " ".join(head.split()), rest.strip()
-        if len(summary) < 15 or len(re.sub(r"\W", "", rest)) < least:
+        if not (found := cut(doc.text, least)):
             continue
+        summary, rest = found
         keys = {summary.lower(), " ".join(rest.split()).lower()[:200]}
         if seen.isdisjoint(keys):
             seen |= keys
             yield Pair(module, doc.name, doc.signature, summary, rest)
+
+
+def cut(text: str, least: int = 40) -> tuple[str, str] | None:
+    """A docstring's summary, in one line, and its rest; None if one of them says too little."""
+    head, _, rest = text.partition("\n\n")
+    summary, rest = " ".join(head.split()), rest.strip()
+    if len(summary) < 15 or len(re.sub(r"\W", "", rest)) < least:
+        return None
+    return summary, rest
 
 
 def cached_pairs(file: Path, packages: Path | None) -> list[Pair]:
@@ -211,24 +219,3 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with part.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
     part.rename(file)
-
-
-def training_texts(corpus: Iterable[Pair]) -> Iterator[tuple[str, str]]:
-    """(query, document) texts to train on, held-out modules left out.
-
-    Every summary with the rest of its docstring; and for a third of them a question by name with
-    the docstring as a passage, in the form the base model knows passages.
-    """
-    for pair in corpus:
-        if held_out(pair.module):
-            continue
-        yield pair.summary, pair.rest
-        draw = hashlib.md5(f"{pair.module}.{pair.name}".encode()).digest()[0]
-        if pair.name and draw % 3 == 0:
-            name = pair.name.rsplit(".", 1)[-1]
-            question = _QUESTIONS[draw // 3 % len(_QUESTIONS)].format(name=name)
-            header = f"# {pair.module}.{pair.name}{pair.signature}"
-            yield question, f"{header}\n{pair.summary}\n\n{pair.rest}"
-
-
-_QUESTIONS = ("What does {name} do?", "How do I use {name}?", "What is {name} for?", "{name}")

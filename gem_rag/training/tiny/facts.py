@@ -10,6 +10,7 @@ Knows nothing about passages or what is held out.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from random import Random
 import docstring_parser
 from docstring_parser import Docstring, DocstringParam
 
-from gem_rag.rag.answer import sentences
 from gem_rag.training.tiny.corpus import Text
 
+_SHORTEST_SENTENCE = 3  # words
+# The end of a sentence before something that begins one, or an empty line.
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[])|\n\s*\n")
 _LONGEST = 45  # words of an answer
 _GENERIC = {"description", "notes", "note", "parameters", "see also", "example", "examples",
             "introduction", "overview", "synopsis", "usage", "summary", "details", "options",
@@ -293,3 +296,15 @@ def _is_sentence(text: str) -> bool:
         and text[-1] in ".!?"
         and not re.search(r"----|====|>>>|^\w+:|^(Parameters|Returns|Notes) ", text)
     )
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """[start, stop) of the sentences of a text; of all of it, if none has three words."""
+    bounds = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    found = []
+    for start, stop in itertools.pairwise(bounds):
+        sentence = text[start:stop]
+        if len(re.findall(r"\w+", sentence)) >= _SHORTEST_SENTENCE:
+            first = start + len(sentence) - len(sentence.lstrip())
+            found.append((first, start + len(sentence.rstrip())))
+    return found or [(0, len(text))]

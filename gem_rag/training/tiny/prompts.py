@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gem_rag.rag.answer import filled
+from gem_rag.rag.answer import REFUSAL, filled
 
 CHAT_TEMPLATE = """\
 {% for message in messages -%}
@@ -20,7 +20,6 @@ Answer:{% else %} {{ message.content }}
 
 {% endif %}{% endfor %}"""
 ANSWER_PROMPT = "Context:\n{passages}\n\nQuestion: {question}\nAnswer:"
-REFUSAL = "The passages do not answer this."
 
 
 def prompt(passages: Sequence[str], question: str) -> str:

@@ -1,0 +1,154 @@
+"""What gem-tiny is measured by: retrieval, grounded answers, perplexity, and generation kept.
+
+Everything is held out from all that it was trained on. Knows nothing about how it was trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gem_rag.checkpoint import open_checkpoint
+from gem_rag.evaluation.answers import Judgement, judge, plain, share
+from gem_rag.evaluation.baselines import bm25, mean_pooled, sentence_transformer
+from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
+from gem_rag.model import Gem
+from gem_rag.progress import progress_bar
+from gem_rag.rag.answer import Answer, answer
+from gem_rag.rag.documents import Document
+from gem_rag.rag.index import Index
+from gem_rag.rag.splitting import Chunk, Hit
+from gem_rag.training.tiny.corpus import Text
+from gem_rag.training.tiny.questions import Row
+
+QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128  # what base-lm and others were measured with
+_ANSWER_TOKENS = 96
+_BYTES = 600  # of a text whose perplexity is taken: within the 256 tokens that base-lm knows
+
+Figures = dict[str, float]
+
+
+def retrieval(
+    gem: Gem, queries: Sequence[str], documents: Sequence[str], other: str | None = None
+) -> dict[str, RetrievalFigures]:
+    """Figures of the model and of what it is measured beside; document i is query i's own.
+
+    other: a sentence-transformers model's folder.
+
+    All read the same words, at most 64 tokens of a query and 128 of a document.
+    """
+    queries, documents = _cut(gem, queries, QUERY_TOKENS), _cut(gem, documents, DOCUMENT_TOKENS)
+    ids = [[gem.encode(text) for text in texts] for texts in (queries, documents)]
+    pooled = mean_pooled(open_checkpoint(gem.name).path, *ids)
+    found = {
+        "gem-tiny": known_item(gem.embed_queries(queries) @ gem.embed_documents(documents).T),
+        "mean pooling of its base": known_item(pooled[0] @ pooled[1].T),
+        "BM25": known_item(bm25(queries, documents)),
+    }
+    if other:
+        vectors = sentence_transformer(other, queries, documents)
+        found[Path(other).name] = known_item(vectors[0] @ vectors[1].T)
+    return found
+
+
+def _cut(gem: Gem, texts: Sequence[str], tokens: int) -> list[str]:
+    return [gem.tokenizer.decode(gem.encode(text)[:tokens]) for text in texts]
+
+
+def grounded(gem: Gem, rows: Sequence[Row], progress: bool = False) -> tuple[Figures, list[Answer]]:
+    """Figures of answers from given passages, and the answers."""
+    found = []
+    with progress_bar("answering", len(rows), progress) as advance:
+        for row in rows:
+            hits = [Hit(Chunk(f"passage {n}", "", 0, len(p), p), 0.0)
+                    for n, p in enumerate(row.passages, start=1)]  # fmt: skip
+            found.append(answer(gem, row.question, hits, max_tokens=_ANSWER_TOKENS))
+            advance(1)
+    judged = [judge(a, row.answer, [row.number] if row.number else [])
+              for a, row in zip(found, rows, strict=True)]  # fmt: skip
+    return _shares(judged, [bool(row.number) for row in rows]), found
+
+
+def end_to_end(
+    gem: Gem, texts: Iterable[Text], rows: Iterable[Row], folder: Path, progress: bool = False
+) -> tuple[Figures, list[Answer]]:
+    """Figures of answers from what an index over all texts finds, five passages each.
+
+    rows: such as can be answered.
+    folder: for the index.
+    """
+    index = Index.open(folder, gem)
+    documents = [Document(str(n), t.text, t.title) for n, t in enumerate(texts)]
+    index.sync(documents, progress=progress)
+    titled = defaultdict(set)
+    for document in documents:
+        titled[document.title].add(document.source)
+    judged, answers, hit = [], [], []
+    rows = list(rows)
+    with progress_bar("asking", len(rows), progress) as advance:
+        for row in rows:
+            found = index.ask(row.question, k=5, max_tokens=_ANSWER_TOKENS)
+            sources = titled[row.passages[row.number - 1].split("\n")[0]]
+            right = [n for n, h in enumerate(found.hits, start=1) if h.chunk.source in sources
+                     and plain(row.answer) in plain(h.chunk.passage)]  # fmt: skip
+            hit.append(bool(right))
+            answers.append(found)
+            judged.append(judge(found, row.answer, right))
+            advance(1)
+    return {"found": share(hit), **_shares(judged, [True] * len(judged))}, answers
+
+
+def _shares(judged: Sequence[Judgement], answerable: Sequence[bool]) -> Figures:
+    asked = [j for j, known in zip(judged, answerable, strict=True) if known]
+    others = [j for j, known in zip(judged, answerable, strict=True) if not known]
+    return {
+        "answerable": float(len(asked)),
+        "supported": share([j.supported for j in asked]),
+        "matched": share([j.matched for j in asked]),
+        "cited": share([j.cited for j in asked]),
+        "wrongly refused": share([j.refused for j in asked]),
+        "unanswerable": float(len(others)),
+        "rightly refused": share([j.refused for j in others]),
+    }
+
+
+def bits_per_byte(folder: str | Path, texts: Sequence[str]) -> Figures:
+    """Of a plain language model, each text's first 600 bytes by itself."""
+    import torch
+    from torch.nn import functional as F
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = open_checkpoint(str(folder)).path
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    nats = tokens = size = 0.0
+    for text in texts:
+        text = text.encode()[:_BYTES].decode(errors="ignore")
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = torch.cat([torch.tensor([[tokenizer.eos_token_id]]), ids], dim=1)
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, :-1]
+        nats += float(F.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        tokens += ids.shape[1] - 1
+        size += len(text.encode())
+    return {
+        "bits per byte": nats / math.log(2) / size,
+        "perplexity per byte": math.exp(nats / size),
+        "perplexity per token": math.exp(nats / tokens),
+    }
+
+
+def generation_kept(gem: Gem, base: Gem, rows: Sequence[Row]) -> bool:
+    """Whether scores and texts are the base's bit for bit, with embeddings in between."""
+    for row in rows:
+        question = f"Question: {row.question}\nAnswer:"
+        gem.embed_documents(list(row.passages))
+        own, other = (model.score(question, row.passages[:2]) for model in (gem, base))
+        texts = [model.generate([question], max_tokens=32)[0].tokens for model in (gem, base)]
+        if texts[0] != texts[1] or not np.array_equal(own, other):
+            return False
+    return True
