@@ -41,6 +41,20 @@ def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
     return np.stack([retriever.get_scores(w) if w else np.zeros(len(documents)) for w in words])
 
 
+def bm25_hits(
+    queries: Sequence[str], documents: Sequence[str], depth: int
+) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """Rows and scores of the documents that BM25 finds for each query, best first:
+    [queries, depth]."""
+    import bm25s
+
+    retriever = bm25s.BM25()
+    retriever.index(bm25s.tokenize(list(documents), show_progress=False), show_progress=False)
+    words = bm25s.tokenize(list(queries), show_progress=False)
+    rows, scores = retriever.retrieve(words, k=min(depth, len(documents)), show_progress=False)
+    return rows.astype(np.int64), scores
+
+
 def sentence_transformer(folder: str | Path, *groups: Sequence[str]) -> list[FloatArray]:
     """Unit rows [n, dim] for each group of texts by a sentence-transformers model."""
     from sentence_transformers import SentenceTransformer

@@ -73,7 +73,7 @@ class Splitter:
 
     def spans(self, document: Document) -> list[tuple[int, int]]:
         """[start, stop) of every chunk in the document's text, in order; bare headings are none."""
-        headings = _headings(document)
+        headings = headings_of(document)
         titles = [_title(document, heading) for _, _, heading in headings] or [document.title]
         longest = max(len(ids.ids) for ids in self._tokenizer.encode_batch(titles)) + 1
         make = MarkdownSplitter if document.kind == "markdown" else TextSplitter
@@ -89,7 +89,7 @@ class Splitter:
 
 def chunks(document: Document, spans: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
     """The chunks of a document at spans that are in order."""
-    headings = _headings(document)
+    headings = headings_of(document)
     above = ""
     for start, stop in spans:
         while headings and headings[0][0] < start:
@@ -98,7 +98,7 @@ def chunks(document: Document, spans: Sequence[tuple[int, int]]) -> Iterator[Chu
         yield Chunk(document.source, _title(document, above, text), start, stop, text)
 
 
-def _headings(document: Document) -> list[tuple[int, int, str]]:
+def headings_of(document: Document) -> list[tuple[int, int, str]]:
     """(start, stop, words) of every heading in the text."""
     found = _HEADING.finditer(document.text)
     return [(m.start(), m.end(), (m["marked"] or m["underlined"]).strip()) for m in found]

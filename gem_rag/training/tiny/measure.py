@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from gem_rag.checkpoint import open_checkpoint
-from gem_rag.evaluation.answers import Judgement, judge, plain, share
+from gem_rag.evaluation.answers import Judgement, judge, share
 from gem_rag.evaluation.baselines import bm25, mean_pooled, sentence_transformer
+from gem_rag.evaluation.questions import Question, ask_all
 from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
 from gem_rag.model import Gem
 from gem_rag.progress import progress_bar
@@ -84,22 +85,23 @@ def end_to_end(
     index = Index.open(folder, gem)
     documents = [Document(str(n), t.text, t.title) for n, t in enumerate(texts)]
     index.sync(documents, progress=progress)
-    titled = defaultdict(set)
+    titled = defaultdict(list)
     for document in documents:
-        titled[document.title].add(document.source)
-    judged, answers, hit = [], [], []
-    rows = list(rows)
-    with progress_bar("asking", len(rows), progress) as advance:
-        for row in rows:
-            found = index.ask(row.question, k=5, max_tokens=_ANSWER_TOKENS)
-            sources = titled[row.passages[row.number - 1].split("\n")[0]]
-            right = [n for n, h in enumerate(found.hits, start=1) if h.chunk.source in sources
-                     and plain(row.answer) in plain(h.chunk.passage)]  # fmt: skip
-            hit.append(bool(right))
-            answers.append(found)
-            judged.append(judge(found, row.answer, right))
-            advance(1)
-    return {"found": share(hit), **_shares(judged, [True] * len(judged))}, answers
+        titled[document.title].append(document.source)
+    questions = [
+        Question(row.question, row.answer, tuple(titled[_title(row.passages[row.number - 1])]))
+        for row in rows
+    ]
+    asked = ask_all(index, questions, 5, progress=progress, max_tokens=_ANSWER_TOKENS)
+    return (
+        {metric: float(np.mean([a.values[metric] for a in asked]))
+         for metric in ("hit", "supported", "match", "citation")},
+        [a.answer for a in asked],
+    )  # fmt: skip
+
+
+def _title(passage: str) -> str:
+    return passage.split("\n")[0]
 
 
 def _shares(judged: Sequence[Judgement], answerable: Sequence[bool]) -> Figures:

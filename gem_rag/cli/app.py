@@ -1,4 +1,4 @@
-"""The command line: `gem-rag index | search | ask | train | serve | export | info`.
+"""The command line: `gem-rag index | search | ask | train | eval | serve | export | info`.
 
 Parses, prints and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
 Knows nothing that the library does not offer; heavy imports happen inside commands.
@@ -7,21 +7,31 @@ Knows nothing that the library does not offer; heavy imports happen inside comma
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gem_rag import __version__
+from gem_rag.cli import evaluate
+from gem_rag.cli.common import (
+    DEFAULT_INDEX,
+    DEFAULT_MODEL,
+    HitsOption,
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    load_model,
+    needs,
+    open_index,
+    quiet,
+    say,
+    show,
+)
 from gem_rag.errors import GemError, InputError
-
-if TYPE_CHECKING:
-    from gem_rag.model import Gem
-    from gem_rag.rag.index import Index
 
 app = typer.Typer(
     name="gem-rag",
@@ -31,18 +41,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-IndexOption = Annotated[Path, typer.Option("--index", "-i", help="Folder of the index.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
-]
-HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to retrieve.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+app.add_typer(evaluate.app, name="eval")
 # typer brings its own copy of click; this is click's UsageError, whichever that is.
 _USAGE_ERRORS: Any = typer.BadParameter.__base__
 _INTERRUPTED = 130
-DEFAULT_INDEX = Path("gem-index")
-DEFAULT_MODEL = "gem-tiny"
 
 
 @app.command()
@@ -71,17 +73,17 @@ def index(
         raise InputError("index needs files or folders: gem-rag index docs/")
     shown = sys.stderr.isatty() and not as_json
     if reembed:
-        opened = Index.reembed(index, _load(model or DEFAULT_MODEL), progress=shown)
+        opened = Index.reembed(index, load_model(model or DEFAULT_MODEL), progress=shown)
         if not paths:
-            _print({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
+            show({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
             return
     else:
         manifest = Manifest.read(index)
-        gem = _load(model or (manifest.model if manifest else DEFAULT_MODEL))
+        gem = load_model(model or (manifest.model if manifest else DEFAULT_MODEL))
         opened = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
     report = opened.sync(paths or (), progress=shown)
     for skipped in report.skipped:
-        _say(f"skipped: {skipped.reason}")
+        say(f"skipped: {skipped.reason}")
     if not opened.sources:
         raise InputError(f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes "
                          "text, Markdown, reStructuredText and Python files")  # fmt: skip
@@ -90,7 +92,7 @@ def index(
         for name in ("added", "changed", "removed", "unchanged", "skipped")
     )
     summary = f"{counts}; {report.chunks} chunks in {index}, {report.embedded} embedded now"
-    _print(dataclasses.asdict(report), as_json, summary)
+    show(dataclasses.asdict(report), as_json, summary)
 
 
 @app.command()
@@ -102,9 +104,9 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Print the passages nearest to a question."""
-    hits = _open(index, model).search(question, k)
+    hits = open_index(index, model).search(question, k)
     if as_json:
-        _print([dataclasses.asdict(hit) for hit in hits], True)
+        show([dataclasses.asdict(hit) for hit in hits], True)
         return
     for number, hit in enumerate(hits, start=1):
         chunk = hit.chunk
@@ -124,7 +126,7 @@ def ask(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
     style: Annotated[
         str | None,
-        typer.Option(help="free writes, quote holds to a passage's words; default the model's own."),
+        typer.Option(help="free, or quote: words of a passage; default the model's own."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -132,7 +134,7 @@ def ask(
     from gem_rag.rag.answer import check_style
 
     check_style(style)
-    answer = _open(index, model).ask(
+    answer = open_index(index, model).ask(
         question,
         k,
         style=style,  # type: ignore[arg-type]
@@ -140,7 +142,7 @@ def ask(
         temperature=temperature,
     )
     if as_json:
-        _print(dataclasses.asdict(answer), True)
+        show(dataclasses.asdict(answer), True)
         return
     print(f"{answer.text}\n")
     for citation in answer.citations:
@@ -177,17 +179,17 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """GEM-train a model, and report what it gained and what it cost."""
-    _needs("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
+    needs("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
     from gem_rag.training.recipe import parse_change, read_recipe
     from gem_rag.training.run import train as run
 
     recipe = read_recipe(config, dict(map(parse_change, change or ()))).with_data(data or [])
     shown = sys.stderr.isatty() and not as_json
-    _quiet()
+    quiet()
     plan = recipe.scaled(max_steps) if max_steps else recipe
     report = run(plan, model, out, resume=resume, progress=shown)
     if report is not None:  # of many processes, the first has it
-        _print(dataclasses.asdict(report), as_json, report.summary())
+        show(dataclasses.asdict(report), as_json, report.summary())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -214,7 +216,7 @@ def serve(
     from gem_rag.engines.vllm.serve import command, environment
 
     one_of("engine", engine, ("vllm",))
-    _needs("vllm", "vllm")
+    needs("vllm", "vllm")
     checkpoint = open_checkpoint(model)
     line = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
     os.execve(line[0], line, environment())  # vLLM's server takes this process's place
@@ -231,7 +233,7 @@ def export(
     from gem_rag.export import to_sentence_transformers
 
     one_of("--to", to, ["sentence-transformers"])
-    _quiet()
+    quiet()
     print(f"wrote {to_sentence_transformers(model, out)}")
 
 
@@ -259,53 +261,12 @@ def info(
         if facts["adapter"] is not None:
             facts["adapter"]["targets"] = f"{len(facts['adapter']['targets'])} linear layers"
     lines = (f"{name}: {' '.join(str(value).split())}" for name, value in facts.items())
-    _print(facts, as_json, "\n".join(lines))
-
-
-def _open(folder: Path, model: str | None) -> Index:
-    from gem_rag.rag.index import Index
-    from gem_rag.rag.manifest import Manifest
-
-    made_with = Manifest.existing(folder).model
-    return Index.open(folder, _load(model or made_with), create=False)
-
-
-def _load(model: str) -> Gem:
-    from gem_rag.model import load
-
-    _quiet()
-    return load(model)
-
-
-def _quiet() -> None:
-    """Leave progress and warnings to us."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _needs(extra: str, *modules: str) -> None:
-    """Raises InputError naming the extra if one of its modules is not installed."""
-    from importlib.util import find_spec
-
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise InputError(f"this needs {', '.join(missing)}: pip install 'gem-rag[{extra}]'")
-
-
-def _print(value: Any, as_json: bool, text: str = "") -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
+    show(facts, as_json, "\n".join(lines))
 
 
 def _indented(text: str, limit: int) -> str:
     shown = text if len(text) <= limit else text[:limit].rsplit(None, 1)[0] + " ..."
     return "\n".join(f"    {line.strip()}" for line in shown.splitlines() if line.strip())
-
-
-def _say(message: object) -> None:
-    """One line on stderr."""
-    print("gem-rag:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:
@@ -325,20 +286,20 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; errors become one line and an exit code, never a traceback."""
-    warnings.showwarning = lambda message, *rest, **more: _say(f"warning: {message}")
+    warnings.showwarning = lambda message, *rest, **more: say(f"warning: {message}")
     try:
         code = app(arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # typer returns it
             raise KeyboardInterrupt
     except GemError as error:
-        _say(error)
+        say(error)
         code = error.exit_code
     except _USAGE_ERRORS as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        _say(f"{error.format_message()}{where}")
+        say(f"{error.format_message()}{where}")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; what was committed before is kept")
+        say("interrupted; what was committed before is kept")
         code = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -346,6 +307,6 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("GEM_RAG_DEBUG"):
             raise
-        _say(f"{type(error).__name__}: {error} (GEM_RAG_DEBUG=1 shows where)")
+        say(f"{type(error).__name__}: {error} (GEM_RAG_DEBUG=1 shows where)")
         code = 1
     sys.exit(code)

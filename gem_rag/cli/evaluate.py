@@ -1,0 +1,202 @@
+"""`gem-rag eval`: what a team needs before it trusts a model.
+
+Each command writes scores.json and one report to the folder `--out`; commands with the same folder
+add to it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gem_rag.cli.common import (
+    DEFAULT_INDEX,
+    DEFAULT_MODEL,
+    HitsOption,
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    load_model,
+    needs,
+    open_index,
+    say,
+    show,
+)
+from gem_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from gem_rag.evaluation.compare import Comparison
+    from gem_rag.evaluation.scores import Record
+
+app = typer.Typer(
+    help="Measure embeddings, generation, retrieval and answers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for scores and the report.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")]
+OUT = Path("gem-eval")
+
+
+@app.command()
+def retrieval(
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="A folder in the BEIR layout.")
+    ] = None,
+    documents: Annotated[
+        list[Path] | None, typer.Option(help="Files and folders of your own.")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline", "-b", help="bm25, mean-pooling, or a sentence-transformers folder."
+        ),
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of --documents whose titles ask.")
+    ] = 1.0,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the documents of judged queries; without judgements, headings find their texts."""
+    _needs_eval()
+    from gem_rag.evaluation.collection import from_documents, read_beir
+    from gem_rag.evaluation.ranking import evaluate_retrieval
+
+    if (data is None) == (documents is None):
+        raise InputError("give judged queries (--data) or documents (--documents), one of both")
+    if data is not None:
+        collection = read_beir(data)
+    else:
+        collection = from_documents(documents or [], held_out)
+        collection.save(out / "collection")
+        say(f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
+            f"in {out / 'collection'}")  # fmt: skip
+    baselines = baseline if baseline is not None else ["bm25", "mean-pooling"]
+    found = evaluate_retrieval(load_model(model), collection, baselines, progress=_drawn(as_json))
+    _write(found, out, as_json)
+
+
+@app.command()
+def rag(
+    data: Annotated[
+        Path,
+        typer.Option("--data", "-d", help="JSON lines with question, answer and source."),
+    ],
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    k: HitsOption = 5,
+    style: Annotated[str | None, typer.Option(help="free or quote; default the model's.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask questions with known answers: found, right, cited, word for word, rightly refused."""
+    _needs_eval()
+    from gem_rag.evaluation.questions import evaluate_answers, read_questions, save_answers
+    from gem_rag.rag.answer import check_style
+
+    check_style(style)
+    questions = read_questions(data)
+    found, asked = evaluate_answers(
+        open_index(index, model), questions, k, task=data.stem, progress=_drawn(as_json),
+        style=style, max_tokens=max_tokens,
+    )  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    save_answers(out / f"answers-{data.stem}.jsonl", asked)
+    _write(found, out, as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Where an evaluation's scores.json lies.")] = OUT,
+) -> None:
+    """Draw the report of an evaluation again."""
+    _needs_eval()
+    from gem_rag.evaluation.report import write_report
+    from gem_rag.evaluation.scores import Record
+
+    print(f"wrote {write_report(Record.load(folder / 'scores.json'), folder)}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="An evaluation's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another's.")],
+    as_json: JsonOption = False,
+) -> None:
+    """What differs between two evaluations, and whether it could be chance."""
+    _needs_eval()
+    from dataclasses import asdict
+
+    from gem_rag.evaluation.compare import compare as compared
+    from gem_rag.evaluation.scores import Record
+
+    found = compared(*(Record.load(folder / "scores.json") for folder in (first, second)))
+    if as_json:
+        show([asdict(one) for one in found], True)
+    else:
+        _draw_comparison(found)
+
+
+def _needs_eval() -> None:
+    needs("eval", "bm25s", "ir_measures", "jinja2", "matplotlib", "scipy")
+
+
+def _drawn(as_json: bool) -> bool:
+    return sys.stderr.isatty() and not as_json
+
+
+def _write(found: Record, out: Path, as_json: bool) -> None:
+    """Add to what the folder holds, and print what is new."""
+    from dataclasses import asdict
+
+    from gem_rag.evaluation.report import write_report
+    from gem_rag.evaluation.scores import Record, merged
+
+    file = out / "scores.json"
+    records = [Record.load(file), found] if file.exists() else [found]
+    page = write_report(merged(records), out)
+    if as_json:
+        show(asdict(found), True)
+        return
+    _draw(found)
+    print(f"\nwrote {page}")
+
+
+def _draw(record: Record) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gem_rag.evaluation.report import sections
+
+    for section in sections(record):
+        table = Table("", "", *section["systems"], title=section["title"], title_justify="left")
+        for row in section["rows"]:
+            cells = [" ".join(filter(None, (c["text"], c["interval"]))) for c in row["cells"]]
+            table.add_row(row["task"], row["metric"] or f"missing: {row['reason']}", *cells)
+        Console().print(table)
+
+
+def _draw_comparison(found: list[Comparison]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first, second = found[0].first.system, found[0].second.system
+    if first == second:
+        first, second = "first", "second"
+    table = Table("", "", first, second, "difference", "p")
+    for one in found:
+        d = one.difference
+        spread = "" if math.isnan(d.low) else f" ({d.low:+.3f} to {d.high:+.3f})"
+        table.add_row(
+            one.first.task, one.first.metric, f"{one.first.value:.3f}", f"{one.second.value:.3f}",
+            f"{d.value:+.3f}{spread}", "" if math.isnan(d.p) else f"{d.p:.3f}",
+        )  # fmt: skip
+    Console().print(table)
+    print("95 % intervals by bootstrap over pairs; p by permutation of pairs")

@@ -1,0 +1,119 @@
+"""Retrieval on a collection: systems rank its documents, a metrics library says how well.
+
+Knows nothing about where collections come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import faiss
+import ir_measures
+import numpy as np
+from ir_measures import RR, R, Success, nDCG
+
+from gem_rag.checkpoint import open_checkpoint
+from gem_rag.config import nearest as nearest_name
+from gem_rag.errors import InputError
+from gem_rag.evaluation.baselines import FloatArray, bm25_hits, mean_pooled, sentence_transformer
+from gem_rag.evaluation.collection import Collection
+from gem_rag.evaluation.scores import Record, Score, this_machine
+from gem_rag.evaluation.significance import interval
+from gem_rag.model import Gem
+
+DEPTH = 100  # documents that are ranked for each query
+METRICS = {"ndcg_at_10": nDCG @ 10, "recall_at_1": Success @ 1, "recall_at_10": R @ 10,
+           "recall_at_100": R @ 100, "mrr_at_10": RR @ 10}  # fmt: skip
+
+# Rows of documents and of their scores for each query, best first: [queries, DEPTH].
+Ranking = tuple[np.ndarray, np.ndarray]
+System = Callable[[Sequence[str], Sequence[str]], Ranking]
+
+
+def evaluate_retrieval(
+    gem: Gem,
+    collection: Collection,
+    baselines: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    progress: bool = False,
+) -> Record:
+    """Scores of the model and of baselines on a collection.
+
+    baselines: "bm25", "mean-pooling" (of the same weights), or a sentence-transformers folder.
+    name: of the model in the report; default its own.
+
+    Raises InputError for any other baseline.
+    """
+    own = name or Path(gem.name).name
+    systems: dict[str, System] = {own: embedded(gem, progress)}
+    for baseline in baselines:
+        systems[Path(baseline).name] = _baseline(baseline, gem)
+    scores, timings = [], {}
+    for system, rank in systems.items():
+        start = time.perf_counter()
+        scores += score(collection, system, rank)
+        timings[f"retrieval {collection.name}: {system}"] = time.perf_counter() - start
+    settings = {"documents": len(collection.documents), "queries": len(collection.queries)}
+    return Record(own, tuple(scores), (), {f"retrieval {collection.name}": settings}, timings,
+                  this_machine())  # fmt: skip
+
+
+def score(collection: Collection, system: str, rank: System) -> list[Score]:
+    """One score for each metric, with every query's value."""
+    ids = list(collection.documents)
+    rows, values = rank(list(collection.queries.values()), list(collection.documents.values()))
+    run = {
+        query: {ids[row]: float(value) for row, value in zip(*best, strict=True) if row >= 0}
+        for query, best in zip(collection.queries, zip(rows, values, strict=True), strict=True)
+    }
+    found = {metric: dict.fromkeys(collection.queries, 0.0) for metric in METRICS.values()}
+    for item in ir_measures.iter_calc(list(METRICS.values()), collection.relevant, run):
+        found[item.measure][item.query_id] = float(item.value)
+    scores = []
+    for metric, measure in METRICS.items():
+        items = tuple(found[measure].values())
+        low, high = interval(items)
+        scores.append(Score("retrieval", collection.name, metric, system, float(np.mean(items)),
+                            items, low, high))  # fmt: skip
+    return scores
+
+
+def embedded(gem: Gem, progress: bool = False) -> System:
+    """Ranks by a model's embeddings."""
+
+    def rank(queries: Sequence[str], documents: Sequence[str]) -> Ranking:
+        return nearest(
+            gem.embed_queries(queries), gem.embed_documents(documents, progress=progress)
+        )
+
+    return rank
+
+
+def nearest(queries: FloatArray, documents: FloatArray) -> Ranking:
+    """Exact search among unit vectors, whose memory does not grow with queries times documents."""
+    index = faiss.IndexFlatIP(documents.shape[1])
+    index.add(documents)
+    values, rows = index.search(queries, min(DEPTH, len(documents)))
+    return rows, values
+
+
+def _baseline(name: str, gem: Gem) -> System:
+    if name == "bm25":
+        return lambda queries, documents: bm25_hits(queries, documents, DEPTH)
+    if name == "mean-pooling":
+        folder = open_checkpoint(gem.name).path
+
+        def pooled(queries: Sequence[str], documents: Sequence[str]) -> Ranking:
+            longest = gem.max_length
+            ids = [[gem.encode(t)[:longest] for t in texts] for texts in (queries, documents)]
+            return nearest(*mean_pooled(folder, *ids))
+
+        return pooled
+    if not Path(name).is_dir():
+        known = ("bm25", "mean-pooling")
+        raise InputError(f"there is no baseline {name!r}{nearest_name(name, known)}: give "
+                         f"{', '.join(known)}, or a sentence-transformers folder")  # fmt: skip
+    return lambda queries, documents: nearest(*sentence_transformer(name, queries, documents))
