@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -208,3 +209,28 @@ def test_installed_script_runs_the_command_line(run: Any) -> None:
     script = Path(sys.executable).with_name("gem-rag")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == run("--version")[1]
+
+
+def test_chat_answers_every_line_and_forgets_the_oldest(
+    run: Any, monkeypatch: pytest.MonkeyPatch, trained_folder: Path
+) -> None:
+    import gem_rag
+
+    asked = []
+    with gem_rag.load(trained_folder) as gem:
+        stream = gem.stream_chat
+
+        def told(messages: list[dict[str, str]], **sampling: Any) -> Any:
+            asked.append([dict(message) for message in messages])
+            return stream(messages, **sampling)
+
+        monkeypatch.setattr(gem, "stream_chat", told)
+        monkeypatch.setattr(
+            "sys.stdin", io.StringIO("First?\n" + "Second? " * 8 + "\nThird?\n\nNo.")
+        )
+        options = ("--system", "Be brief.", "--max-tokens", "8")
+        code, out, _ = run("chat", "--model", "MODEL", *options)
+        assert (code, out.count("\n\n") >= 3) == (0, True)
+        assert [messages[-1]["content"][:6] for messages in asked] == ["First?", "Second", "Third?"]
+        assert all(messages[0]["content"] == "Be brief." for messages in asked)
+        assert all(len(gem.encode_chat(messages)) + 8 <= gem.context for messages in asked)

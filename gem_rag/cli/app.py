@@ -1,4 +1,4 @@
-"""The command line: `gem-rag index | search | ask | train | eval | serve | export | info`.
+"""The command line: `gem-rag index | search | ask | chat | train | eval | serve | export | info`.
 
 Parses, prints and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
 Knows nothing that the library does not offer; heavy imports happen inside commands.
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from gem_rag import __version__
-from gem_rag.cli import evaluate
+from gem_rag.cli import chat, evaluate
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
@@ -41,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.command()(chat.chat)
 app.add_typer(evaluate.app, name="eval")
 # typer brings its own copy of click; this is click's UsageError, whichever that is.
 _USAGE_ERRORS: Any = typer.BadParameter.__base__

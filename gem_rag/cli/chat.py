@@ -1,0 +1,57 @@
+"""`gem-rag chat`: a conversation on the terminal, or with lines from a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gem_rag.cli.common import DEFAULT_MODEL, load_model
+
+if TYPE_CHECKING:
+    from gem_rag.model import Gem
+
+
+def chat(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")
+    ] = DEFAULT_MODEL,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before anything else.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
+) -> None:
+    """Talk with a model, a line at a time; an empty line or Ctrl-D ends."""
+    gem = load_model(model)
+    room = min(max_tokens, gem.context // 2)
+    messages = [{"role": "system", "content": system}] if system else []
+    kept = len(messages)
+    for line in _lines():
+        messages.append({"role": "user", "content": line})
+        _forget(gem, messages, kept, room)
+        answer = ""
+        for piece in gem.stream_chat(messages, max_tokens=room, temperature=temperature):
+            answer += piece
+            print(piece, end="", flush=True)
+        print("\n")
+        messages.append({"role": "assistant", "content": answer.strip()})
+
+
+def _lines() -> Iterator[str]:
+    shown = sys.stdin.isatty()
+    while True:
+        if shown:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+def _forget(gem: Gem, messages: list[dict[str, str]], kept: int, room: int) -> None:
+    """Leave out the oldest turns, until there is room for an answer."""
+    while len(messages) > kept + 1 and len(gem.encode_chat(messages)) + room > gem.context:
+        del messages[kept : kept + 2]
