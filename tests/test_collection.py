@@ -95,6 +95,7 @@ def test_headings_find_what_stands_below_them(
         "Pumps": "A", "Valves": "B", "Lamps": "C", "c.oil(can)": "D",
     }  # fmt: skip
     assert all(found.relevant[id] == {id: 1} for id in found.queries)
+    assert not any(title in text for title, text in asked.items())
 
 
 def test_only_held_out_documents_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,7 @@ def retrieval(
         say(f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
             f"in {out / 'collection'}")  # fmt: skip
     baselines = baseline if baseline is not None else ["bm25", "mean-pooling"]
-    found = evaluate_retrieval(load_model(model), collection, baselines, progress=_drawn(as_json))
-    _write(found, out, as_json)
+    _write(evaluate_retrieval(load_model(model), collection, baselines), out, as_json)
 
 
 @app.command()

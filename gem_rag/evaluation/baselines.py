@@ -1,4 +1,5 @@
-"""What a model's embeddings are measured beside: mean pooling without training, and BM25.
+"""What a model's embeddings are measured beside: mean pooling without training, BM25, and
+sentence-transformers models.
 
 Knows nothing about GEM.
 """
@@ -7,11 +8,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+_BATCH = 32
+
+
+class Embedder(Protocol):
+    """What retrieval and mteb need of a model; a `Gem` has it."""
+
+    name: str
+    fingerprint: str
+    dim: int
+    max_length: int
+
+    def embed_queries(self, texts: Sequence[str], /) -> FloatArray: ...
+    def embed_documents(self, texts: Sequence[str], /) -> FloatArray: ...
+
+
+class MeanPooled:
+    """A plain language model with the mean of its last layer as embedding.
+
+    folder: of the model.
+    max_length: most tokens of a text.
+    """
+
+    def __init__(self, folder: Path, max_length: int = 512) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        self._model = model.base_model.eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = model.config
+        self.max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+        self.name = self.fingerprint = f"mean pooling of {folder.name}"
+        self.dim = int(config.hidden_size)
+
+    def embed_queries(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [n, dim]."""
+        rows = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self.embed([row[: self.max_length] for row in rows])
+
+    embed_documents = embed_queries
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> FloatArray:
+        """Unit rows [n, dim] of texts as token ids."""
+        import torch
+
+        found = np.empty((len(rows), self.dim), np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for first in range(0, len(rows), _BATCH):
+            places = order[first : first + _BATCH]
+            longest = len(rows[places[-1]])
+            # Padded at the end, where a causal model's tokens do not look.
+            ids = torch.tensor([[*rows[i], *[0] * (longest - len(rows[i]))] for i in places])
+            own = torch.tensor([[j < len(rows[i]) for j in range(longest)] for i in places])
+            with torch.inference_mode():
+                hidden = self._model(ids, use_cache=False).last_hidden_state
+            means = (hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)
+            found[places] = torch.nn.functional.normalize(means, dim=-1).numpy()
+        return found
 
 
 def mean_pooled(folder: Path, *groups: Sequence[Sequence[int]]) -> list[FloatArray]:
@@ -19,16 +78,33 @@ def mean_pooled(folder: Path, *groups: Sequence[Sequence[int]]) -> list[FloatArr
 
     folder: of the model. groups: token ids of texts; for each group unit rows [n, hidden].
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    model = MeanPooled(folder)
+    return [model.embed(rows) for rows in groups]
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).base_model.eval()
-    found = []
-    with torch.inference_mode():
-        for rows in groups:
-            means = [model(torch.tensor([list(row)])).last_hidden_state[0].mean(0) for row in rows]
-            found.append(torch.nn.functional.normalize(torch.stack(means), dim=-1).numpy())
-    return found
+
+class SentenceTransformer:
+    """A sentence-transformers model, with its own prompts for queries and documents if it has any.
+
+    folder: of the model.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from sentence_transformers import SentenceTransformer as Model
+
+        self._model: Any = Model(str(folder))
+        self.name = self.fingerprint = Path(folder).name
+        self.dim = int(self._model.get_embedding_dimension())
+        self.max_length = int(self._model.max_seq_length or 0)
+
+    def embed_queries(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [n, dim]."""
+        found = self._model.encode_query(list(texts), normalize_embeddings=True)
+        return np.asarray(found, np.float32)
+
+    def embed_documents(self, texts: Sequence[str]) -> FloatArray:
+        """Unit rows [n, dim]."""
+        found = self._model.encode_document(list(texts), normalize_embeddings=True)
+        return np.asarray(found, np.float32)
 
 
 def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
@@ -53,14 +129,3 @@ def bm25_hits(
     words = bm25s.tokenize(list(queries), show_progress=False)
     rows, scores = retriever.retrieve(words, k=min(depth, len(documents)), show_progress=False)
     return rows.astype(np.int64), scores
-
-
-def sentence_transformer(folder: str | Path, *groups: Sequence[str]) -> list[FloatArray]:
-    """Unit rows [n, dim] for each group of texts by a sentence-transformers model."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder))
-    return [
-        np.asarray(model.encode(list(texts), normalize_embeddings=True), np.float32)
-        for texts in groups
-    ]

@@ -160,9 +160,9 @@ def _sections(document: Document) -> Iterator[tuple[str, str]]:
     """(heading, text below it), or (title, text) of a document without headings."""
     found = headings_of(document)
     if not found:
-        title, _, body = document.text.partition("\n\n")
-        title, body = (document.title, document.text) if document.title else (title, body)
-        found_sections = [(title.lstrip("# "), body)]
+        first, _, body = document.text.strip().partition("\n")
+        title = document.title or first
+        found_sections = [(title, body if title in first else document.text)]
     else:
         ends = [start for start, _, _ in found[1:]] + [len(document.text)]
         found_sections = [(words, document.text[stop:end])

@@ -17,7 +17,13 @@ from ir_measures import RR, R, Success, nDCG
 from gem_rag.checkpoint import open_checkpoint
 from gem_rag.config import nearest as nearest_name
 from gem_rag.errors import InputError
-from gem_rag.evaluation.baselines import FloatArray, bm25_hits, mean_pooled, sentence_transformer
+from gem_rag.evaluation.baselines import (
+    Embedder,
+    FloatArray,
+    MeanPooled,
+    SentenceTransformer,
+    bm25_hits,
+)
 from gem_rag.evaluation.collection import Collection
 from gem_rag.evaluation.scores import Record, Score, this_machine
 from gem_rag.evaluation.significance import interval
@@ -38,7 +44,6 @@ def evaluate_retrieval(
     baselines: Sequence[str] = (),
     *,
     name: str | None = None,
-    progress: bool = False,
 ) -> Record:
     """Scores of the model and of baselines on a collection.
 
@@ -48,7 +53,7 @@ def evaluate_retrieval(
     Raises InputError for any other baseline.
     """
     own = name or Path(gem.name).name
-    systems: dict[str, System] = {own: embedded(gem, progress)}
+    systems: dict[str, System] = {own: embedded(gem)}
     for baseline in baselines:
         systems[Path(baseline).name] = _baseline(baseline, gem)
     scores, timings = [], {}
@@ -81,15 +86,11 @@ def score(collection: Collection, system: str, rank: System) -> list[Score]:
     return scores
 
 
-def embedded(gem: Gem, progress: bool = False) -> System:
+def embedded(model: Embedder) -> System:
     """Ranks by a model's embeddings."""
-
-    def rank(queries: Sequence[str], documents: Sequence[str]) -> Ranking:
-        return nearest(
-            gem.embed_queries(queries), gem.embed_documents(documents, progress=progress)
-        )
-
-    return rank
+    return lambda queries, documents: nearest(
+        model.embed_queries(queries), model.embed_documents(documents)
+    )
 
 
 def nearest(queries: FloatArray, documents: FloatArray) -> Ranking:
@@ -104,16 +105,9 @@ def _baseline(name: str, gem: Gem) -> System:
     if name == "bm25":
         return lambda queries, documents: bm25_hits(queries, documents, DEPTH)
     if name == "mean-pooling":
-        folder = open_checkpoint(gem.name).path
-
-        def pooled(queries: Sequence[str], documents: Sequence[str]) -> Ranking:
-            longest = gem.max_length
-            ids = [[gem.encode(t)[:longest] for t in texts] for texts in (queries, documents)]
-            return nearest(*mean_pooled(folder, *ids))
-
-        return pooled
+        return embedded(MeanPooled(open_checkpoint(gem.name).path, gem.max_length))
     if not Path(name).is_dir():
         known = ("bm25", "mean-pooling")
         raise InputError(f"there is no baseline {name!r}{nearest_name(name, known)}: give "
                          f"{', '.join(known)}, or a sentence-transformers folder")  # fmt: skip
-    return lambda queries, documents: nearest(*sentence_transformer(name, queries, documents))
+    return embedded(SentenceTransformer(name))

@@ -14,7 +14,7 @@ import numpy as np
 
 from gem_rag.checkpoint import open_checkpoint
 from gem_rag.evaluation.answers import Judgement, judge, share
-from gem_rag.evaluation.baselines import bm25, mean_pooled, sentence_transformer
+from gem_rag.evaluation.baselines import SentenceTransformer, bm25, mean_pooled
 from gem_rag.evaluation.questions import Question, ask_all
 from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
 from gem_rag.model import Gem
@@ -51,8 +51,9 @@ def retrieval(
         "BM25": known_item(bm25(queries, documents)),
     }
     if other:
-        vectors = sentence_transformer(other, queries, documents)
-        found[Path(other).name] = known_item(vectors[0] @ vectors[1].T)
+        model = SentenceTransformer(other)
+        vectors = model.embed_queries(queries), model.embed_documents(documents)
+        found[model.name] = known_item(vectors[0] @ vectors[1].T)
     return found
 
 
