@@ -37,11 +37,12 @@ def open_index(folder: Path, model: str | None) -> Index:
     return Index.open(folder, load_model(model or made_with), create=False)
 
 
-def load_model(model: str) -> Gem:
+def load_model(model: str, engine: Any = "auto") -> Gem:
+    """A model, with progress and warnings left to us."""
     from gem_rag.model import load
 
     quiet()
-    return load(model)
+    return load(model, engine=engine)
 
 
 def quiet() -> None:

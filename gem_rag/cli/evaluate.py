@@ -6,10 +6,11 @@ add to it.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -39,7 +40,140 @@ app = typer.Typer(
 )
 Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for scores and the report.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")]
+Tasks = Annotated[
+    list[str] | None, typer.Option("--tasks", "-t", help="Names, also with commas between.")
+]
+Documents = Annotated[
+    list[Path] | None, typer.Option("--documents", help="Files and folders of your own.")
+]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline", "-b", help="mean-pooling, a sentence-transformers folder; bm25 for retrieval."
+    ),
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="A folder of data sets, as HF_HOME is; default the hub's own.")
+]
 OUT = Path("gem-eval")
+
+
+@app.command()
+def mteb(
+    tasks: Tasks = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's tasks.")] = False,
+    documents: Documents = None,
+    model: Model = DEFAULT_MODEL,
+    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "auto",
+    baseline: Baselines = None,
+    instructions: Annotated[
+        str | None, typer.Option(help="mteb for its own, or a JSON file: task to instruction.")
+    ] = None,
+    cache: Cache = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Run mteb's tasks or benchmarks by name, or its kinds of tasks on your own documents."""
+    _needs_eval()
+    from gem_rag.evaluation.baselines import baseline as opened
+    from gem_rag.evaluation.mteb_tasks import chosen, run_mteb
+    from gem_rag.evaluation.scores import beside
+
+    named = _split(tasks)
+    found = chosen(named, paper) if named or paper or not documents else []
+    if documents:
+        from gem_rag.evaluation.collection import from_documents
+        from gem_rag.evaluation.own_tasks import own_tasks
+
+        found += own_tasks(from_documents(documents))
+    said = _instructions(instructions)
+    gem = load_model(model, engine)
+    models = [gem, *(opened(name, gem.name, gem.max_length) for name in baseline or ())]
+    records = [
+        run_mteb(one, found, out, cache=cache, instructions=said, progress=_drawn(as_json))
+        for one in models
+    ]
+    _write(beside(*records), out, as_json)
+
+
+@app.command()
+def lm(
+    tasks: Tasks = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's: MMLU, 5-shot.")] = False,
+    documents: Documents = None,
+    model: Model = DEFAULT_MODEL,
+    base: Annotated[
+        str | None, typer.Option(help="The model before training, side by side.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a question; default the task's.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most questions of a task.")] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="A folder of tasks of your own, as lm_eval's YAML.")
+    ] = None,
+    cache: Cache = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Run lm_eval's tasks on the model, and on its base side by side."""
+    _needs_eval()
+    from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
+
+    named = _split(tasks)
+    if paper:
+        named, shots = [*PAPER_LM.tasks, *named], PAPER_LM.shots if shots is None else shots
+    if documents:
+        from gem_rag.evaluation.collection import from_documents
+        from gem_rag.evaluation.own_tasks import write_choices
+
+        if include:
+            raise InputError("give tasks of your own (--include) or documents (--documents)")
+        include = out / "choices"
+        named.append(write_choices(from_documents(documents), include))
+    models = {Path(name).name: name for name in (base, model) if name}
+    record = run_lm(
+        models, named, out, shots=shots, limit=limit, include=include, cache=cache,
+        progress=_drawn(as_json),
+    )  # fmt: skip
+    _write(record, out, as_json)
+
+
+@app.command()
+def paper(
+    model: Model = DEFAULT_MODEL,
+    base: Annotated[str | None, typer.Option(help="The model before training.")] = None,
+    documents: Documents = None,
+    cache: Cache = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """The GEM paper's table: its mteb tasks and MMLU, model and base; --documents adds your own.
+
+    What cannot be measured, for want of data, is marked as missing.
+    """
+    _needs_eval()
+    from gem_rag.evaluation.baselines import baseline as opened
+    from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
+    from gem_rag.evaluation.mteb_tasks import chosen, run_mteb
+    from gem_rag.evaluation.scores import beside
+
+    found, named, include = chosen(paper=True), list(PAPER_LM.tasks), None
+    if documents:
+        from gem_rag.evaluation.collection import from_documents
+        from gem_rag.evaluation.own_tasks import own_tasks, write_choices
+
+        collection = from_documents(documents)
+        found, include = [*found, *own_tasks(collection)], out / "choices"
+        named.append(write_choices(collection, include))
+    gem = load_model(model)
+    models = [gem, opened("mean-pooling", base or gem.name, gem.max_length)]
+    shown = _drawn(as_json)
+    records = [run_mteb(one, found, out, cache=cache, progress=shown) for one in models]
+    names = {Path(name).name: name for name in (base, model) if name}
+    records.append(run_lm(names, named, out, shots=PAPER_LM.shots, include=include, cache=cache,
+                          progress=shown))  # fmt: skip
+    _write(beside(*records), out, as_json)
 
 
 @app.command()
@@ -47,16 +181,9 @@ def retrieval(
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="A folder in the BEIR layout.")
     ] = None,
-    documents: Annotated[
-        list[Path] | None, typer.Option(help="Files and folders of your own.")
-    ] = None,
+    documents: Documents = None,
     model: Model = DEFAULT_MODEL,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--baseline", "-b", help="bm25, mean-pooling, or a sentence-transformers folder."
-        ),
-    ] = None,
+    baseline: Baselines = None,
     held_out: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of --documents whose titles ask.")
     ] = 1.0,
@@ -144,7 +271,26 @@ def compare(
 
 
 def _needs_eval() -> None:
-    needs("eval", "bm25s", "ir_measures", "jinja2", "matplotlib", "scipy")
+    needs("eval", "bm25s", "ir_measures", "jinja2", "lm_eval", "matplotlib", "mteb", "scipy")
+
+
+def _split(names: list[str] | None) -> list[str]:
+    """Names that came one by one, or with commas between; benchmarks' own names have commas."""
+    given = names or []
+    return [part.strip() for name in given
+            for part in ([name] if "(" in name else name.split(",")) if part.strip()]  # fmt: skip
+
+
+def _instructions(given: str | None) -> dict[str, str] | Literal["mteb"] | None:
+    if given is None or given == "mteb":
+        return given  # type: ignore[return-value]
+    try:
+        found = json.loads(Path(given).read_text(encoding="utf-8"))
+        if all(isinstance(text, str) for text in found.values()):
+            return dict(found)
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError(f"--instructions {given} is no JSON file of tasks and what to tell them")
 
 
 def _drawn(as_json: bool) -> bool:

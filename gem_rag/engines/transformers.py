@@ -187,6 +187,16 @@ class TransformersEngine(Engine):
                 scores[i] = float(likely[row, : len(continuations[i])].mean())
         return scores
 
+    @contextmanager
+    def language_model(self) -> Iterator[Any]:
+        """The plain causal language model itself, for libraries that measure one.
+
+        It is what `generate` runs: special tokens and their adapters act in embedding passes only.
+        Other threads' generations wait until the block ends; one in the block never would.
+        """
+        with self._generating:
+            yield self._model
+
     def close(self) -> None:
         with self._embedding, self._generating:
             self._encoder_or_none = None

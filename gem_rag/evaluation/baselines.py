@@ -6,12 +6,17 @@ Knows nothing about GEM.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from gem_rag.checkpoint import open_checkpoint
+from gem_rag.config import nearest
+from gem_rag.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
 _BATCH = 32
@@ -20,11 +25,16 @@ _BATCH = 32
 class Embedder(Protocol):
     """What retrieval and mteb need of a model; a `Gem` has it."""
 
-    name: str
-    fingerprint: str
-    dim: int
-    max_length: int
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def overlong(self) -> str: ...
     def embed_queries(self, texts: Sequence[str], /) -> FloatArray: ...
     def embed_documents(self, texts: Sequence[str], /) -> FloatArray: ...
 
@@ -36,6 +46,8 @@ class MeanPooled:
     max_length: most tokens of a text.
     """
 
+    overlong = "truncate"
+
     def __init__(self, folder: Path, max_length: int = 512) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +56,7 @@ class MeanPooled:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         config = model.config
         self.max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
-        self.name = self.fingerprint = f"mean pooling of {folder.name}"
+        self.name, self.fingerprint = f"mean pooling of {folder.name}", _fingerprint(folder)
         self.dim = int(config.hidden_size)
 
     def embed_queries(self, texts: Sequence[str]) -> FloatArray:
@@ -73,6 +85,20 @@ class MeanPooled:
         return found
 
 
+def baseline(name: str, model: str, max_length: int) -> Embedder:
+    """ "mean-pooling" of a model's weights, or a sentence-transformers folder.
+
+    Raises InputError for any other name.
+    """
+    if name == "mean-pooling":
+        return MeanPooled(open_checkpoint(model).path, max_length)
+    if not Path(name).is_dir():
+        known = ("mean-pooling", "bm25")
+        raise InputError(f"there is no baseline {name!r}{nearest(name, known)}: give "
+                         f"{', '.join(known)}, or a sentence-transformers folder")  # fmt: skip
+    return SentenceTransformer(name)
+
+
 def mean_pooled(folder: Path, *groups: Sequence[Sequence[int]]) -> list[FloatArray]:
     """Mean of a plain model's last layer, the usual embedding of one that has not been trained.
 
@@ -88,12 +114,14 @@ class SentenceTransformer:
     folder: of the model.
     """
 
+    overlong = "truncate"
+
     def __init__(self, folder: str | Path) -> None:
         from sentence_transformers import SentenceTransformer as Model
 
         self._model: Any = Model(str(folder))
-        self.name = self.fingerprint = Path(folder).name
-        self.dim = int(self._model.get_embedding_dimension())
+        self.name, self.fingerprint = Path(folder).name, _fingerprint(Path(folder))
+        self.dim = int(self._model.get_embedding_dimension() or 0)
         self.max_length = int(self._model.max_seq_length or 0)
 
     def embed_queries(self, texts: Sequence[str]) -> FloatArray:
@@ -105,6 +133,14 @@ class SentenceTransformer:
         """Unit rows [n, dim]."""
         found = self._model.encode_document(list(texts), normalize_embeddings=True)
         return np.asarray(found, np.float32)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Another one where a file is; reading all weights would take longer than it is worth."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    stats = [(str(file.relative_to(folder)), file.stat()) for file in files]
+    key = repr([(name, found.st_size, found.st_mtime_ns) for name, found in stats])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:

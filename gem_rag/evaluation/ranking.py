@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -14,14 +15,10 @@ import ir_measures
 import numpy as np
 from ir_measures import RR, R, Success, nDCG
 
-from gem_rag.checkpoint import open_checkpoint
-from gem_rag.config import nearest as nearest_name
-from gem_rag.errors import InputError
 from gem_rag.evaluation.baselines import (
     Embedder,
     FloatArray,
-    MeanPooled,
-    SentenceTransformer,
+    baseline,
     bm25_hits,
 )
 from gem_rag.evaluation.collection import Collection
@@ -54,8 +51,12 @@ def evaluate_retrieval(
     """
     own = name or Path(gem.name).name
     systems: dict[str, System] = {own: embedded(gem)}
-    for baseline in baselines:
-        systems[Path(baseline).name] = _baseline(baseline, gem)
+    for given in baselines:
+        if given == "bm25":
+            systems[given] = partial(bm25_hits, depth=DEPTH)
+        else:
+            model = baseline(given, gem.name, gem.max_length)
+            systems[Path(given).name] = embedded(model)
     scores, timings = [], {}
     for system, rank in systems.items():
         start = time.perf_counter()
@@ -99,15 +100,3 @@ def nearest(queries: FloatArray, documents: FloatArray) -> Ranking:
     index.add(documents)
     values, rows = index.search(queries, min(DEPTH, len(documents)))
     return rows, values
-
-
-def _baseline(name: str, gem: Gem) -> System:
-    if name == "bm25":
-        return lambda queries, documents: bm25_hits(queries, documents, DEPTH)
-    if name == "mean-pooling":
-        return embedded(MeanPooled(open_checkpoint(gem.name).path, gem.max_length))
-    if not Path(name).is_dir():
-        known = ("bm25", "mean-pooling")
-        raise InputError(f"there is no baseline {name!r}{nearest_name(name, known)}: give "
-                         f"{', '.join(known)}, or a sentence-transformers folder")  # fmt: skip
-    return embedded(SentenceTransformer(name))

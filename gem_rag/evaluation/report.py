@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
 
-from gem_rag.evaluation.scores import Kind, Missing, Record, Score
+from gem_rag.evaluation.scores import SMALLER, Kind, Missing, Record, Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def write_report(record: Record, folder: Path) -> Path:
         loader=PackageLoader("gem_rag.evaluation"), autoescape=True, trim_blocks=True
     )
     page = environment.get_template("report.html").render(
-        record=record, sections=sections(record), images=images, titles=_TITLES
+        record=record, sections=sections(record), summary=summary(record), images=images
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -104,15 +104,52 @@ def _ordered(systems: set[str], first: str) -> list[str]:
     return [first, *sorted(systems - {first})]
 
 
+def summary(record: Record) -> dict[str, Any] | None:
+    """Each system's mean by kind of task, the paper's first table: rows are systems.
+
+    None where no system was measured on more than one kind of task. A mean of some of a kind's
+    tasks says of how many; where there is none, "missing".
+    """
+    wanted: dict[str, dict[str, None]] = defaultdict(dict)
+    values: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    everything: list[Score | Missing] = [*record.scores, *record.missing]
+    for one in everything:
+        # Of lm_eval's tasks those count that are part of no other, each by itself.
+        alone = one.kind == "generation" and not one.group
+        if alone or (one.kind == "embeddings" and one.group):
+            column = one.task if alone else one.group
+            wanted[column][one.task] = None
+            if isinstance(one, Score) and "difference" not in one.metric:
+                values[one.system, column][one.task] = one.value
+    if len(wanted) < 2:
+        return None
+    systems = _ordered({system for system, _ in values} | {record.system}, record.system)
+    return {
+        "groups": list(wanted),
+        "rows": [
+            {
+                "system": system,
+                "cells": [_mean_of(values[system, g], len(wanted[g])) for g in wanted],
+            }
+            for system in systems
+        ],
+    }
+
+
+def _mean_of(values: dict[str, float], wanted: int) -> str:
+    if not values:
+        return "missing"
+    mean = f"{sum(values.values()) / len(values):.3f}"
+    return mean if len(values) == wanted else f"{mean} ({len(values)} of {wanted})"
+
+
 # -- plots ---------------------------------------------------------------------------------------
 
 
 def _plots(record: Record) -> dict[str, Figure]:
     found = {}
     for kind in ("embeddings", "retrieval", "generation"):
-        scores = [s for s in record.scores if s.kind == kind and "difference" not in s.metric
-                  and s.metric == _SHOWN.get(kind, s.metric)]  # fmt: skip
-        if scores:
+        if scores := _shown(record, kind):
             found[kind] = _bars(scores, record.system)
     answers = [s for s in record.scores if s.kind == "answers"]
     if shares := [s for s in answers if s.metric != "seconds"]:
@@ -123,6 +160,15 @@ def _plots(record: Record) -> dict[str, Figure]:
     if kept := _kept(record):
         found["retrieval-and-generation"] = kept
     return found
+
+
+def _shown(record: Record, kind: str) -> list[Score]:
+    """One metric of each task, larger is better; of lm_eval's groups the whole, not the parts."""
+    return [
+        s for s in record.scores
+        if s.kind == kind and s.metric == _SHOWN.get(kind, s.metric) and s.metric not in SMALLER
+        and "difference" not in s.metric and not (kind == "generation" and s.group)
+    ]  # fmt: skip
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -202,9 +248,7 @@ def _kept(record: Record) -> Figure | None:
 
 def _mean(record: Record, system: str, kinds: Sequence[str]) -> float | None:
     for kind in kinds:
-        values = [s.value for s in record.scores
-                  if s.kind == kind and s.system == system and "difference" not in s.metric
-                  and s.metric == _SHOWN.get(kind, s.metric)]  # fmt: skip
+        values = [score.value for score in _shown(record, kind) if score.system == system]
         if values:
             return sum(values) / len(values)
     return None

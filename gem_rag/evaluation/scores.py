@@ -49,7 +49,9 @@ class Score:
     group: str = ""
 
 
-SMALLER = frozenset({"seconds", "perplexity"})
+SMALLER = frozenset(
+    {"seconds", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,18 @@ def merged(records: Sequence[Record]) -> Record:
         timings={k: v for r in records for k, v in r.timings.items()},
         machine=records[-1].machine,
     )
+
+
+def beside(own: Record, *others: Record) -> Record:
+    """An evaluation with other systems' scores as baselines."""
+    return dataclasses.replace(
+        own,
+        scores=(*own.scores, *(score for record in others for score in record.scores)),
+        missing=tuple(dict.fromkeys(m for record in (own, *others) for m in record.missing)),
+        settings={k: v for record in (*others, own) for k, v in record.settings.items()},
+        timings={f"{k}: {r.system}" if r.system != own.system else k: v
+                 for r in (own, *others) for k, v in r.timings.items()},
+    )  # fmt: skip
 
 
 def this_machine() -> str:
