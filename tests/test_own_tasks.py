@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import mteb
 import pytest
 
+from gem_rag import cli
 from gem_rag.errors import InputError
 from gem_rag.evaluation.collection import Collection, from_documents
-from gem_rag.evaluation.mteb_tasks import run_mteb
+from gem_rag.evaluation.mteb_tasks import PAPER, run_mteb
 from gem_rag.evaluation.own_tasks import own_tasks, write_choices
+from gem_rag.evaluation.report import summary
+from gem_rag.evaluation.scores import Record
 from gem_rag.model import Gem
 
 WORDS = {
@@ -112,3 +116,33 @@ def test_too_few_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(InputError, match="fewer than two files"):
         own_tasks(from_documents([tmp_path]))
+
+
+def test_the_papers_table_is_filled_by_one_command_and_says_what_is_missing(
+    collection: Collection,
+    gem: Gem,
+    plain_folder: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = plain_folder("llama")
+    options = ("--model", gem.name, "--base", base, "--documents", ".", "--cache", "data")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["eval", "paper", *map(str, options)])
+    out = capsys.readouterr().out
+    assert not stopped.value.code
+    found = Record.load(Path("gem-eval/scores.json"))
+    means = summary(found)
+    assert means is not None
+    rows = {row["system"]: dict(zip(means["groups"], row["cells"], strict=True))
+            for row in means["rows"]}  # fmt: skip
+    assert set(rows) == {Path(gem.name).name, base.name}
+    for cells in rows.values():
+        for kind in ("Retrieval", "Reranking", "STS", "Clustering"):
+            assert cells[kind] == "missing"
+            assert 0 <= float(cells[f"own {kind}"]) <= 1
+        assert (cells["mmlu"], 0 <= float(cells["own_choices"]) <= 1) == ("missing", True)
+    assert {m.task for m in found.missing} == {*PAPER, "mmlu"}
+    assert "missing: ArguAna, ClimateFEVER" in out
+    assert "data/hub/datasets--mteb--arguana" in out
+    page = Path("gem-eval/report.html").read_text()
+    assert page.count("missing: its data set") == 17

@@ -7,7 +7,6 @@ add to it.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,10 +26,10 @@ from gem_rag.cli.common import (
     say,
     show,
 )
+from gem_rag.cli.tables import draw_comparison, draw_scores
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
-    from gem_rag.evaluation.compare import Comparison
     from gem_rag.evaluation.scores import Record
 
 app = typer.Typer(
@@ -167,9 +166,12 @@ def paper(
         found, include = [*found, *own_tasks(collection)], out / "choices"
         named.append(write_choices(collection, include))
     gem = load_model(model)
-    models = [gem, opened("mean-pooling", base or gem.name, gem.max_length)]
     shown = _drawn(as_json)
-    records = [run_mteb(one, found, out, cache=cache, progress=shown) for one in models]
+    records = [run_mteb(gem, found, out, cache=cache, progress=shown)]
+    if base:  # which has no other embedding
+        pooled = opened("mean-pooling", base, gem.max_length)
+        records.append(run_mteb(pooled, found, out, cache=cache, name=Path(base).name,
+                                progress=shown))  # fmt: skip
     names = {Path(name).name: name for name in (base, model) if name}
     records.append(run_lm(names, named, out, shots=PAPER_LM.shots, include=include, cache=cache,
                           progress=shown))  # fmt: skip
@@ -267,7 +269,7 @@ def compare(
     if as_json:
         show([asdict(one) for one in found], True)
     else:
-        _draw_comparison(found)
+        draw_comparison(found)
 
 
 def _needs_eval() -> None:
@@ -310,38 +312,5 @@ def _write(found: Record, out: Path, as_json: bool) -> None:
     if as_json:
         show(asdict(found), True)
         return
-    _draw(found)
+    draw_scores(found)
     print(f"\nwrote {page}")
-
-
-def _draw(record: Record) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from gem_rag.evaluation.report import sections
-
-    for section in sections(record):
-        table = Table("", "", *section["systems"], title=section["title"], title_justify="left")
-        for row in section["rows"]:
-            cells = [" ".join(filter(None, (c["text"], c["interval"]))) for c in row["cells"]]
-            table.add_row(row["task"], row["metric"] or f"missing: {row['reason']}", *cells)
-        Console().print(table)
-
-
-def _draw_comparison(found: list[Comparison]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    first, second = found[0].first.system, found[0].second.system
-    if first == second:
-        first, second = "first", "second"
-    table = Table("", "", first, second, "difference", "p")
-    for one in found:
-        d = one.difference
-        spread = "" if math.isnan(d.low) else f" ({d.low:+.3f} to {d.high:+.3f})"
-        table.add_row(
-            one.first.task, one.first.metric, f"{one.first.value:.3f}", f"{one.second.value:.3f}",
-            f"{d.value:+.3f}{spread}", "" if math.isnan(d.p) else f"{d.p:.3f}",
-        )  # fmt: skip
-    Console().print(table)
-    print("95 % intervals by bootstrap over pairs; p by permutation of pairs")

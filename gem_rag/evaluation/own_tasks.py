@@ -7,6 +7,7 @@ two texts of one file. Knows nothing about models; the tasks run in mteb's and l
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ def write_choices(collection: Collection, folder: Path, shots: int = 5, seed: in
         rows = [texts.choice(id, ids) for id in ids if id in collection.queries]
         if len(rows) < shots + 3:
             continue
-        data, names = folder / f"{number}.jsonl", [*names, f"{name}_{number}"]
+        stem = re.sub(r"\W+", "_", Path(file).stem)
+        data, names = folder / f"{number}.jsonl", [*names, f"{name}_{number}_{stem}"]
         splits = {"dev": rows[:shots], "test": rows[shots:]}
         files = {}
         for split, kept in splits.items():
@@ -69,7 +71,6 @@ def write_choices(collection: Collection, folder: Path, shots: int = 5, seed: in
             Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in kept))
         (folder / f"{names[-1]}.yaml").write_text(json.dumps({
             "task": names[-1],
-            "task_alias": Path(file).stem,
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": files},
             "test_split": "test",
