@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 
 INTEGRATIONS := $(wildcard integrations/*)
 
-.PHONY: setup setup-dev setup-vllm demo test check format wheels
+.PHONY: setup setup-dev setup-vllm demo test check format wheels gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -45,6 +45,30 @@ test: setup-vllm ## Run every test; vLLM's in a process of their own, which it m
 
 wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py
+
+# gem-tiny from nothing: a few hours on two cores. Each stage reads what the one before wrote; the
+# language model's training goes on from its last state.
+WORK := build/gem-tiny
+TINY := $(BIN)/python -m gem_rag.training.tiny
+
+gem-tiny: setup-dev build/packages build/documentation ## Train gem-tiny, and measure it.
+	$(TINY) corpus --work $(WORK) --packages build/packages --documentation build/documentation
+	$(TINY) tokenizer --work $(WORK)
+	$(TINY) questions --work $(WORK)
+	$(TINY) calls --work $(WORK)
+	$(TINY) sequences --work $(WORK)
+	$(TINY) pairs --work $(WORK)
+	$(TINY) language-model --work $(WORK)
+	$(TINY) gem --work $(WORK) --out $(WORK)/model
+	$(TINY) measure --work $(WORK) --model $(WORK)/model --base $(WORK)/prepared
+
+build/packages: gem_rag/training/tiny/packages.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --no-deps --target $@ -r $<
+
+build/documentation: gem_rag/training/tiny/documentation.txt
+	mkdir -p build/debs $@
+	cd build/debs && grep -v '^#' $(CURDIR)/$< | xargs apt-get download
+	for deb in build/debs/*.deb; do name=$$(basename $$deb); dpkg-deb -x $$deb $@/$${name%%_*} || exit 1; done
 
 check: setup-dev ## Lint and type-check.
 	$(BIN)/ruff check .

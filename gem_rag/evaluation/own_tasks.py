@@ -169,7 +169,8 @@ def _halves(text: str) -> tuple[str, str]:
     return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
 
 
-def _metadata(name: str, kind: str, main_score: str) -> TaskMetadata:
+def task_metadata(name: str, kind: str, main_score: str) -> TaskMetadata:
+    """Of a task that is published nowhere."""
     return TaskMetadata(
         name=name, type=kind, main_score=main_score, reference=None,
         description="Made of one's own documents.", dataset={"path": "own/none", "revision": "1"},
@@ -182,7 +183,7 @@ def _metadata(name: str, kind: str, main_score: str) -> TaskMetadata:
 class _Retrieval(AbsTaskRetrieval):
     """A heading must find the text below it."""
 
-    metadata = _metadata("OwnRetrieval", "Retrieval", "ndcg_at_10")
+    metadata = task_metadata("OwnRetrieval", "Retrieval", "ndcg_at_10")
     group = "own Retrieval"
 
     def __init__(self, texts: _Texts, **more: Any) -> None:
@@ -208,7 +209,7 @@ class _Retrieval(AbsTaskRetrieval):
 class _Reranking(_Retrieval):
     """A heading must put the text below it before those that BM25 takes for it."""
 
-    metadata = _metadata("OwnReranking", "Reranking", "map_at_1000")
+    metadata = task_metadata("OwnReranking", "Reranking", "map_at_1000")
     group = "own Reranking"
 
     def load_data(self, **_: Any) -> None:
@@ -219,7 +220,7 @@ class _Reranking(_Retrieval):
 class _STS(AbsTaskSTS):
     """Halves of one text are more alike than texts of one file, and these than others."""
 
-    metadata = _metadata("OwnSTS", "STS", "cosine_spearman")
+    metadata = task_metadata("OwnSTS", "STS", "cosine_spearman")
     group = "own STS"
     min_score, max_score = 0, 2
 
@@ -237,7 +238,7 @@ class _STS(AbsTaskSTS):
 class _Pairs(AbsTaskPairClassification):
     """Whether a heading stands above a text, where the wrong texts have its words too."""
 
-    metadata = _metadata("OwnPairs", "PairClassification", "max_ap")
+    metadata = task_metadata("OwnPairs", "PairClassification", "max_ap")
     group = "own PairClassification"
 
     def __init__(self, texts: _Texts, **more: Any) -> None:
@@ -254,7 +255,7 @@ class _Pairs(AbsTaskPairClassification):
 class _Classification(AbsTaskClassification):
     """The file that a text is of, learnt from others of its texts."""
 
-    metadata = _metadata("OwnClassification", "Classification", "accuracy")
+    metadata = task_metadata("OwnClassification", "Classification", "accuracy")
     group = "own Classification"
     n_experiments = 5
     samples_per_label = 4
@@ -279,7 +280,7 @@ class _Classification(AbsTaskClassification):
 class _Clustering(AbsTaskClustering):
     """Texts by the file they are of."""
 
-    metadata = _metadata("OwnClustering", "Clustering", "v_measure")
+    metadata = task_metadata("OwnClustering", "Clustering", "v_measure")
     group = "own Clustering"
     max_fraction_of_documents_to_embed = None
 
