@@ -17,7 +17,8 @@ from mteb.results import TaskResult
 
 import gem_rag
 from gem_rag.errors import GemError, InputError
-from gem_rag.evaluation.mteb_tasks import PAPER, GemEncoder, chosen, run_mteb, snapshot
+from gem_rag.evaluation.data_files import snapshot
+from gem_rag.evaluation.mteb_tasks import PAPER, GemEncoder, chosen, run_mteb
 from gem_rag.evaluation.scores import Record
 from gem_rag.model import Gem
 

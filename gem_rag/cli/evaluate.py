@@ -130,9 +130,8 @@ def lm(
             raise InputError("give tasks of your own (--include) or documents (--documents)")
         include = out / "choices"
         named.append(write_choices(from_documents(documents), include))
-    models = {Path(name).name: name for name in (base, model) if name}
     record = run_lm(
-        models, named, out, shots=shots, limit=limit, include=include, cache=cache,
+        _by_name(base, model), named, out, shots=shots, limit=limit, include=include, cache=cache,
         progress=_drawn(as_json),
     )  # fmt: skip
     _write(record, out, as_json)
@@ -172,9 +171,8 @@ def paper(
         pooled = opened("mean-pooling", base, gem.max_length)
         records.append(run_mteb(pooled, found, out, cache=cache, name=Path(base).name,
                                 progress=shown))  # fmt: skip
-    names = {Path(name).name: name for name in (base, model) if name}
-    records.append(run_lm(names, named, out, shots=PAPER_LM.shots, include=include, cache=cache,
-                          progress=shown))  # fmt: skip
+    records.append(run_lm(_by_name(base, model), named, out, shots=PAPER_LM.shots, include=include,
+                          cache=cache, progress=shown))  # fmt: skip
     _write(beside(*records), out, as_json)
 
 
@@ -281,6 +279,11 @@ def _split(names: list[str] | None) -> list[str]:
     given = names or []
     return [part.strip() for name in given
             for part in ([name] if "(" in name else name.split(",")) if part.strip()]  # fmt: skip
+
+
+def _by_name(base: str | None, model: str) -> dict[str, str]:
+    """The models that are put side by side, the base first."""
+    return {Path(name).name: name for name in (base, model) if name}
 
 
 def _instructions(given: str | None) -> dict[str, str] | Literal["mteb"] | None:

@@ -33,8 +33,8 @@ from lm_eval.tasks._factory import TaskFactory
 from gem_rag.config import nearest
 from gem_rag.engines.transformers import TransformersEngine
 from gem_rag.errors import GemError, InputError
-from gem_rag.evaluation.mteb_tasks import first_line, not_at_hand, quiet, snapshot
-from gem_rag.evaluation.scores import SMALLER, Missing, Record, Score, this_machine
+from gem_rag.evaluation.data_files import first_line, not_at_hand, quiet, snapshot
+from gem_rag.evaluation.scores import SMALLER, Missing, Record, Score, this_machine, write_whole
 from gem_rag.model import Gem, load
 from gem_rag.progress import progress_bar
 
@@ -297,7 +297,8 @@ def _result(
     found = _read(file, identity)
     if found is None:
         found = _evaluated(model, task, limit)
-        _write(file, {"identity": identity, **asdict(found)})
+        state = {"identity": identity, **asdict(found)}
+        write_whole(file, json.dumps(state, default=float))
     return found
 
 
@@ -365,13 +366,6 @@ def _read(file: Path, identity: dict[str, str]) -> _Result | None:
         return _Result(**state) if state.pop("identity") == identity else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(file: Path, state: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(state, default=float), encoding="utf-8")
-    part.replace(file)
 
 
 def _file_name(name: str) -> str:

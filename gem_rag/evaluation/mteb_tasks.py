@@ -13,12 +13,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +23,7 @@ import numpy as np
 
 from gem_rag.config import nearest
 from gem_rag.errors import GemError, InputError
+from gem_rag.evaluation.data_files import first_line, not_at_hand, place_of, quiet, snapshot
 from gem_rag.evaluation.scores import Missing, Record, Score, this_machine
 from gem_rag.progress import progress_bar
 
@@ -348,7 +346,7 @@ def _placed(task: AbsTask, cache: Path | None) -> AbsTask:
         changes: dict[str, Any] = {"tasks": [_placed(part, cache) for part in metadata.tasks]}
     else:
         repo, revision = metadata.dataset["path"], metadata.dataset["revision"]
-        place = snapshot(repo, revision, cache) or _home(repo, cache) / "snapshots" / revision
+        place = snapshot(repo, revision, cache) or place_of(repo, cache) / "snapshots" / revision
         changes = {"dataset": {**metadata.dataset, "path": str(place)}}
     task.metadata = metadata.model_copy(update=changes)
     return task
@@ -362,78 +360,3 @@ def _why(task: AbsTask, cache: Path | None, error: Exception) -> str:
         if part.metadata.dataset != published and not place.exists():
             return not_at_hand(published["path"], published["revision"], cache)
     return f"its data cannot be read: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """What an error of somebody else's says, in one line."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-
-
-@contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
-    """Without the bars of `datasets`, and what these libraries tell their own users."""
-    import datasets
-
-    loggers = [logging.getLogger(library) for library in libraries]
-    levels, barred = [one.level for one in loggers], datasets.utils.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-                warnings.filterwarnings("ignore", module=rf"{logger.name}\b")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if not barred:
-            datasets.enable_progress_bars()
-
-
-# -- files of data sets --------------------------------------------------------------------------
-
-
-def snapshot(
-    repo: str, revision: str | None, cache: Path | None, download: bool = True
-) -> Path | None:
-    """Folder with the files of a data set, None if it is not to be had.
-
-    repo: a name on the hub; a folder is what it is.
-    revision: None for the newest.
-    cache: as HF_HOME; default the hub's own place.
-    download: what is not there, unless HF_HUB_OFFLINE is set.
-    """
-    from huggingface_hub import snapshot_download
-
-    if Path(repo).is_dir():
-        return Path(repo).resolve()
-    try:
-        return Path(
-            snapshot_download(
-                repo, repo_type="dataset", revision=revision, cache_dir=_hub(cache),
-                local_files_only=not download,
-            )
-        )  # fmt: skip
-    except Exception:  # the hub client raises a dozen kinds, all of them "not to be had"
-        return None
-
-
-def not_at_hand(repo: str, revision: str | None, cache: Path | None) -> str:
-    """Which files are missing, where they go and how they get there."""
-    at = f" --revision {revision}" if revision else ""
-    return (
-        f"its data set {repo} is not in {_hub(cache)} and could not be downloaded: run "
-        f"'hf download {repo} --repo-type dataset{at} --cache-dir FOLDER' where there is a "
-        f"network, and copy FOLDER/{_home(repo, cache).name} to {_home(repo, cache)}"
-    )
-
-
-def _hub(cache: Path | None) -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(cache).expanduser().resolve() / "hub" if cache else Path(HF_HUB_CACHE)
-
-
-def _home(repo: str, cache: Path | None) -> Path:
-    """Where the hub's client keeps a data set."""
-    return _hub(cache) / f"datasets--{repo.replace('/', '--')}"

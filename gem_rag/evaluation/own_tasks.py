@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -63,11 +64,11 @@ def write_choices(collection: Collection, folder: Path, shots: int = 5, seed: in
         if len(rows) < shots + 3:
             continue
         stem = re.sub(r"\W+", "_", Path(file).stem)
-        data, names = folder / f"{number}.jsonl", [*names, f"{name}_{number}_{stem}"]
+        names.append(f"{name}_{number}_{stem}")
         splits = {"dev": rows[:shots], "test": rows[shots:]}
         files = {}
         for split, kept in splits.items():
-            files[split] = str(data.with_suffix(f".{split}.jsonl").resolve())
+            files[split] = str((folder / f"{number}.{split}.jsonl").resolve())
             Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in kept))
         (folder / f"{names[-1]}.yaml").write_text(json.dumps({
             "task": names[-1],
@@ -113,11 +114,15 @@ class _Texts:
                 f"fewer than two files of {collection.name} have {_SMALLEST_FILE} texts under "
                 "headings: give more, or longer documents"
             )
+
+    @cached_property
+    def near(self) -> dict[str, list[str]]:
+        """For each query its own text, and those that BM25 takes for it."""
         rows, _ = bm25_hits(
-            list(collection.queries.values()), list(self.documents.values()), CANDIDATES
+            list(self.collection.queries.values()), list(self.documents.values()), CANDIDATES
         )
         ids = list(self.documents)
-        self.near = {
+        return {
             query: list(dict.fromkeys([query, *(ids[row] for row in found)]))[:CANDIDATES]
             for query, found in zip(self.queries, rows, strict=True)
         }
@@ -180,19 +185,33 @@ def task_metadata(name: str, kind: str, main_score: str) -> TaskMetadata:
     )  # fmt: skip
 
 
-class _Retrieval(AbsTaskRetrieval):
-    """A heading must find the text below it."""
+class _Own:
+    """What all of them share: their data come from texts that are at hand."""
 
-    metadata = task_metadata("OwnRetrieval", "Retrieval", "ndcg_at_10")
-    group = "own Retrieval"
+    dataset: Any
+    data_loaded: bool
 
     def __init__(self, texts: _Texts, **more: Any) -> None:
         super().__init__(**more)
         self._texts = texts
 
     def load_data(self, **_: Any) -> None:
-        self.dataset = {"default": {"test": self._split()}}
+        self.dataset = self._rows()
         self.data_loaded = True
+
+    def _rows(self) -> Any:
+        """The task's data, as mteb wants them."""
+        raise NotImplementedError
+
+
+class _Retrieval(_Own, AbsTaskRetrieval):
+    """A heading must find the text below it."""
+
+    metadata = task_metadata("OwnRetrieval", "Retrieval", "ndcg_at_10")
+    group = "own Retrieval"
+
+    def _rows(self) -> Any:
+        return {"default": {"test": self._split()}}
 
     def _split(self, top_ranked: dict[str, list[str]] | None = None) -> RetrievalSplitData:
         texts = self._texts
@@ -212,47 +231,36 @@ class _Reranking(_Retrieval):
     metadata = task_metadata("OwnReranking", "Reranking", "map_at_1000")
     group = "own Reranking"
 
-    def load_data(self, **_: Any) -> None:
-        self.dataset = {"default": {"test": self._split(self._texts.near)}}
-        self.data_loaded = True
+    def _rows(self) -> Any:
+        return {"default": {"test": self._split(self._texts.near)}}
 
 
-class _STS(AbsTaskSTS):
+class _STS(_Own, AbsTaskSTS):
     """Halves of one text are more alike than texts of one file, and these than others."""
 
     metadata = task_metadata("OwnSTS", "STS", "cosine_spearman")
     group = "own STS"
     min_score, max_score = 0, 2
 
-    def __init__(self, texts: _Texts, **more: Any) -> None:
-        super().__init__(**more)
-        self._texts = texts
-
-    def load_data(self, **_: Any) -> None:
+    def _rows(self) -> Any:
         one, two, grades = zip(*self._texts.graded(), strict=True)
         rows = {"sentence1": list(one), "sentence2": list(two), "score": list(grades)}
-        self.dataset = DatasetDict(test=Dataset.from_dict(rows))
-        self.data_loaded = True
+        return DatasetDict(test=Dataset.from_dict(rows))
 
 
-class _Pairs(AbsTaskPairClassification):
+class _Pairs(_Own, AbsTaskPairClassification):
     """Whether a heading stands above a text, where the wrong texts have its words too."""
 
     metadata = task_metadata("OwnPairs", "PairClassification", "max_ap")
     group = "own PairClassification"
 
-    def __init__(self, texts: _Texts, **more: Any) -> None:
-        super().__init__(**more)
-        self._texts = texts
-
-    def load_data(self, **_: Any) -> None:
+    def _rows(self) -> Any:
         one, two, own = zip(*self._texts.pairs(), strict=True)
         rows = {"sentence1": list(one), "sentence2": list(two), "labels": list(map(int, own))}
-        self.dataset = DatasetDict(test=Dataset.from_dict(rows))
-        self.data_loaded = True
+        return DatasetDict(test=Dataset.from_dict(rows))
 
 
-class _Classification(AbsTaskClassification):
+class _Classification(_Own, AbsTaskClassification):
     """The file that a text is of, learnt from others of its texts."""
 
     metadata = task_metadata("OwnClassification", "Classification", "accuracy")
@@ -260,11 +268,7 @@ class _Classification(AbsTaskClassification):
     n_experiments = 5
     samples_per_label = 4
 
-    def __init__(self, texts: _Texts, **more: Any) -> None:
-        super().__init__(**more)
-        self._texts = texts
-
-    def load_data(self, **_: Any) -> None:
+    def _rows(self) -> Any:
         labels = {file: number for number, file in enumerate(self._texts.files)}
         taken: Counter[str] = Counter()
         train: list[dict[str, Any]] = []
@@ -273,23 +277,17 @@ class _Classification(AbsTaskClassification):
             taken[file] += 1
             rows = train if taken[file] <= self.samples_per_label else test
             rows.append({"text": text, "label": labels[file]})
-        self.dataset = DatasetDict(train=Dataset.from_list(train), test=Dataset.from_list(test))
-        self.data_loaded = True
+        return DatasetDict(train=Dataset.from_list(train), test=Dataset.from_list(test))
 
 
-class _Clustering(AbsTaskClustering):
+class _Clustering(_Own, AbsTaskClustering):
     """Texts by the file they are of."""
 
     metadata = task_metadata("OwnClustering", "Clustering", "v_measure")
     group = "own Clustering"
     max_fraction_of_documents_to_embed = None
 
-    def __init__(self, texts: _Texts, **more: Any) -> None:
-        super().__init__(**more)
-        self._texts = texts
-
-    def load_data(self, **_: Any) -> None:
+    def _rows(self) -> Any:
         found = self._texts.labelled()
         rows = {"sentences": [text for text, _ in found], "labels": [file for _, file in found]}
-        self.dataset = DatasetDict(test=Dataset.from_dict(rows))
-        self.data_loaded = True
+        return DatasetDict(test=Dataset.from_dict(rows))

@@ -83,10 +83,7 @@ class Record:
     def save(self, file: Path) -> None:
         """Write as JSON, there when it is whole."""
         state = {"gem-rag": __version__, "format": FORMAT, **dataclasses.asdict(self)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_whole(file, json.dumps(state, indent=1) + "\n")
 
     @staticmethod
     def load(file: Path) -> Record:
@@ -138,6 +135,14 @@ def beside(own: Record, *others: Record) -> Record:
         timings={f"{k}: {r.system}" if r.system != own.system else k: v
                  for r in (own, *others) for k, v in r.timings.items()},
     )  # fmt: skip
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there when it is whole, and not before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def this_machine() -> str:

@@ -155,9 +155,9 @@ def sequences(work: Work = WORK) -> None:
 def language_model(
     work: Work = WORK,
     out: Annotated[Path | None, typer.Option(help="where the model goes")] = None,
-    steps: int = 2600,
+    steps: int = 1800,
     batch: Annotated[int, typer.Option(help="tokens a step")] = 16 * CONTEXT,
-    decay: Annotated[float, typer.Option(help="part of the steps in which the rate falls")] = 0.3,
+    decay: Annotated[float, typer.Option(help="part of the steps in which the rate falls")] = 0.4,
     stop_after: Annotated[int | None, typer.Option(help="leave off after this step")] = None,
     compiled: Annotated[bool, typer.Option(help="through torch.compile")] = True,
     seed: Seed = 0,
@@ -174,7 +174,7 @@ def language_model(
         Sequences.load(_made(work / f"{name}.npz", "sequences"))
         for name in ("documents", "rows", "held-out")
     )
-    mixture = Mixture(documents, rows, seed, batch, row_share=0.25, decay_row_share=0.5)
+    mixture = Mixture(documents, rows, seed, batch, row_share=0.25, decay_row_share=0.75)
     model = train(
         Shape(), plan, mixture, work / "language-model", compiled=compiled, progress=True,
         stop_after=stop_after,

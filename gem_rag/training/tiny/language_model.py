@@ -1,8 +1,8 @@
 """Trains gem-tiny's language model from nothing.
 
 Matrices are trained by Muon, the rest by AdamW. The rate rises, stays, and falls to zero in the
-last part of the steps, in which question rows are many: until that part begins, a run can be
-given more steps or fewer. A run that goes on from its state ends in the same weights as one that
+last part of the steps, in which rows are many: until that part begins, a run can be given more
+steps or fewer. A run that goes on from its state ends in the same weights as one that
 was never interrupted.
 
 Knows nothing about text: it is given sequences of tokens.
@@ -31,7 +31,7 @@ from gem_rag.training.tiny.sequences import Mixture, Sequences
 
 _STATE = "state.pt"
 _MICRO = 4096  # tokens at once: their logits are what takes memory
-_MAY_CHANGE = ("steps", "decay")  # until the decay begins
+_MAY_CHANGE = ("steps", "decay", "decay_row_share")  # until the decay begins
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Plan:
     matrix_rate, rate: of Muon, matched to AdamW's size of updates; of AdamW.
     """
 
-    steps: int = 2600
+    steps: int = 1800
     warmup: int = 100
-    decay: float = 0.3
+    decay: float = 0.4
     matrix_rate: float = 0.006
     rate: float = 4e-3
     weight_decay: float = 0.1

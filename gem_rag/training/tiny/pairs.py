@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gem_rag.evaluation.baselines import bm25_hits
 from gem_rag.training.tiny.corpus import Text, cut
 from gem_rag.training.tiny.questions import Row
 
@@ -49,18 +50,11 @@ def asked(rows: Iterable[Row]) -> Iterator[Pair]:
             }
 
 
-def mined(pairs: Sequence[tuple[str, str]], progress: bool = False) -> Iterator[Pair]:
+def mined(pairs: Sequence[tuple[str, str]]) -> Iterator[Pair]:
     """Each pair with documents that BM25 finds for its query and that say something else."""
-    import bm25s
-
     documents = [document for _, document in pairs]
     words = [frozenset(document.lower().split()) for document in documents]
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(documents, show_progress=progress), show_progress=progress)
-    tokens = bm25s.tokenize([query for query, _ in pairs], show_progress=progress)
-    nearest, _ = retriever.retrieve(
-        tokens, k=min(_MINED, len(pairs)), show_progress=progress, n_threads=1
-    )
+    nearest, _ = bm25_hits([query for query, _ in pairs], documents, _MINED)
     for own, (query, document) in enumerate(pairs):
         found = [int(i) for i in nearest[own] if not _alike(words[own], words[i])]
         # A query of words that nothing has finds too few: any others will do.
