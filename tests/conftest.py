@@ -30,7 +30,7 @@ import gem_rag
 from gem_rag.model import Gem
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two test runs go side by side
 # The same examples every time, however long they take.
 settings.register_profile("gem", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=2000)

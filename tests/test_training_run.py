@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,14 @@ from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import InterruptedRunError, train
 from gem_rag.training.trainer import latest_checkpoint
 
-SCOPES = ("full", "lora", "special")
 CHILD = Path(__file__).with_name("training_child.py")
+SCOPES = ("full", "lora", "special")
+
+
+def usual(cases: Iterable[tuple[Any, ...]], *chosen: tuple[Any, ...]) -> list[Any]:
+    """All cases; those not chosen run with `pytest -m exhaustive` only."""
+    marks = pytest.mark.exhaustive
+    return [case if case in chosen else pytest.param(*case, marks=marks) for case in cases]
 
 
 @pytest.fixture
@@ -208,8 +215,15 @@ def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path) -> None:
 # -- stopping and going on -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "scope"),
+    usual(
+        product([signal.SIGINT, signal.SIGTERM], SCOPES),
+        (signal.SIGINT, "special"),
+        (signal.SIGTERM, "full"),
+        (signal.SIGTERM, "lora"),
+    ),
+)
 def test_an_interrupted_run_saves_and_goes_on_to_the_same_end(
     base: Path, tmp_path: Path, scope: str, number: int
 ) -> None:
@@ -454,8 +468,10 @@ def test_an_interrupted_command_ends_with_130(
 # -- many processes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("scope", "how"),
+    usual(product(SCOPES, ["ddp", "fsdp"]), ("full", "fsdp"), ("lora", "ddp"), ("special", "fsdp")),
+)
 def test_two_processes_train_as_one(base: Path, tmp_path: Path, scope: str, how: str) -> None:
     """Same losses, same weights; the negatives of both processes count for both."""
     train(recipe(tmp_path, scope=scope), base, tmp_path / "one", report=False)

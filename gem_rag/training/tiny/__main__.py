@@ -17,8 +17,6 @@ seed.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +31,7 @@ from rich.console import Console
 
 from gem_rag.config import GemConfig
 from gem_rag.errors import GemError, InputError
+from gem_rag.evaluation.scores import write_whole
 from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train
 from gem_rag.training.tiny.corpus import (
@@ -242,43 +241,21 @@ def measure(
     count: Annotated[int, typer.Option(help="at most so many of everything")] = 1500,
 ) -> None:
     """Measure on held-out texts; write figures.json and every answer."""
-    import gem_rag
-    from gem_rag.training.tiny import measure as by
+    from gem_rag.training.tiny.measure import HeldOut, everything
     from gem_rag.training.tiny.questions import Row
 
     texts = [text for text in load_texts(work / "corpus.jsonl") if text.held_out]
-    pairs = _lines(work / "pairs" / "held-out-summaries.jsonl", "pairs")[:count]
-    rows = [Row(**row) for row in _lines(work / "held-out-questions.jsonl", "questions")]
-    answered = [row for row in rows if row.number]
+    pairs = _lines(work / "pairs" / "held-out-summaries.jsonl", "pairs")
+    rows = _lines(work / "held-out-questions.jsonl", "questions")
+    held_out = HeldOut(
+        texts, [(p["query"], p["document"]) for p in pairs], [Row(**row) for row in rows]
+    )
     out = out or work / "measured"
-    found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    with gem_rag.load(model) as tiny:
-        for name, queries, documents in (
-            ("summaries", [p["query"] for p in pairs], [p["document"] for p in pairs]),
-            ("questions", [r.question for r in answered[:count]],
-             [r.passages[r.number - 1] for r in answered[:count]]),
-        ):  # fmt: skip
-            found[f"retrieval: {name}"] = by.retrieval(tiny, queries, documents, beside)
-        found["grounded"], given = by.grounded(tiny, rows[: min(500, count)], progress=True)
-        found["end to end"], asked = by.end_to_end(
-            tiny, texts, answered[: min(300, count)], out / "index", progress=True
-        )
-        if base:
-            with gem_rag.load(base) as plain:
-                found["generation kept"] = by.generation_kept(tiny, plain, rows[: min(100, count)])
-    sample = [text.document for text in texts][:count]
-    found["gem-tiny's language model"] = by.bits_per_byte(model, sample)
-    if beside_lm:
-        found[beside_lm.name] = by.bits_per_byte(beside_lm, sample)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, answers, asked_of in (("grounded", given, rows), ("end-to-end", asked, answered)):
-        write_rows(out / f"{name}.jsonl", (
-            {"question": row.question, "reference": row.answer, "answer": a.text}
-            for a, row in zip(answers, asked_of, strict=False)
-        ))  # fmt: skip
-    shown = json.dumps(found, indent=2, default=asdict)
-    (out / "figures.json").write_text(shown + "\n")
-    print(shown)
+    found = everything(
+        model, held_out, out, base=base, beside=beside, beside_lm=beside_lm, count=count
+    )
+    write_whole(out / "figures.json", json.dumps(found, indent=2, default=asdict) + "\n")
+    print((out / "figures.json").read_text())
 
 
 def prepared(base: Path, copy: Path) -> Path:

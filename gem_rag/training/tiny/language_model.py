@@ -2,8 +2,8 @@
 
 Matrices are trained by Muon, the rest by AdamW. The rate rises, stays, and falls to zero in the
 last part of the steps, in which rows are many: until that part begins, a run can be given more
-steps or fewer. A run that goes on from its state ends in the same weights as one that
-was never interrupted.
+steps or fewer. A run that goes on from its state ends in the same weights as one that was never
+interrupted.
 
 Knows nothing about text: it is given sequences of tokens.
 """

@@ -6,24 +6,29 @@ Everything is held out from all that it was trained on. Knows nothing about how 
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import gem_rag
 from gem_rag.checkpoint import open_checkpoint
 from gem_rag.evaluation.answers import Judgement, judge, share
 from gem_rag.evaluation.baselines import SentenceTransformer, bm25, mean_pooled
 from gem_rag.evaluation.questions import Question, ask_all
 from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
+from gem_rag.evaluation.scores import this_machine
 from gem_rag.model import Gem
 from gem_rag.progress import progress_bar
 from gem_rag.rag.answer import Answer, answer
 from gem_rag.rag.documents import Document
 from gem_rag.rag.index import Index
 from gem_rag.rag.splitting import Chunk, Hit
-from gem_rag.training.tiny.corpus import Text
+from gem_rag.training.tiny.corpus import Text, write_rows
 from gem_rag.training.tiny.questions import Row
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128  # what base-lm and others were measured with
@@ -31,6 +36,74 @@ _ANSWER_TOKENS = 96
 _BYTES = 600  # of a text whose perplexity is taken: within the 256 tokens that base-lm knows
 
 Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What to measure on.
+
+    texts: all of them, for perplexity and to be searched.
+    summaries: pairs of a summary line and the rest of its docstring.
+    rows: of question answering, four passages each, some without the right one.
+    """
+
+    texts: Sequence[Text]
+    summaries: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+
+    @property
+    def answered(self) -> list[Row]:
+        """Rows whose answer is in a passage."""
+        return [row for row in self.rows if row.number]
+
+
+def everything(
+    model: str,
+    held_out: HeldOut,
+    folder: Path,
+    *,
+    base: Path | None = None,
+    beside: str | None = None,
+    beside_lm: Path | None = None,
+    count: int = 1500,
+) -> dict[str, Any]:
+    """Every figure, and every answer in the folder: grounded.jsonl, end-to-end.jsonl.
+
+    base: the language model that it was made of; without it, generation is not compared.
+    beside: a sentence-transformers folder.
+    beside_lm: another language model.
+    count: at most so many of everything.
+    """
+    rows, answered = held_out.rows, held_out.answered
+    own = [(row.question, row.passages[row.number - 1]) for row in answered]
+    found: dict[str, Any] = {"machine": f"{this_machine()}, {os.cpu_count()} cores"}
+    with gem_rag.load(model) as gem:
+        for name, pairs in (("summaries", held_out.summaries), ("questions", own)):
+            queries, documents = zip(*pairs[:count], strict=True)
+            found[f"retrieval: {name}"] = retrieval(gem, queries, documents, beside)
+        few = rows[: min(500, count)]
+        found["grounded"], answers = grounded(gem, few, progress=True)
+        _write(folder / "grounded.jsonl", few, answers)
+        few = answered[: min(300, count)]
+        found["end to end"], answers = end_to_end(
+            gem, held_out.texts, few, folder / "index", progress=True
+        )
+        _write(folder / "end-to-end.jsonl", few, answers)
+        if base:
+            with gem_rag.load(base) as plain:
+                found["generation kept"] = generation_kept(gem, plain, rows[: min(100, count)])
+    sample = [text.document for text in held_out.texts][:count]
+    found["gem-tiny's language model"] = bits_per_byte(model, sample)
+    if beside_lm:
+        found[beside_lm.name] = bits_per_byte(beside_lm, sample)
+    return found
+
+
+def _write(file: Path, rows: Iterable[Row], answers: Iterable[Answer]) -> None:
+    write_rows(file, (
+        {"question": row.question, "reference": row.answer, "answer": answer.text}
+        for row, answer in zip(rows, answers, strict=True)
+    ))  # fmt: skip
 
 
 def retrieval(

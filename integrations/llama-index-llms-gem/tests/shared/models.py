@@ -18,7 +18,7 @@ from llama_index.core import Settings
 import gem_rag
 from gem_rag.model import Gem
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two test runs go side by side
 
 
 @pytest.fixture(scope="session")
