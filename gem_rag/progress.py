@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol
 
 from rich.console import Console
@@ -28,7 +29,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
-    """Draws on stderr, and only if `shown`."""
+    """Draws only if `shown`: on stderr, or in a notebook below the cell."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -36,10 +37,17 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+    with Progress(*columns, console=_console(), disable=not shown) as progress:
         task = progress.add_task(label, total=total)
 
         def advance(count: int, label: str | None = None) -> None:
             progress.update(task, advance=count, description=label)
 
         yield advance
+
+
+def _console() -> Console:
+    if not Console().is_jupyter:
+        return Console(stderr=True)
+    # What moves in a notebook needs widgets; without them one line stays when all is done.
+    return Console(force_jupyter=find_spec("ipywidgets") is not None)

@@ -18,6 +18,7 @@ Schema = dict[str, Any]
 _LARGEST = 10**12
 _CHARACTERS = 2  # that a token stands for, at least, in a string of a model that rambles
 _ITEM_TOKENS = 16  # of a list's item, at least
+_TRIMMED = r"/[^ ]|[^ ].*[^ ]/"  # what begins and ends with something to read
 _WRITTEN = ("enum", "const", "pattern", "format")  # what already says how long a string gets
 
 
@@ -32,7 +33,8 @@ def quote_grammar(passages: Sequence[str], refusal: str) -> str:
 
     One terminal, since a parser that had begun a quote could not end it within a word's reach.
     """
-    quotes = [f"QUOTE{n}: WORDS{n} {json.dumps(f' [{n}]')}" for n in range(1, len(passages) + 1)]
+    quotes = [f"QUOTE{n}: (WORDS{n} & {_TRIMMED}) {json.dumps(f' [{n}]')}"
+              for n in range(1, len(passages) + 1)]  # fmt: skip
     words = [f"WORDS{n}: %regex {json.dumps({'substring_words': passage})}"
              for n, passage in enumerate(passages, start=1)]  # fmt: skip
     options = [*(f"QUOTE{n}" for n in range(1, len(passages) + 1)), json.dumps(refusal)]

@@ -201,6 +201,7 @@ def test_any_run_of_any_passages_words_may_be_quoted(texts: list[str], data: st.
     grammar = checked(quote_grammar(passages, REFUSAL))
     assert allowed(grammar, f" {quote} [{number}]")
     assert not allowed(grammar, f" {quote} [{len(passages) + 1}]")
+    assert not allowed(grammar, f" {quote}  [{number}]")
 
 
 def test_style_of_the_call_comes_before_the_checkpoints() -> None:

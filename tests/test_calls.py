@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from gem_rag.chat import Tools
-from gem_rag.training.tiny.calls import make_calls
+from gem_rag.training.tiny.calls import make_calls, make_talk
 from gem_rag.training.tiny.corpus import Text
 
 TEXTS = [
@@ -43,6 +43,19 @@ def test_rows_are_calls_the_grammar_allows() -> None:
             assert str(value) in messages[1]["content"] or isinstance(value, bool)
     assert {"area", "rename", "get_weather"} <= names
     assert not {"secret", "moved"} & names  # held out; without parameters
+
+
+def test_talk_has_nothing_to_answer_from() -> None:
+    questions = [f"What does part {number} do?" for number in range(40)]
+    found = list(make_talk(questions, seed=0, most=30))
+    assert found == list(make_talk(questions, seed=0, most=30))
+    assert len(found) == 30
+    asked = [messages[0]["content"] for messages, _ in found]
+    answers = dict(zip(asked, (written for _, written in found), strict=True))
+    assert {answers[q] for q in questions if q in answers} == {
+        " I answer from passages, and there are none here."
+    }
+    assert set(asked) - set(questions)  # greetings
 
 
 def _schema(shown: list[str], name: str) -> dict:

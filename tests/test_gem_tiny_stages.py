@@ -62,7 +62,7 @@ def test_stages(site: Path, tmp_path: Path) -> None:
     run("questions", "--work", work)
     with pytest.raises(InputError, match=r"no .*calls\.jsonl: make it with the command `calls`"):
         run("sequences", "--work", work)
-    run("calls", "--work", work, "--most", 50)
+    run("calls", "--work", work, "--most", 50, "--most-talk", 20)
     run("sequences", "--work", work)
     kept = {n for n in range(100) if held_out(f"tools.part{n}")}
     assert kept
@@ -72,7 +72,7 @@ def test_stages(site: Path, tmp_path: Path) -> None:
         numbers = re.findall(r"# part(\d+)\.", " ".join(p for row in rows for p in row["passages"]))
         assert {int(n) in kept for n in numbers} == {expected}
     counts = json.loads((work / "sequences.json").read_text())
-    sources = {"tools", "language reference", "held out", "questions", "calls"}
+    sources = {"tools", "language reference", "held out", "questions", "calls", "talk"}
     assert set(counts["tokens"]) == sources
     options = ("--work", work, "--batch", 4096, "--steps", 3, "--no-compiled")
     run("language-model", *options, "--stop-after", 1)
@@ -83,6 +83,8 @@ def test_stages(site: Path, tmp_path: Path) -> None:
         assert gem.has_chat_template
         assert sum(p.numel() for p in gem._engine._model.parameters()) < 16e6
         assert gem.generate(["Context:\n[1] # a\nUse it."], max_tokens=4)[0].tokens
+    run("answering", *options)
+    assert len(lines(work / "answering" / "log.jsonl")) == 3
     run("pairs", "--work", work)
     for name in ("summaries", "asked"):
         rows = lines(work / "pairs" / f"{name}.jsonl")
@@ -95,7 +97,7 @@ def test_stages(site: Path, tmp_path: Path) -> None:
     shutil.copy(work / "pairs" / "summaries.jsonl", work / "pairs" / "titles.jsonl")
     out = tmp_path / "gem"
     run("gem", "--work", work, "--out", out, "--steps", 2, "--set", "schedule.batch=8")
-    run("measure", "--work", work, "--model", out, "--base", work / "base", "--count", 3)
+    run("measure", "--work", work, "--model", out, "--base", work / "prepared", "--count", 3)
     found = json.loads((work / "measured" / "figures.json").read_text())
     assert found["generation kept"] is True
     assert found["grounded"]["answerable"] + found["grounded"]["unanswerable"] == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gem_rag.training.tiny.corpus import Text, cut
 from gem_rag.training.tiny.pairs import asked, mined, summaries, titles
 from gem_rag.training.tiny.questions import Row
@@ -27,6 +29,10 @@ def test_repeated_summaries_and_rests_are_left_out() -> None:
         text("docstring", "size", f"Compute the size of a rectangle.\n\n{rest}"),
         text("section", "Shapes", f"All shapes have an area.\n{rest}"),
         text("section", "Nothing", "1 2 3"),
+        replace(
+            text("section", "", "A page may begin without a title, and nobody asks for it."),
+            title="",
+        ),
     ]
     assert list(summaries(docs)) == [("Compute the area of a rectangle.", rest)]
     assert list(titles(docs)) == [("# Shapes", docs[3].text)]

@@ -3,9 +3,10 @@
     corpus          texts of the standard library, packages and documentation
     tokenizer       byte-level BPE, trained on them
     questions       rows of grounded answering, to train on and held out
-    calls           rows of tool calls
+    calls           rows of tool calls, and of talk
     sequences       texts and rows as tokens
-    language-model  from nothing, on both; goes on from its last state
+    language-model  from nothing, on documents and half of the rows; goes on from its last state
+    answering       the language model, on the other rows; goes on from its last state
     pairs           with hard negatives
     gem             the special token, the language model as it is
     measure         on what is held out
@@ -24,7 +25,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -41,6 +42,10 @@ from gem_rag.training.tiny.corpus import (
     write_rows,
 )
 from gem_rag.training.tiny.prompts import ANSWER_PROMPT, CHAT_TEMPLATE, completion, prompt
+
+if TYPE_CHECKING:
+    from gem_rag.training.tiny.language_model import Plan
+    from gem_rag.training.tiny.sequences import Mixture, Sequences
 
 CONTEXT = 1024
 TEXT_TOKENS = 512  # of a sequence of documents, which are shorter; its attention costs half
@@ -78,7 +83,7 @@ def tokenizer(work: Work = WORK, size: int = 8192) -> None:
 
 @app.command()
 def questions(
-    work: Work = WORK, most: int = 60_000, held_out_rows: int = 1000, seed: Seed = 0
+    work: Work = WORK, most: int = 120_000, held_out_rows: int = 1000, seed: Seed = 0
 ) -> None:
     """Write question rows, and held-out ones of four passages each."""
     from gem_rag.training.tiny.questions import count_rows, make_rows
@@ -95,17 +100,26 @@ def questions(
 
 
 @app.command()
-def calls(work: Work = WORK, most: int = 12_000, seed: Seed = 0) -> None:
-    """Write rows of tool calls."""
-    from gem_rag.training.tiny.calls import make_calls
+def calls(work: Work = WORK, most: int = 24_000, most_talk: int = 3000, seed: Seed = 0) -> None:
+    """Write rows of tool calls, and of talk."""
+    from gem_rag.training.tiny.calls import make_calls, make_talk
 
-    rows = make_calls(load_texts(work / "corpus.jsonl"), seed, most)
-    write_rows(work / "calls.jsonl", ({"messages": m, "completion": c} for m, c in rows))
+    asked = (row["question"] for row in _lines(work / "questions.jsonl", "questions"))
+    texts = load_texts(work / "corpus.jsonl")
+    for name, rows in (
+        ("calls", make_calls(texts, seed, most)),
+        ("talk", make_talk(asked, seed, most_talk)),
+    ):
+        write_rows(work / f"{name}.jsonl", ({"messages": m, "completion": c} for m, c in rows))
 
 
 @app.command()
 def sequences(work: Work = WORK) -> None:
-    """Write documents, rows and held-out docstrings as sequences of tokens, with counts."""
+    """Write documents, rows and held-out docstrings as sequences of tokens, with counts.
+
+    Half of the question rows and of the calls are for the stage `language-model`, the others for
+    `answering`.
+    """
     from gem_rag.training.tiny.sequences import documents, rows
 
     tokenizer = _tokenizer(work)
@@ -141,51 +155,103 @@ def sequences(work: Work = WORK) -> None:
 
     learnt = documents(encoded([t for t in texts if not t.held_out]), TEXT_TOKENS, END)
     kept = documents(encoded([t for t in texts if t.held_out][:2000]), CONTEXT, END)
-    both = chain(encoded_rows("questions", question), encoded_rows("calls", call))
-    asked = rows(both, CONTEXT, END, PAD, ANSWER_WEIGHT)
-    for name, found in (("documents", learnt), ("held-out", kept), ("rows", asked)):
-        found.save(work / f"{name}.npz")
+    asked, called = encoded_rows("questions", question), encoded_rows("calls", call)
+    early = chain(
+        islice(asked, _count(work, "questions") // 2), islice(called, _count(work, "calls") // 2)
+    )
+    packed = partial(rows, length=CONTEXT, end=END, pad=PAD, weight=ANSWER_WEIGHT)
+    learnt.save(work / "documents.npz")
+    kept.save(work / "held-out.npz")
+    packed(early).save(work / "rows.npz")
+    packed(chain(asked, called, encoded_rows("talk", call))).save(work / "more-rows.npz")
     counts = {"tokens": dict(tokens.most_common()), "bytes": dict(characters.most_common())}
     (work / "sequences.json").write_text(json.dumps(counts, indent=2) + "\n")
     _show(counts)
 
 
+Out = Annotated[Path | None, typer.Option(help="where the model goes")]
+Batch = Annotated[int, typer.Option(help="tokens a step")]
+Decay = Annotated[float, typer.Option(help="part of the steps in which the rate falls")]
+StopAfter = Annotated[int | None, typer.Option(help="leave off after this step")]
+Compiled = Annotated[bool, typer.Option(help="through torch.compile")]
+
+
 @app.command()
 def language_model(
     work: Work = WORK,
-    out: Annotated[Path | None, typer.Option(help="where the model goes")] = None,
+    out: Out = None,
     steps: int = 1800,
-    batch: Annotated[int, typer.Option(help="tokens a step")] = 16 * CONTEXT,
-    decay: Annotated[float, typer.Option(help="part of the steps in which the rate falls")] = 0.4,
-    stop_after: Annotated[int | None, typer.Option(help="leave off after this step")] = None,
-    compiled: Annotated[bool, typer.Option(help="through torch.compile")] = True,
+    batch: Batch = 16 * CONTEXT,
+    decay: Decay = 0.4,
+    stop_after: StopAfter = None,
+    compiled: Compiled = True,
     seed: Seed = 0,
 ) -> None:
     """Train the language model, or go on from its last state, and write it in bfloat16.
 
     Until the decay begins, a run may be given more steps, or fewer.
     """
-    from gem_rag.training.tiny.language_model import Plan, Shape, bits_per_token, train
-    from gem_rag.training.tiny.sequences import Mixture, Sequences
+    from gem_rag.training.tiny.language_model import Plan
+    from gem_rag.training.tiny.sequences import Mixture
 
     plan = Plan(steps=steps, decay=decay, seed=seed)
-    documents, rows, measured = (
-        Sequences.load(_made(work / f"{name}.npz", "sequences"))
-        for name in ("documents", "rows", "held-out")
-    )
-    mixture = Mixture(documents, rows, seed, batch, row_share=0.25, decay_row_share=0.75)
+    mixture = Mixture(
+        _sequences(work, "documents"), _sequences(work, "rows"), seed, batch,
+        row_share=0.25, decay_row_share=0.75,
+    )  # fmt: skip
+    _trained(work, "language-model", out or work / "base", plan, mixture, compiled, stop_after)
+
+
+@app.command()
+def answering(
+    work: Work = WORK,
+    out: Out = None,
+    base: Annotated[Path | None, typer.Option(help="the language model to start from")] = None,
+    steps: int = 1200,
+    batch: Batch = 16 * CONTEXT,
+    decay: Decay = 0.8,
+    stop_after: StopAfter = None,
+    compiled: Compiled = True,
+    seed: Seed = 1,
+) -> None:
+    """Train the language model on, mostly to answer from passages and to call tools."""
+    from gem_rag.training.tiny.language_model import Plan
+    from gem_rag.training.tiny.sequences import Mixture
+
+    start = _made(base or work / "base", "language-model")
+    plan = Plan(steps=steps, decay=decay, seed=seed, matrix_rate=0.003, rate=2e-3)
+    mixture = Mixture(
+        _sequences(work, "documents"), _sequences(work, "more-rows"), seed, batch,
+        row_share=0.85, decay_row_share=0.85,
+    )  # fmt: skip
+    out = out or work / "answering-base"
+    _trained(work, "answering", out, plan, mixture, compiled, stop_after, start)
+
+
+def _trained(
+    work: Path,
+    stage: str,
+    out: Path,
+    plan: Plan,
+    mixture: Mixture,
+    compiled: bool,
+    stop_after: int | None,
+    start: Path | None = None,
+) -> None:
+    """Train, or go on, in the folder of the stage; write the model, and say what it is worth."""
+    from gem_rag.training.tiny.language_model import Shape, bits_per_token, train
+
     model = train(
-        Shape(), plan, mixture, work / "language-model", compiled=compiled, progress=True,
-        stop_after=stop_after,
+        Shape(), plan, mixture, work / stage, compiled=compiled, progress=True,
+        stop_after=stop_after, start=start,
     )  # fmt: skip
     counts = json.loads((work / "sequences.json").read_text())
-    bits = bits_per_token(model, measured)
+    bits = bits_per_token(model, _sequences(work, "held-out"))
     per_byte = bits * counts["tokens"]["held out"] / counts["bytes"]["held out"]
     _show({"held-out bits per token": bits, "held-out bits per byte": per_byte})
-    folder = out or work / "base"
-    model.bfloat16().save_pretrained(folder)
-    _tokenizer(work).save_pretrained(folder)
-    GemConfig(answer_prompt=ANSWER_PROMPT).save(folder)
+    model.bfloat16().save_pretrained(out)
+    _tokenizer(work).save_pretrained(out)
+    GemConfig(answer_prompt=ANSWER_PROMPT).save(out)
 
 
 @app.command()
@@ -224,7 +290,7 @@ def gem(
     for name in ("summaries", "asked"):
         changes[f"evaluation.data.{name}.path"] = str(work / "pairs" / f"held-out-{name}.jsonl")
     recipe = read_recipe(Path(__file__).with_name("gem.yaml"), changes)
-    base = base or _made(work / "base", "language-model")
+    base = base or _made(work / "answering-base", "answering")
     with_prompts = prepared(base, work / "prepared")
     recipe = recipe.scaled(steps) if steps else recipe
     train(recipe, with_prompts, out, resume=resume, progress=True)
@@ -270,6 +336,18 @@ def _tokenizer(work: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(_made(work / "tokenizer", "tokenizer"))
+
+
+def _sequences(work: Path, name: str) -> Sequences:
+    from gem_rag.training.tiny.sequences import Sequences
+
+    return Sequences.load(_made(work / f"{name}.npz", "sequences"))
+
+
+def _count(work: Path, name: str) -> int:
+    """Rows of a file."""
+    with _made(work / f"{name}.jsonl", name).open(encoding="utf-8") as lines:
+        return sum(1 for _ in lines)
 
 
 def _lines(file: Path, stage: str) -> list[Any]:

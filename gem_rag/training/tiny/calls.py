@@ -1,9 +1,9 @@
-"""Rows of tool calls: tools in words, a request, and the call in the form the grammar asks for.
+"""Rows of conversations: tools in words, a request, and the call in the form the grammar asks for.
 
 Most tools are functions of the corpus, with their own names, parameters and summaries; some are
 of the everyday kind that conversations have. What a row teaches is to choose among tools and to
 copy arguments, in any script, so values are drawn at random. Some requests fit no tool, and some
-come with what a tool returned.
+come with what a tool returned. In rows of talk there are neither tools nor passages.
 
 Knows nothing about models, and reads no held-out text.
 """
@@ -13,9 +13,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -71,6 +72,8 @@ _GREETINGS = (("Hello", "Hello!"), ("Hi", "Hello!"), ("Thank you!", "You are wel
               ("Who are you?", "I am gem-tiny, a small language model."),
               ("What can you do?", "I call tools, and answer from passages."))  # fmt: skip
 _NO_TOOL = "No tool does that."
+_NO_PASSAGE = "I answer from passages, and there are none here."
+_GREETED = 0.3  # of the rows of talk
 _ANSWERED, _UNFIT = 0.12, 0.12  # of the rows: after a tool returned; for which no tool is fit
 
 
@@ -104,6 +107,18 @@ def make_calls(
         raise ValueError("no text is a function's: give texts of code")
     for _ in range(most):
         yield _Call(functions, words, random).row()
+
+
+def make_talk(
+    questions: Iterable[str], seed: int, most: int
+) -> Iterator[tuple[list[dict[str, str]], str]]:
+    """At most so many (messages, what the model writes): questions with nothing to answer from."""
+    random = Random(seed)
+    for question in islice(questions, most):
+        said, answer = question, _NO_PASSAGE
+        if random.random() < _GREETED:
+            said, answer = random.choice(_GREETINGS)
+        yield [{"role": "user", "content": said}], f" {answer}"
 
 
 class _Call:

@@ -1,4 +1,4 @@
-"""Trains gem-tiny's language model from nothing.
+"""Trains gem-tiny's language model, from nothing or from weights.
 
 Matrices are trained by Muon, the rest by AdamW. The rate rises, stays, and falls to zero in the
 last part of the steps, in which rows are many: until that part begins, a run can be given more
@@ -103,16 +103,18 @@ def train(
     compiled: bool = True,
     progress: bool = False,
     stop_after: int | None = None,
+    start: Path | None = None,
 ) -> LlamaForCausalLM:
     """Train, or go on from the state in the folder `state`.
 
+    start: a folder of weights to begin with; None begins at random.
     save_every: seconds between states.
     stop_after: leave off after this step, saved; to go on another time.
 
     Raises InputError if the folder holds the state of another run, and GemError if the loss is
     not a number; the last state stays.
     """
-    model = shape.model(plan.seed)
+    model = shape.model(plan.seed) if start is None else _begun(start)
     optimizers = _optimizers(model, plan)
     settings = {"shape": asdict(shape), "plan": asdict(plan), "data": mixture.settings()}
     step = _resume(state, settings, model, optimizers)
@@ -137,6 +139,11 @@ def train(
                 _save(state, settings, now + 1, model, optimizers)
                 saved = time.monotonic()
     return model
+
+
+def _begun(folder: Path) -> LlamaForCausalLM:
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.train()
 
 
 def bits_per_token(model: LlamaForCausalLM, sequences: Sequences) -> float:

@@ -71,7 +71,7 @@ def _each_once(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for query, document in pairs:
         keys = {query.lower(), " ".join(document.split()).lower()[:200]}
-        if sum(map(str.isalpha, document)) >= _SHORTEST and seen.isdisjoint(keys):
+        if query and sum(map(str.isalpha, document)) >= _SHORTEST and seen.isdisjoint(keys):
             seen |= keys
             yield query, document[:_LONGEST]
 

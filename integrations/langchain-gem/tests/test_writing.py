@@ -12,7 +12,7 @@ from langchain_gem import ChatGem, GemLLM
 from gem_rag import Gem, InputError
 
 ADAPTERS = [ChatGem, GemLLM]
-PROMPT = "How to open a file?"
+PROMPT = "Open a file and"
 
 
 class Heard(BaseCallbackHandler):
