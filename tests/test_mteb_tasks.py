@@ -17,6 +17,7 @@ from mteb.results import TaskResult
 
 import gem_rag
 from gem_rag.errors import GemError, InputError
+from gem_rag.evaluation import data_files
 from gem_rag.evaluation.data_files import snapshot
 from gem_rag.evaluation.mteb_tasks import PAPER, GemEncoder, chosen, run_mteb
 from gem_rag.evaluation.scores import Record
@@ -383,3 +384,24 @@ def test_unreadable_data_say_why(tmp_path: Path) -> None:
     (place / "data.jsonl").write_text("no JSON")
     with pytest.raises(GemError, match="SICK-R: its data cannot be read: "):
         run_mteb(Recorder(), chosen(["SICK-R"]), tmp_path / "out", cache=tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append(url)
+            raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    data_files._online.cache_clear()
+    try:
+        for name in ("mteb/arguana", "mteb/scifact"):
+            assert snapshot(name, "1234", tmp_path) is None
+    finally:
+        data_files._online.cache_clear()
+    assert len(asked) == 1

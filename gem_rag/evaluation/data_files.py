@@ -10,7 +10,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache as once
 from pathlib import Path
+
+_PATIENCE = 10  # seconds
 
 
 def snapshot(
@@ -31,7 +34,7 @@ def snapshot(
         return Path(
             snapshot_download(
                 repo, repo_type="dataset", revision=revision, cache_dir=_hub(cache),
-                local_files_only=not download,
+                local_files_only=not (download and _online()),
             )
         )  # fmt: skip
     except Exception:  # the hub client raises a dozen kinds, all of them "not to be had"
@@ -46,6 +49,20 @@ def not_at_hand(repo: str, revision: str | None, cache: Path | None) -> str:
         f"'hf download {repo} --repo-type dataset{at} --cache-dir FOLDER' where there is a "
         f"network, and copy FOLDER/{place_of(repo, cache).name} to {place_of(repo, cache)}"
     )
+
+
+@once
+def _online() -> bool:
+    """Whether the hub answers; asked once, since its client tries long for every data set."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # of a dozen kinds
+        return False
+    return True
 
 
 def _hub(cache: Path | None) -> Path:
