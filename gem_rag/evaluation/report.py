@@ -182,6 +182,9 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 def _bars(scores: Sequence[Score], own: str, by_metric: bool = False) -> Figure:
     """Horizontal bars, tasks below one another, systems side by side."""
+    metrics = {score.metric for score in scores}
+    metric = metrics.pop() if len(metrics) == 1 else "score, by each task's own metric"
+    lowest = min(0.0, *(score.value for score in scores))  # of correlations, which may be negative
 
     def label(score: Score) -> str:
         return score.metric if by_metric else score.task
@@ -198,8 +201,8 @@ def _bars(scores: Sequence[Score], own: str, by_metric: bool = False) -> Figure:
                           color=_COLOURS[place % len(_COLOURS)],
                           xerr=_spread(own_scores), error_kw={"lw": 0.8, "capsize": 2})  # fmt: skip
         axes.bar_label(drawn, fmt="%.3f", padding=4, fontsize=7)
-    axes.set(yticks=range(len(tasks)), yticklabels=tasks, xlim=(0, 1.08),
-             xlabel=scores[0].metric if not by_metric else "share of questions")  # fmt: skip
+    axes.set(yticks=range(len(tasks)), yticklabels=tasks, xlim=(1.1 * lowest, 1.08),
+             xlabel="share of questions" if by_metric else metric)  # fmt: skip
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
