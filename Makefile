@@ -41,7 +41,7 @@ test: setup-vllm ## Run every test.
 	$(MAKE) --jobs 2 --output-sync=target $(TESTS)
 
 TESTS := test-core test-vllm test-notebooks $(INTEGRATIONS:integrations/%=test-%)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 15
 .PHONY: $(TESTS)
 
 test-core:
