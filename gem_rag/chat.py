@@ -93,7 +93,9 @@ class Tools:
             asked = set() if message["role"] == "user" else asked
             asked |= {call["function"]["name"] for call in calls}
         self._callable = [f for f in self._callable if f["name"] not in asked]
-        return [*(f'{{"name":{json.dumps(f["name"])}' for f in self._callable), f'{_ANSWER}"']
+        # Without the quotes that end them: tokens go on over those ('","'), and a token that the
+        # model would not write there makes a form look unlikely.
+        return [*(f'{{"name":"{f["name"]}' for f in self._callable), _ANSWER.removesuffix('":')]
 
     def choose(self, form: int) -> None:
         """Keep to one of `forms`."""
