@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from gem_rag.errors import GemError, InputError
+from gem_rag.progress import quiet
 
 
 def begin(**distributions: str) -> None:
@@ -32,7 +33,8 @@ def begin(**distributions: str) -> None:
         wanted = " ".join(dict.fromkeys(f"'{distributions[name]}'" for name in missing))
         raise InputError(f"this notebook needs {', '.join(missing)}: pip install {wanted}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _quiet()
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm asks for widgets
+    quiet()
 
 
 def _shell() -> Any:
@@ -42,15 +44,6 @@ def _shell() -> Any:
     except ImportError:
         return None
     return get_ipython()
-
-
-def _quiet() -> None:
-    """Bars for weights are over before they are seen, and tqdm asks for widgets."""
-    warnings.filterwarnings("ignore", message="IProgress not found")
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _explain(

@@ -46,6 +46,14 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
         yield advance
 
 
+def quiet() -> None:
+    """Leave progress and warnings to us: transformers draws bars of its own."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _console() -> Console:
     if not Console().is_jupyter:
         return Console(stderr=True)

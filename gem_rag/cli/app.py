@@ -27,11 +27,11 @@ from gem_rag.cli.common import (
     load_model,
     needs,
     open_index,
-    quiet,
     say,
     show,
 )
 from gem_rag.errors import GemError, InputError
+from gem_rag.progress import quiet
 
 app = typer.Typer(
     name="gem-rag",

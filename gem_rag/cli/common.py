@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gem_rag.errors import InputError
+from gem_rag.progress import quiet
 
 if TYPE_CHECKING:
     from gem_rag.model import Gem
@@ -43,14 +44,6 @@ def load_model(model: str, engine: Any = "auto") -> Gem:
 
     quiet()
     return load(model, engine=engine)
-
-
-def quiet() -> None:
-    """Leave progress and warnings to us."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def needs(extra: str, *modules: str) -> None:
