@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gem_rag.evaluation.retrieval import known_item
+from gem_rag.evaluation.retrieval import distinct, known_item
 
 
 def test_known_item_by_hand() -> None:
@@ -23,3 +23,10 @@ def test_ties_count_against_the_right_document() -> None:
 def test_recall_at_ten() -> None:
     scores = np.arange(12.0)[None].repeat(12, axis=0)  # document j has rank 12 - j
     assert known_item(scores, range(12)).recall_10 == pytest.approx(10 / 12)
+
+
+def test_a_document_of_many_queries_is_one() -> None:
+    documents, right = distinct(["a", "b", "a"])
+    assert (documents, right) == (["a", "b"], [0, 1, 0])
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]])
+    assert known_item(scores, right).recall_1 == 1

@@ -39,3 +39,13 @@ def known_item(
         mrr=float((1.0 / rank).mean()),
         queries=len(scores),
     )
+
+
+def distinct(documents: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each text once, and for each place the column of its text.
+
+    A document that answers many queries is one document: its copies would all tie with it.
+    """
+    columns: dict[str, int] = {}
+    right = [columns.setdefault(document, len(columns)) for document in documents]
+    return list(columns), right

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gem_rag.checkpoint import Checkpoint
 from gem_rag.evaluation.baselines import mean_pooled
 from gem_rag.evaluation.perplexity import Generation, compare
-from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
+from gem_rag.evaluation.retrieval import RetrievalFigures, distinct, known_item
 from gem_rag.model import Gem, load
 from gem_rag.tokens import TextEncoder
 from gem_rag.training.recipe import Recipe
@@ -134,22 +134,25 @@ def measure_retrieval(
         for part in held_out:
             pairs = part.pairs()
             if len(pairs) > 1:
-                texts = [query for query, _ in pairs], [document for _, document in pairs]
+                documents, right = distinct([document for _, document in pairs])
+                texts = [query for query, _ in pairs], documents
                 ids = [[before.encode(t)[: before.max_length] for t in group] for group in texts]
-                queries, documents = mean_pooled(base.path, *ids)
+                pooled = mean_pooled(base.path, *ids)
                 found[part.name] = {
-                    "before": retrieval_figures(before, *texts),
-                    "mean pooling before": known_item(queries @ documents.T),
-                    "after": retrieval_figures(after, *texts),
+                    "before": retrieval_figures(before, *texts, right),
+                    "mean pooling before": known_item(pooled[0] @ pooled[1].T, right),
+                    "after": retrieval_figures(after, *texts, right),
                 }
     return found
 
 
-def retrieval_figures(gem: Gem, queries: list[str], documents: list[str]) -> RetrievalFigures:
-    """Of queries that must find the document at their place."""
+def retrieval_figures(
+    gem: Gem, queries: list[str], documents: list[str], right: Sequence[int] | None = None
+) -> RetrievalFigures:
+    """Of queries that must find their document, `right` as for `known_item`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # long texts are cut, for all alike
-        return known_item(gem.embed_queries(queries) @ gem.embed_documents(documents).T)
+        return known_item(gem.embed_queries(queries) @ gem.embed_documents(documents).T, right)
 
 
 def measure_generation(

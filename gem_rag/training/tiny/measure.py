@@ -19,7 +19,7 @@ from gem_rag.checkpoint import open_checkpoint
 from gem_rag.evaluation.answers import Judgement, judge, share
 from gem_rag.evaluation.baselines import SentenceTransformer, bm25, mean_pooled
 from gem_rag.evaluation.questions import Question, ask_all
-from gem_rag.evaluation.retrieval import RetrievalFigures, known_item
+from gem_rag.evaluation.retrieval import RetrievalFigures, distinct, known_item
 from gem_rag.evaluation.scores import this_machine
 from gem_rag.model import Gem
 from gem_rag.progress import progress_bar
@@ -108,25 +108,26 @@ def _write(file: Path, rows: Iterable[Row], answers: Iterable[Answer]) -> None:
 def retrieval(
     gem: Gem, queries: Sequence[str], documents: Sequence[str], other: str | None = None
 ) -> dict[str, RetrievalFigures]:
-    """Figures of the model and of what it is measured beside; document i is query i's own.
+    """Figures of the model and of what it is measured beside; document i is query i's own, and
+    the same text is one document.
 
     other: a sentence-transformers model's folder.
 
     All read the same words, at most 64 tokens of a query and 128 of a document.
     """
-    queries, documents = _cut(gem, queries, QUERY_TOKENS), _cut(gem, documents, DOCUMENT_TOKENS)
+    queries = _cut(gem, queries, QUERY_TOKENS)
+    documents, right = distinct(_cut(gem, documents, DOCUMENT_TOKENS))
     ids = [[gem.encode(text) for text in texts] for texts in (queries, documents)]
     pooled = mean_pooled(open_checkpoint(gem.name).path, *ids)
-    found = {
-        "gem-tiny": known_item(gem.embed_queries(queries) @ gem.embed_documents(documents).T),
-        "mean pooling of its base": known_item(pooled[0] @ pooled[1].T),
-        "BM25": known_item(bm25(queries, documents)),
+    scores = {
+        "gem-tiny": gem.embed_queries(queries) @ gem.embed_documents(documents).T,
+        "mean pooling of its base": pooled[0] @ pooled[1].T,
+        "BM25": bm25(queries, documents),
     }
     if other:
         model = SentenceTransformer(other)
-        vectors = model.embed_queries(queries), model.embed_documents(documents)
-        found[model.name] = known_item(vectors[0] @ vectors[1].T)
-    return found
+        scores[model.name] = model.embed_queries(queries) @ model.embed_documents(documents).T
+    return {name: known_item(found, right) for name, found in scores.items()}
 
 
 def _cut(gem: Gem, texts: Sequence[str], tokens: int) -> list[str]:
