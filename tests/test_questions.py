@@ -157,7 +157,19 @@ def test_long_texts_are_cut_in_passages_under_their_title() -> None:
     rows = [row for seed in range(30) for row in make_rows([long, *texts()[:5]], seed, 20)]
     cut = [p for row in rows for p in row.passages if "Paragraph" in p]
     assert cut
-    assert all(p.startswith("Page > Part\n") and len(p) < 900 for p in cut)
+    assert all(p.startswith(("Page > Part\n", "Paragraph ")) and len(p) < 900 for p in cut)
+    assert any(p.startswith("Page > Part\n") for p in cut)
+
+
+def test_questions_about_what_is_said_may_show_passages_without_titles() -> None:
+    rows = [row for seed in range(30) for row in make_rows(texts(), seed, 20)]
+    titles = {text.title for text in texts()}
+    untitled = [row for row in rows if not any(p.split("\n")[0] in titles for p in row.passages)]
+    assert untitled
+    assert {row.kind for row in untitled} <= {"prose", "how", "definition"}
+    for row in untitled:
+        if row.number:
+            assert row.answer in " ".join(row.passages[row.number - 1].split())
 
 
 def test_prompts_are_what_answers_are_asked_with() -> None:

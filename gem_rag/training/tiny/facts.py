@@ -1,8 +1,8 @@
 """What a docstring or a section of documentation says, as questions and the words that answer.
 
 Facts come from structure: summary, parameters, defaults, returns, errors, examples, headings,
-definitions, and sentences with a word that stands nowhere else in the text. Every answer is a run
-of the text's own words.
+definitions, sentences with a word that stands nowhere else in the text, and sentences whose form
+gives a question (prose.py). Every answer is a run of the text's own words.
 
 Knows nothing about passages or what is held out.
 """
@@ -21,6 +21,7 @@ import docstring_parser
 from docstring_parser import Docstring, DocstringParam
 
 from gem_rag.training.tiny.corpus import Text
+from gem_rag.training.tiny.prose import prose_questions
 
 _SHORTEST_SENTENCE = 3  # words
 # The end of a sentence before something that begins one, or an empty line.
@@ -39,7 +40,8 @@ _VERBS = {"return", "get", "set", "create", "compute", "open", "read", "write", 
           "test", "determine", "raise", "execute", "call", "validate", "render", "display",
           "show"}  # fmt: skip
 # Kinds that few texts have come first more often.
-_RARE = {"raises": 0.2, "error": 0.3, "example": 0.5, "returns": 0.5, "parameter": 0.7}
+_RARE = {"raises": 0.2, "error": 0.3, "example": 0.5, "returns": 0.5, "prose": 0.3,
+         "parameter": 0.7}  # fmt: skip
 # "open a file" of "open a file for reading".
 _FIRST_WORDS = re.compile(r"\S+ \S+ .*?(?= (?:for|by|from|with|using|in|that|which|if|to)\b)")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
@@ -50,7 +52,8 @@ class Fact:
     """A question's parts and its answer.
 
     kind: decides the wordings.
-    item: the parameter, error or word that is asked for; empty where the name says it all.
+    item: the parameter, error or word that is asked for, or the whole question; empty where the
+        name says it all.
     answer: words of the text, with single spaces.
     """
 
@@ -109,6 +112,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What is {item}?", "What does {item} do?", "What does {item} mean?", "Explain {item}.",
         "What is {item} in {name}?",
     ),
+    "prose": ("{item}",),
     "detail": (
         "What does {name} say about {item}?", "What about {item} in {name}?", "{name} {item}",
         "How is {item} related to {name}?", "What is said about {item} for {name}?",
@@ -123,7 +127,7 @@ def facts(text: Text, common: Counter[str], random: Random) -> list[Fact]:
     common: in how many texts every word stands; rare words make questions.
     """
     kinds = _of_docstring(text) if text.kind == "docstring" else _of_section(text)
-    found = [*kinds, *_details(text, common, random)]
+    found = [*kinds, *_details(text, common, random), *_prose(text, common, random)]
     flat = " ".join(text.document.split())
     kept = [fact for fact in dict.fromkeys(found) if fact.answer and fact.answer in flat]
     return sorted(kept, key=lambda fact: random.random() * _RARE.get(fact.kind, 1.0))
@@ -278,7 +282,7 @@ def subject(text: Text, random: Random) -> str:
 def _details(text: Text, common: Counter[str], random: Random) -> Iterator[Fact]:
     """Sentences of the body, asked for by a rare word of theirs."""
     counts = Counter(_WORD.findall(text.text))
-    most = max(5, common.total() // 10_000)  # a word of one text in a few hundred
+    most = _rarely(common)
     spans = sentences(text.text)[1:]
     for start, stop in random.sample(spans, min(3, len(spans))):
         said = first_sentence(text.text[start:stop])
@@ -287,6 +291,24 @@ def _details(text: Text, common: Counter[str], random: Random) -> Iterator[Fact]
         rare = [w for w in rare if common[w.lower()] <= most]
         if rare and len(said.split()) >= 6 and _is_sentence(said):
             yield Fact("detail", random.choice(rare), said)
+
+
+def _prose(text: Text, common: Counter[str], random: Random) -> Iterator[Fact]:
+    """Sentences whose form gives a question, if a rare word says what it is about."""
+    most = _rarely(common)
+    for start, stop in sentences(text.text):
+        said = first_sentence(text.text[start:stop])
+        if len(said.split()) < 4 or not _is_sentence(said.lstrip("\"'`*")):
+            continue
+        asked = [question for question in prose_questions(said)
+                 if any(common[w.lower()] <= most for w in _WORD.findall(question))]  # fmt: skip
+        if asked:
+            yield Fact("prose", random.choice(asked), said)
+
+
+def _rarely(common: Counter[str]) -> int:
+    """In how many texts a word of one text in a few hundred stands."""
+    return max(5, common.total() // 10_000)
 
 
 def _is_sentence(text: str) -> bool:

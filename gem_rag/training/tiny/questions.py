@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -29,8 +29,12 @@ _ROOM = 3300  # characters of all passages of a row: 1,024 tokens hold most of t
 _COUNTS = (1, 2, 2, 3, 3, 4, 4, 4, 4, 5, 5)  # passages of a row
 _REFUSED = 0.18  # of the rows; some of the others cannot be made
 # Kinds of facts are common to very different degrees: how many of a kind are kept.
-_KEPT = {"type": 0.3, "default": 0.35, "error": 0.3, "detail": 0.6, "which": 0.3, "how": 0.7}
+_KEPT = {"purpose": 0.6, "type": 0.3, "default": 0.35, "error": 0.3, "detail": 0.6, "which": 0.3}
 _PER_TEXT = 2  # rows
+# Kinds that ask for what a text says, not for what its title names; of these, how many rows show
+# passages without their titles, as they come from plain files.
+_BY_CONTENT = ("prose", "how", "definition")
+_UNTITLED = 0.35
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class _Library:
                 row = self._refused(index, fact, size, count, random)
             else:
                 row = self._answered(index, fact, size, count, random)
+            if row and fact.kind in _BY_CONTENT and random.random() < _UNTITLED:
+                row = _untitled(row)
             if row:
                 yield row
 
@@ -131,7 +137,7 @@ class _Library:
 
     def _foreign(self, index: int, fact: Fact, random: Random) -> Fact | None:
         """A fact of the same kind that a neighbour states and this text says nothing about."""
-        if not fact.item or fact.kind in ("how", "which", "definition"):
+        if not fact.item or fact.kind in ("how", "which", "definition", "prose"):
             return None
         text = self._texts[index]
         for other in random.sample(near := self._near(index), min(4, len(near))):
@@ -150,7 +156,7 @@ class _Library:
             if len(found) == count:
                 break
             other = self._draw(index, random)
-            if other == index and fact.kind in ("purpose", "heading", "how", "which"):
+            if other == index and fact.kind in ("purpose", "heading", "how", "which", "prose"):
                 continue
             if other != index and self._texts[other].name.rsplit(".", 1)[-1] == short:
                 continue  # a namesake may answer as well
@@ -194,6 +200,14 @@ class _Library:
         parts = splitter.chunk_indices(document.text)
         spans = [(start, start + len(part)) for start, part in parts]
         return [chunk.passage for chunk in chunks(document, spans)]
+
+
+def _untitled(row: Row) -> Row | None:
+    """The row without its passages' first lines, if the answer does not need them."""
+    passages = tuple(passage.partition("\n")[2].strip() or passage for passage in row.passages)
+    if row.number and row.answer not in _flat(passages[row.number - 1]):
+        return None
+    return replace(row, passages=passages)
 
 
 def _name_words(name: str) -> list[str]:
