@@ -67,8 +67,8 @@ def prose_questions(sentence: str) -> Iterator[str]:
 def _says_what(parts: dict[str, str]) -> bool:
     """Whether the question's subject stands for itself."""
     if "np" not in parts:
-        words = set(parts["task"].lower().split())
-        return words.isdisjoint({"this", "that", "these", "those", "it", "they", "so"})
+        unsaid = {"this", "that", "these", "those", "it", "they", "so"}
+        return unsaid.isdisjoint(parts["task"].lower().split())
     words = _DETERMINER.sub("", parts["np"]).lower().split()
     return (
         0 < len(words) <= 6
