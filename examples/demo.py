@@ -7,6 +7,7 @@ Runs the `gem-rag` commands a user would type, and shows them. The reference is 
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ def write_reference() -> Path:
 
 def main() -> None:
     start = time.perf_counter()
+    shutil.rmtree(WORK, ignore_errors=True)  # an index by another gem-tiny would be refused
     docs = write_reference()
     size = sum(map(len, topics.values())) // 1000
     print(f"Python's language reference: {len(topics)} topics, {size} kB, in {docs}")

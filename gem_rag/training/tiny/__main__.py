@@ -207,7 +207,7 @@ def answering(
     work: Work = WORK,
     out: Out = None,
     base: Annotated[Path | None, typer.Option(help="the language model to start from")] = None,
-    steps: int = 800,
+    steps: int = 1600,
     batch: Batch = 16 * CONTEXT,
     decay: Decay = 0.8,
     stop_after: StopAfter = None,

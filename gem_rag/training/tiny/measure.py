@@ -100,7 +100,7 @@ def everything(
 
 def _write(file: Path, rows: Iterable[Row], answers: Iterable[Answer]) -> None:
     write_rows(file, (
-        {"question": row.question, "reference": row.answer, "answer": answer.text}
+        {"kind": row.kind, "question": row.question, "reference": row.answer, "answer": answer.text}
         for row, answer in zip(rows, answers, strict=True)
     ))  # fmt: skip
 
