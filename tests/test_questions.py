@@ -155,10 +155,11 @@ def test_long_texts_are_cut_in_passages_under_their_title() -> None:
     )
     long = Text("section", "manual", "page", "Part", "Page > Part", body, False)
     rows = [row for seed in range(30) for row in make_rows([long, *texts()[:5]], seed, 20)]
-    cut = [p for row in rows for p in row.passages if "Paragraph" in p]
+    by_content = ("prose", "how", "definition")  # these may show passages without titles
+    cut = [p for row in rows if row.kind not in by_content for p in row.passages
+           if "Paragraph" in p]  # fmt: skip
     assert cut
-    assert all(p.startswith(("Page > Part\n", "Paragraph ")) and len(p) < 900 for p in cut)
-    assert any(p.startswith("Page > Part\n") for p in cut)
+    assert all(p.startswith("Page > Part\n") and len(p) < 900 for p in cut)
 
 
 def test_questions_about_what_is_said_may_show_passages_without_titles() -> None:

@@ -43,6 +43,10 @@ _DOES = {verb + "s": verb for verb in (
       "searches": "search", "specifies": "specify"}  # fmt: skip
 _PLACE = r"(?P<how>by|with|from|in|into|as|to|for|using|on|through|via|at|only)"
 _TIME = r"(?P<when>when|before|after|if|until|once|whenever|unless|while)"
+_DONE = (
+    r"(?P<be>is|are|was|were) "
+    r"(?P<done>(?!used)\w+(?:ed|en|set|put|built|known|made|kept|found|run|sent))"
+)
 _NP = r"(?P<np>[^,;:.]{3,60}?)"
 _CLAUSE = r"[^,;:.]{2,50}? (?:is|are|has|have|does|do|was|were|can|cannot|\w{3,}s) [^,;:.]{3,50}?"
 _TASK = r"(?P<task>[a-z][^,;:.]{5,80}?)"
@@ -148,11 +152,9 @@ _PATTERNS = _patterns(
      ("What does {np} do?", "What is {np} for?", "What is {np}?", "Explain {np}.")),
     (rf"{_NP} (?P<verb>{'|'.join(_DOES)}) ", ("What does {np} {verb}?", "What does {np} do?")),
     (rf"{_NP} (?P<be>is|are) [^,;:.]{{3,80}} because ", ("Why {be} {np} that way?",)),
-    (rf"{_NP} (?P<be>is|are|was|were) (?P<done>(?!used)\w+(?:ed|en|set|put|built|known|made|kept|"
-     rf"found|run|sent)) {_PLACE} ",
+    (rf"{_NP} {_DONE} {_PLACE} ",
      ("How {be} {np} {done}?", "What {be} {np} {done} {how}?", "What happens to {np}?")),
-    (rf"{_NP} (?P<be>is|are|was|were) (?P<done>(?!used)\w+(?:ed|en|set|put|built|known|made|kept|"
-     rf"found|run|sent)) (?:\w+ ){{0,4}}{_TIME} ",
+    (rf"{_NP} {_DONE} (?:\w+ ){{0,4}}{_TIME} ",
      ("When {be} {np} {done}?", "How {be} {np} {done}?")),
     (rf"{_NP} (?P<be>is|are) (?:an?|the|one of|any|simply) ",
      ("What {be} {np}?", "What is {one}?", "Explain {np}.", "Define {bare}.",
