@@ -57,6 +57,8 @@ class GemConfig:
         None leaves it to the chat template.
     answer_style: "free" writes an answer, "quote" words of one passage, word for word, or that
         none of them answers: for models too small to write, or where every word must be checked.
+    answer_margin: passages whose cosine with the question is lower than the best one's by more than
+        this are not read for an answer; None reads all. For models that find better than they read.
     max_length: most text tokens in one embedding pass; None means what the model can hold.
     adapter: the special-row adapters, if there are any.
     base_model: name of the model that was GEM-trained, for people to read.
@@ -69,6 +71,7 @@ class GemConfig:
     prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
     answer_prompt: str | None = None
     answer_style: AnswerStyle = "free"
+    answer_margin: float | None = None
     max_length: int | None = None
     adapter: AdapterConfig | None = None
     base_model: str | None = None
@@ -80,6 +83,7 @@ class GemConfig:
                              "an embedding is read from k special tokens")  # fmt: skip
         one_of("pooling", self.pooling, get_args(Pooling))
         one_of("answer_style", self.answer_style, get_args(AnswerStyle))
+        check_margin("answer_margin", self.answer_margin)
         if self.scope is not None:
             one_of("scope", self.scope, get_args(Scope))
         if self.format_version != FORMAT_VERSION:
@@ -102,7 +106,8 @@ class GemConfig:
     def vector_state(self) -> dict[str, Any]:
         """The part that changes vectors, for the fingerprint."""
         state = dataclasses.asdict(self)
-        for name in ("tokens", "answer_prompt", "answer_style", "base_model", "scope"):
+        other = ("tokens", "answer_prompt", "answer_style", "answer_margin", "base_model", "scope")
+        for name in other:
             del state[name]
         return state
 
@@ -128,6 +133,15 @@ class GemConfig:
         if state.get("adapter") is not None:
             state["adapter"] = from_dict(AdapterConfig, state["adapter"], f"{path}, adapter")
         return from_dict(cls, state, str(path))
+
+
+def check_margin(name: str, margin: object) -> None:
+    """Raises InputError unless it is None or a difference of cosines."""
+    number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (number and 0 <= margin <= 2):  # type: ignore[operator]
+        raise InputError(
+            f"{name} must be a number from 0 to 2, a difference of cosines, or None, not {margin!r}"
+        )
 
 
 def check_prompts(prompts: object) -> None:

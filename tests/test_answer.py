@@ -47,8 +47,10 @@ class Chatting(Answering):
     has_chat_template = True
 
 
-def hit(text: str, source: str = "doc", start: int = 100, title: str = "") -> Hit:
-    return Hit(Chunk(source, title, start, start + len(text), text), 0.5)
+def hit(
+    text: str, source: str = "doc", start: int = 100, title: str = "", score: float = 0.5
+) -> Hit:
+    return Hit(Chunk(source, title, start, start + len(text), text), score)
 
 
 PUMP, LAMP = hit("A pump moves water through pipes."), hit("A lamp gives light.", "lamp", 0)
@@ -105,6 +107,23 @@ def test_a_passage_that_does_not_fit_is_cut() -> None:
     read = ask(gem, hit("word " * 500), max_tokens=50).hits
     assert len(read) == 1
     assert "word word word" in gem.asked[0]
+
+
+def test_passages_far_below_the_best_are_not_read() -> None:
+    hits = [hit(f"text {n}", score=score) for n, score in enumerate((0.55, 0.7, 0.3, 0.6))]
+    read = {
+        margin: ask(Answering("x", answer_margin=0.1), *hits, margin=margin).hits
+        for margin in (None, 0.0, 0.15, 2.0)
+    }
+    assert read == {None: [hits[1], hits[3]], 0.0: [hits[1]], 0.15: hits[:2] + hits[3:], 2.0: hits}
+    assert ask(Answering("x"), *hits).hits == hits
+
+
+def test_a_margin_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="margin must be a number from 0 to 2"):
+        ask(Answering(), margin=-0.1)
+    with pytest.raises(InputError, match="answer_margin must be .* not 'wide'"):
+        Answering(answer_margin="wide")
 
 
 def test_empty_and_over_long_questions_are_refused() -> None:

@@ -92,6 +92,7 @@ def test_what_changes_vectors_changes_the_fingerprint(
             lambda f: edit_json(f / CONFIG_NAME, answer_prompt="{passages} {question}"),
             id="answer prompt",
         ),
+        pytest.param(lambda f: edit_json(f / CONFIG_NAME, answer_margin=0.1), id="answer margin"),
         pytest.param(lambda f: edit_json(f / CONFIG_NAME, base_model="other"), id="base model"),
         pytest.param(
             lambda f: edit_json(f / CONFIG_NAME, tokens=["<|a|>", "<|b|>"]), id="token names"

@@ -117,6 +117,18 @@ def test_equal_texts_are_found_once(tmp_path: Path) -> None:
     assert second == "d"
 
 
+def test_of_equal_texts_the_nearest_is_kept_in_its_place(tmp_path: Path) -> None:
+    index = open_index(tmp_path)
+    index.sync([
+        Document("far", "The same words.", title="six words on quite another matter"),
+        Document("near", "The same words.", title="same words"),
+        Document("between", "The same other words."),
+    ])  # fmt: skip
+    hits = index.search("the same words .", 3)
+    assert [hit.chunk.source for hit in hits] == ["near", "between"]
+    assert hits[0].score > hits[1].score
+
+
 def test_document_gives_back_what_was_indexed(tmp_path: Path) -> None:
     document = Document("a", "Some ünïcödé text\u2028with odd\x85breaks.", "Title")
     index = open_index(tmp_path)

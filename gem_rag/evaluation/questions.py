@@ -109,7 +109,7 @@ def ask_all(
 def judged(question: Question, answer: Answer) -> dict[str, float]:
     """Values of the metrics that the question has: 0 or 1, and seconds.
 
-    Answerable questions have "hit" (a right passage was retrieved), "match" (the answer holds the
+    Answerable questions have "hit" (a right passage was read), "match" (the answer holds the
     reference), "supported" (and its words stand in a right passage), "citation" (the first
     citation is of a right one); what is answered has "verbatim"; unanswerable ones have
     "refusal".

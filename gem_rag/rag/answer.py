@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from gem_rag.config import AnswerStyle
+from gem_rag.config import AnswerStyle, check_margin
 from gem_rag.engines.base import stop_strings
 from gem_rag.errors import InputError
 from gem_rag.model import Gem
@@ -63,23 +63,28 @@ class Answer:
 
 
 def answer(
-    gem: Gem, question: str, hits: Sequence[Hit], style: AnswerStyle | None = None, **sampling: Any
-) -> Answer:
+    gem: Gem, question: str, hits: Sequence[Hit], style: AnswerStyle | None = None, *,
+    margin: float | None = None, **sampling: Any,
+) -> Answer:  # fmt: skip
     """Answer a question from passages, as many of them as the model's context holds.
 
     style: "free" lets the model write, "quote" holds it to words of one passage and the passage's
         number, or `REFUSAL`; default the checkpoint's own.
+    margin: passages that score lower than the best by more than this are not read; default the
+        checkpoint's own (`answer_margin`), 2 reads all.
     sampling: as for `Gem.generate`.
 
     The prompt is the checkpoint's own (`answer_prompt`), else its chat template's, else plain.
     Raises InputError if the question is empty, or too long to leave room for a passage.
     """
     check_style(style)
+    check_margin("margin", margin)
     if not question.strip():
         raise InputError("the question is empty: ask something")
     if sampling.get("max_tokens") is None:
         sampling["max_tokens"] = max(16, min(256, gem.context // 4))
-    prompt, read = _fitting_prompt(gem, question, hits, gem.context - sampling["max_tokens"])
+    near = _near(hits, gem.config.answer_margin if margin is None else margin)
+    prompt, read = _fitting_prompt(gem, question, near, gem.context - sampling["max_tokens"])
     start = time.perf_counter()
     if (style or gem.config.answer_style) == "quote":
         text, citations = _quote(gem, prompt, read, sampling)
@@ -87,6 +92,13 @@ def answer(
         text = _write(gem, prompt, sampling)
         citations = cite(text, [hit.chunk for hit in read])
     return Answer(text, citations, read, {"generate": time.perf_counter() - start})
+
+
+def _near(hits: Sequence[Hit], margin: float | None) -> Sequence[Hit]:
+    if margin is None or not hits:
+        return hits
+    best = max(hit.score for hit in hits)
+    return [hit for hit in hits if hit.score >= best - margin]
 
 
 def check_style(style: str | None) -> None:

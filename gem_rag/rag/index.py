@@ -187,17 +187,20 @@ class Index:
         ]
 
     def ask(
-        self, question: str, k: int = 5, *, style: AnswerStyle | None = None, **sampling: Any
-    ) -> Answer:
+        self, question: str, k: int = 5, *, style: AnswerStyle | None = None,
+        margin: float | None = None, **sampling: Any,
+    ) -> Answer:  # fmt: skip
         """Answer a question from the k nearest chunks, with citations.
 
         style: "free" or "quote"; default the model's own (see `answer.answer`).
+        margin: chunks that score lower than the best by more than this are not read; default the
+            model's own.
         sampling: as for `Gem.generate`.
         """
         start = time.perf_counter()
         hits = self.search(question, k)
         searched = time.perf_counter() - start
-        found = answer(self.gem, question, hits, style, **sampling)
+        found = answer(self.gem, question, hits, style, margin=margin, **sampling)
         return dataclasses.replace(found, timings={"search": searched, **found.timings})
 
     # -- writing -----------------------------------------------------------------------------
@@ -299,7 +302,10 @@ class Index:
 
 
 def _distinct(hits: Sequence[Hit]) -> list[Hit]:
-    return list({hit.chunk.text: hit for hit in reversed(hits)}.values())[::-1]
+    first: dict[str, Hit] = {}
+    for hit in hits:
+        first.setdefault(hit.chunk.text, hit)
+    return list(first.values())
 
 
 def _load(folder: Path, new: Manifest) -> _State:

@@ -41,7 +41,13 @@ from gem_rag.training.tiny.corpus import (
     write_corpus,
     write_rows,
 )
-from gem_rag.training.tiny.prompts import ANSWER_PROMPT, CHAT_TEMPLATE, completion, prompt
+from gem_rag.training.tiny.prompts import (
+    ANSWER_MARGIN,
+    ANSWER_PROMPT,
+    CHAT_TEMPLATE,
+    completion,
+    prompt,
+)
 
 if TYPE_CHECKING:
     from gem_rag.training.tiny.language_model import Plan
@@ -328,7 +334,10 @@ def prepared(base: Path, copy: Path) -> Path:
     """A copy of the base that says how to talk with it, and that it answers by quoting."""
     shutil.copytree(base, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
     (copy / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    GemConfig(answer_prompt=ANSWER_PROMPT, answer_style="quote").save(copy)
+    config = GemConfig(
+        answer_prompt=ANSWER_PROMPT, answer_style="quote", answer_margin=ANSWER_MARGIN
+    )
+    config.save(copy)
     return copy
 
 

@@ -32,6 +32,7 @@ from gem_rag.training.tiny.questions import Row
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 64, 128  # what base-lm and others were measured with
 _ANSWER_TOKENS = 96
+_ALL_READ = 2.0  # a margin that no cosine can leave
 _BYTES = 600  # of a text whose perplexity is taken: within the 256 tokens that base-lm knows
 
 Figures = dict[str, float]
@@ -66,7 +67,8 @@ def everything(
     beside_lm: Path | None = None,
     count: int = 1500,
 ) -> dict[str, Any]:
-    """Every figure, and every answer in the folder: grounded.jsonl, end-to-end.jsonl.
+    """Every figure, and every answer in the folder: grounded.jsonl, end-to-end.jsonl, and the same
+    where every passage is read, not only those within the checkpoint's `answer_margin`.
 
     base: the language model that it was made of; without it, generation is not compared.
     beside: a sentence-transformers folder.
@@ -80,14 +82,15 @@ def everything(
         for name, pairs in (("summaries", held_out.summaries), ("questions", own)):
             queries, documents = zip(*pairs[:count], strict=True)
             found[f"retrieval: {name}"] = retrieval(gem, queries, documents, beside)
-        few = rows[: min(500, count)]
-        found["grounded"], answers = grounded(gem, few, progress=True)
-        _write(folder / "grounded.jsonl", few, answers)
-        few = answered[: min(300, count)]
-        found["end to end"], answers = end_to_end(
-            gem, held_out.texts, few, folder / "index", progress=True
-        )
-        _write(folder / "end-to-end.jsonl", few, answers)
+        for name, margin in (("", None), ("-all-read", _ALL_READ)):
+            few = rows[: min(500, count)]
+            found["grounded" + name], answers = grounded(gem, few, margin, progress=True)
+            _write(folder / f"grounded{name}.jsonl", few, answers)
+            few = answered[: min(300, count)]
+            found["end to end" + name], answers = end_to_end(
+                gem, held_out.texts, few, folder / "index", margin, progress=True
+            )
+            _write(folder / f"end-to-end{name}.jsonl", few, answers)
         if base:
             with gem_rag.load(base) as plain:
                 found["generation kept"] = generation_kept(gem, plain, rows[: min(100, count)])
@@ -134,27 +137,37 @@ def _cut(gem: Gem, texts: Sequence[str], tokens: int) -> list[str]:
     return [gem.tokenizer.decode(gem.encode(text)[:tokens]) for text in texts]
 
 
-def grounded(gem: Gem, rows: Sequence[Row], progress: bool = False) -> tuple[Figures, list[Answer]]:
-    """Figures of answers from given passages, and the answers."""
-    found = []
+def grounded(
+    gem: Gem, rows: Sequence[Row], margin: float | None = None, progress: bool = False
+) -> tuple[Figures, list[Answer]]:
+    """Figures of answers from given passages, and the answers.
+
+    margin: as for `answer`.
+    """
+    found, judged = [], []
     with progress_bar("answering", len(rows), progress) as advance:
         for row in rows:
-            hits = [Hit(Chunk(f"passage {n}", "", 0, len(p), p), 0.0)
-                    for n, p in enumerate(row.passages, start=1)]  # fmt: skip
-            found.append(answer(gem, row.question, hits, max_tokens=_ANSWER_TOKENS))
+            scores = gem.embed_documents(list(row.passages)) @ gem.embed_queries([row.question])[0]
+            hits = [Hit(Chunk("", "", 0, len(passage), passage), float(score))
+                    for passage, score in zip(row.passages, scores, strict=True)]  # fmt: skip
+            given = answer(gem, row.question, hits, margin=margin, max_tokens=_ANSWER_TOKENS)
+            right = [n for n, hit in enumerate(given.hits, start=1)
+                     if row.number and hit is hits[row.number - 1]]  # fmt: skip
+            found.append(given)
+            judged.append(judge(given, row.answer, right))
             advance(1)
-    judged = [judge(a, row.answer, [row.number] if row.number else [])
-              for a, row in zip(found, rows, strict=True)]  # fmt: skip
     return _shares(judged, [bool(row.number) for row in rows]), found
 
 
 def end_to_end(
-    gem: Gem, texts: Iterable[Text], rows: Iterable[Row], folder: Path, progress: bool = False
-) -> tuple[Figures, list[Answer]]:
+    gem: Gem, texts: Iterable[Text], rows: Iterable[Row], folder: Path,
+    margin: float | None = None, progress: bool = False,
+) -> tuple[Figures, list[Answer]]:  # fmt: skip
     """Figures of answers from what an index over all texts finds, five passages each.
 
     rows: such as can be answered.
     folder: for the index.
+    margin: as for `answer`.
     """
     index = Index.open(folder, gem)
     documents = [Document(str(n), t.text, t.title) for n, t in enumerate(texts)]
@@ -166,7 +179,9 @@ def end_to_end(
         Question(row.question, row.answer, tuple(titled[_title(row.passages[row.number - 1])]))
         for row in rows
     ]
-    asked = ask_all(index, questions, 5, progress=progress, max_tokens=_ANSWER_TOKENS)
+    asked = ask_all(
+        index, questions, 5, progress=progress, margin=margin, max_tokens=_ANSWER_TOKENS
+    )
     return (
         {metric: float(np.mean([a.values[metric] for a in asked]))
          for metric in ("hit", "supported", "match", "citation")},
