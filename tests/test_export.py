@@ -229,7 +229,7 @@ def test_gem_tiny(out: Path) -> None:
     texts = ["def add(first, second):", "Adds numbers.", *TEXTS]
     with gem_rag.load("gem-tiny") as gem:
         assert close_to(model.encode(texts), gem.embed_documents(texts))
-        assert model.max_seq_length == gem.max_length == 128
+        assert model.max_seq_length == gem.max_length == 160
 
 
 def test_the_folder_is_a_gem_rag_checkpoint_too(trained_folder: Path, out: Path) -> None:

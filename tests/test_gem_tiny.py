@@ -26,7 +26,7 @@ def tiny() -> Gem:
 
 def test_it_is_what_its_card_says(tiny: Gem) -> None:
     assert tiny is gem_rag.load("gem-tiny")
-    assert (tiny.config.k, tiny.dim, tiny.context) == (1, 256, 256)
+    assert (tiny.config.k, tiny.dim, tiny.context) == (1, 256, 1024)
     assert tiny.config.scope == "special"
     assert sum(file.stat().st_size for file in BUNDLED["gem-tiny"].iterdir()) < 32e6
 

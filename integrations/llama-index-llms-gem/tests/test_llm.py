@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 from contract import Contract
 from llama_index.core.base.llms.types import CachePoint, ImageBlock, TextBlock, ThinkingBlock
@@ -75,10 +77,12 @@ def test_metadata_comes_from_the_model(chat_folder: Path, bare_folder: Path) -> 
     assert not GemLLM(bare_folder).metadata.is_chat_model
 
 
-def test_most_of_a_small_context_is_left_to_passages(llm: GemLLM) -> None:
-    assert llm.metadata.context_window == 256
-    assert llm.metadata.num_output == 12
-    assert GemLLM().metadata.num_output == 64
+def test_most_of_a_small_context_is_left_to_passages(bare_folder: Path, tmp_path: Path) -> None:
+    small = shutil.copytree(bare_folder, tmp_path / "small")
+    helpers.edit_json(small / "config.json", max_position_embeddings=256)
+    assert GemLLM(small).metadata.context_window == 256
+    assert GemLLM(small).metadata.num_output == 64
+    assert GemLLM(small, max_tokens=12).metadata.num_output == 12
 
 
 def test_what_callbacks_are_told_holds_no_model_kwargs(gem: Gem) -> None:
