@@ -67,6 +67,9 @@ def test_index_search_ask_info(docs: Path, run: Any) -> None:
     said = [" ".join(file.read_text().split()) for file in docs.iterdir()]
     assert any(quote in text for text in said) or quote == REFUSAL
 
+    code, out, _ = run("ask", "What jumps?", "--margin", "0", "--max-tokens", "8", "--json")
+    assert (code, len(json.loads(out)["hits"])) == (0, 1)
+
     code, out, _ = run("info", "--index", "gem-index")
     assert (code, "store: chroma" in out) == (0, True)
 
@@ -104,6 +107,7 @@ WRONG = [
     (["search", "x"], 2, "there is no index in gem-index: make one with gem-rag index"),
     (["ask", "x"], 2, "there is no index in gem-index: make one with gem-rag index"),
     (["ask", "x", "--style", "poem"], 2, "there is no style 'poem': use free or quote"),
+    (["ask", "x", "--margin", "3"], 2, "Invalid value for '--margin'"),
     (["info", "-i", "nowhere"], 2, "there is no index in nowhere"),
     (["index"], 2, "index needs files or folders"),
     (["index", "nowhere", "-m", "MODEL"], 2, "there is no file or folder 'nowhere'"),

@@ -23,6 +23,7 @@ from gem_rag.cli.common import (
     HitsOption,
     IndexOption,
     JsonOption,
+    MarginOption,
     ModelOption,
     load_model,
     needs,
@@ -129,6 +130,7 @@ def ask(
         str | None,
         typer.Option(help="free, or quote: words of a passage; default the model's own."),
     ] = None,
+    margin: MarginOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the index, with sources."""
@@ -139,6 +141,7 @@ def ask(
         question,
         k,
         style=style,  # type: ignore[arg-type]
+        margin=margin,
         max_tokens=max_tokens,
         temperature=temperature,
     )

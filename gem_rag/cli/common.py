@@ -25,6 +25,13 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
 ]
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to retrieve.")]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=2.0,
+        help="Passages this far below the best one's cosine are not read; default the model's own.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 DEFAULT_INDEX = Path("gem-index")
 DEFAULT_MODEL = "gem-tiny"

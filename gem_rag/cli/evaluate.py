@@ -19,6 +19,7 @@ from gem_rag.cli.common import (
     HitsOption,
     IndexOption,
     JsonOption,
+    MarginOption,
     ModelOption,
     load_model,
     needs,
@@ -218,6 +219,7 @@ def rag(
     model: ModelOption = None,
     k: HitsOption = 5,
     style: Annotated[str | None, typer.Option(help="free or quote; default the model's.")] = None,
+    margin: MarginOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,
     out: Out = OUT,
     as_json: JsonOption = False,
@@ -231,7 +233,7 @@ def rag(
     questions = read_questions(data)
     found, asked = evaluate_answers(
         open_index(index, model), questions, k, task=data.stem, progress=_drawn(as_json),
-        style=style, max_tokens=max_tokens,
+        style=style, margin=margin, max_tokens=max_tokens,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     save_answers(out / f"answers-{data.stem}.jsonl", asked)
