@@ -82,15 +82,14 @@ def everything(
         for name, pairs in (("summaries", held_out.summaries), ("questions", own)):
             queries, documents = zip(*pairs[:count], strict=True)
             found[f"retrieval: {name}"] = retrieval(gem, queries, documents, beside)
+        posed, searched = rows[: min(500, count)], answered[: min(300, count)]
         for name, margin in (("", None), ("-all-read", _ALL_READ)):
-            few = rows[: min(500, count)]
-            found["grounded" + name], answers = grounded(gem, few, margin, progress=True)
-            _write(folder / f"grounded{name}.jsonl", few, answers)
-            few = answered[: min(300, count)]
+            found["grounded" + name], answers = grounded(gem, posed, margin, progress=True)
+            _write(folder / f"grounded{name}.jsonl", posed, answers)
             found["end to end" + name], answers = end_to_end(
-                gem, held_out.texts, few, folder / "index", margin, progress=True
+                gem, held_out.texts, searched, folder / "index", margin, progress=True
             )
-            _write(folder / f"end-to-end{name}.jsonl", few, answers)
+            _write(folder / f"end-to-end{name}.jsonl", searched, answers)
         if base:
             with gem_rag.load(base) as plain:
                 found["generation kept"] = generation_kept(gem, plain, rows[: min(100, count)])
