@@ -137,8 +137,9 @@ class GemConfig:
 
 def check_margin(name: str, margin: object) -> None:
     """Raises InputError unless it is None or a difference of cosines."""
-    number = isinstance(margin, int | float) and not isinstance(margin, bool)
-    if margin is not None and not (number and 0 <= margin <= 2):  # type: ignore[operator]
+    if margin is None:
+        return
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= 2:
         raise InputError(
             f"{name} must be a number from 0 to 2, a difference of cosines, or None, not {margin!r}"
         )
