@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-INTEGRATIONS := $(wildcard integrations/*)
+INTEGRATIONS := $(wildcard integrations/* models/*)
 
 .PHONY: setup setup-dev setup-vllm demo test check format wheels notebooks gem-tiny
 
@@ -66,7 +66,7 @@ notebooks: setup-vllm ## Run every notebook from a clean kernel; save what they 
 # gem-tiny from nothing: a few hours on two cores. Each stage reads what the one before wrote; the
 # language model's training goes on from its last state.
 WORK := build/gem-tiny
-TINY := $(BIN)/python -m gem_rag.training.tiny
+TINY := $(BIN)/python -m gem_tiny
 
 gem-tiny: setup-dev build/packages build/documentation ## Train gem-tiny, and measure it.
 	$(TINY) corpus --work $(WORK) --packages build/packages --documentation build/documentation
@@ -80,10 +80,10 @@ gem-tiny: setup-dev build/packages build/documentation ## Train gem-tiny, and me
 	$(TINY) gem --work $(WORK) --out $(WORK)/model
 	$(TINY) measure --work $(WORK) --model $(WORK)/model --base $(WORK)/prepared
 
-build/packages: gem_rag/training/tiny/packages.txt | $(BIN)/python
+build/packages: models/gem-tiny/gem_tiny/packages.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --no-deps --target $@ -r $<
 
-build/documentation: gem_rag/training/tiny/documentation.txt
+build/documentation: models/gem-tiny/gem_tiny/documentation.txt
 	mkdir -p build/debs $@
 	cd build/debs && grep -v '^#' $(CURDIR)/$< | xargs apt-get download
 	for deb in build/debs/*.deb; do name=$$(basename $$deb); dpkg-deb -x $$deb $@/$${name%%_*} || exit 1; done

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 import gem_rag
-from gem_rag.attention import LoweringName
-from gem_rag.encoder import GemEncoder
-from gem_rag.layout import Arrangement, Layout, Row, plan_batches
-from gem_rag.rag.documents import Document
-from gem_rag.rag.splitting import Splitter, chunks
+from gem_rag.core.attention import LoweringName
+from gem_rag.core.encoder import GemEncoder
+from gem_rag.core.layout import Arrangement, Layout, Row, plan_batches
+from gem_rag.documents.document import Document
+from gem_rag.documents.splitting import Splitter, chunks
 
 
 def main(model: str = "gem-tiny", texts: int = 1000, rounds: int = 3) -> None:

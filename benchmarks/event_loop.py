@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 import gem_rag
-from gem_rag.rag.documents import Document
-from gem_rag.rag.splitting import Splitter
-from gem_rag.rag.splitting import chunks as split
+from gem_rag.documents.document import Document
+from gem_rag.documents.splitting import Splitter
+from gem_rag.documents.splitting import chunks as split
 
 TICK = 0.001  # seconds
 

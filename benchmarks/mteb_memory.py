@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import gem_rag
+from gem_rag.evaluation.document_tasks import task_metadata
 from gem_rag.evaluation.mteb_tasks import run_mteb
-from gem_rag.evaluation.own_tasks import task_metadata
 
 MIB = 2**20
 

@@ -22,22 +22,22 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from gem_tiny.corpus import Pair, cached_pairs, held_out, write_rows
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.checkpoint import Checkpoint, open_checkpoint
-from gem_rag.encoder import GemEncoder
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
+from gem_rag.core.encoder import GemEncoder
+from gem_rag.core.layout import Layout, Row
 from gem_rag.evaluation.baselines import mean_pooled
-from gem_rag.evaluation.retrieval import known_item
-from gem_rag.layout import Layout, Row
+from gem_rag.evaluation.known_item import known_item
 from gem_rag.training.recipe import Source, read_recipe
-from gem_rag.training.report import HeldOut, measure_generation, retrieval_figures
 from gem_rag.training.run import train
 from gem_rag.training.sources import read_source
-from gem_rag.training.tiny.corpus import Pair, cached_pairs, held_out, write_rows
 from gem_rag.training.trainer import latest_checkpoint
+from gem_rag.training.training_report import HeldOut, measure_generation, retrieval_figures
 
 # What differs from the bundled recipes: a small model learns from larger rates, and what is
 # measured is given.

@@ -32,15 +32,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from gem_rag.checkpoint import Checkpoint, open_checkpoint
-from gem_rag.rag.docstrings import docstrings
-from gem_rag.tokens import TextEncoder
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
+from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.documents.docstrings import docstrings
 from gem_rag.training.batches import Steps, padding
-from gem_rag.training.model import TrainingModel
 from gem_rag.training.recipe import Recipe, read_recipe
 from gem_rag.training.scopes import prepare
 from gem_rag.training.sources import Corpus, load_data
 from gem_rag.training.trainer import GemTrainer
+from gem_rag.training.training_model import TrainingModel
 
 
 def main(
@@ -57,7 +57,7 @@ def main(
             "contrastive (paper, token dropout)": changed(paper, next_token=None),
             "contrastive, scope special": changed(paper, next_token=None, scope="special"),
         }
-        encoder = TextEncoder(AutoTokenizer.from_pretrained(base.path))
+        encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base.path))
         corpora, _ = load_data(paper, encoder)
         speeds: dict[str, list[float]] = {"plain fine-tuning by Trainer": []}
         speeds |= {name: [] for name in ways}

@@ -253,8 +253,8 @@ def random_model(scratch: Path, hidden: int = 768, layers: int = 10) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from gem_rag.checkpoint import BUNDLED, save_checkpoint
-    from gem_rag.config import GemConfig
+    from gem_rag.core.checkpoint import BUNDLED, save_checkpoint
+    from gem_rag.core.config import GemConfig
 
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED["gem-tiny"])
     config = LlamaConfig(
@@ -276,7 +276,7 @@ def random_model(scratch: Path, hidden: int = 768, layers: int = 10) -> Path:
 
 
 def exported(model: Path, folder: Path) -> Path:
-    from gem_rag.export import to_sentence_transformers
+    from gem_rag.interop.export import to_sentence_transformers
 
     return to_sentence_transformers(model, folder)
 

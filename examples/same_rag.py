@@ -38,8 +38,9 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 import gem_rag
-from gem_rag.rag.documents import Document, read_paths
-from gem_rag.rag.splitting import Chunk, Splitter, chunks
+from gem_rag.documents.document import Chunk, Document
+from gem_rag.documents.readers import read_paths
+from gem_rag.documents.splitting import Splitter, chunks
 
 QUESTIONS = (
     "What is a lambda expression?",

@@ -1,6 +1,7 @@
 """gem-rag: one set of weights that embeds, retrieves and answers.
 
-The public names are imported on first use, so that `import gem_rag` costs nothing.
+Everything that users and adapters touch is here; blocking calls from asyncio are in `gem_rag.aio`.
+Names are imported on first use, so that `import gem_rag` costs nothing.
 """
 
 from __future__ import annotations
@@ -10,38 +11,71 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_OF = {
+    "Answer": "gem_rag.rag.answer",
+    "AnswerStyle": "gem_rag.core.config",
+    "ChatReply": "gem_rag.generation.chat",
+    "Chunk": "gem_rag.documents.document",
+    "Citation": "gem_rag.rag.answer",
+    "Document": "gem_rag.documents.document",
+    "EngineName": "gem_rag.model",
     "Gem": "gem_rag.model",
-    "load": "gem_rag.model",
-    "Generation": "gem_rag.engines.base",
-    "GemConfig": "gem_rag.config",
+    "GemConfig": "gem_rag.core.config",
     "GemError": "gem_rag.errors",
-    "InputError": "gem_rag.errors",
+    "Generation": "gem_rag.generation.sampling",
+    "Hit": "gem_rag.rag.hits",
     "Index": "gem_rag.rag.index",
+    "InputError": "gem_rag.errors",
+    "Sampling": "gem_rag.generation.sampling",
+    "Skipped": "gem_rag.documents.document",
+    "StoreName": "gem_rag.rag.index",
+    "SyncReport": "gem_rag.rag.index",
+    "TextStream": "gem_rag.generation.sampling",
+    "ToolCall": "gem_rag.generation.chat",
+    "load": "gem_rag.model",
 }
+
+if TYPE_CHECKING:
+    from gem_rag.core.config import AnswerStyle, GemConfig
+    from gem_rag.documents.document import Chunk, Document, Skipped
+    from gem_rag.errors import GemError, InputError
+    from gem_rag.generation.chat import ChatReply, ToolCall
+    from gem_rag.generation.sampling import Generation, Sampling, TextStream
+    from gem_rag.model import EngineName, Gem, load
+    from gem_rag.rag.answer import Answer, Citation
+    from gem_rag.rag.hits import Hit
+    from gem_rag.rag.index import Index, StoreName, SyncReport
+
 __all__ = [
+    "Answer",
+    "AnswerStyle",
+    "ChatReply",
+    "Chunk",
+    "Citation",
+    "Document",
+    "EngineName",
     "Gem",
     "GemConfig",
     "GemError",
     "Generation",
+    "Hit",
     "Index",
     "InputError",
+    "Sampling",
+    "Skipped",
+    "StoreName",
+    "SyncReport",
+    "TextStream",
+    "ToolCall",
     "__version__",
     "load",
 ]
 
-if TYPE_CHECKING:
-    from gem_rag.config import GemConfig
-    from gem_rag.engines.base import Generation
-    from gem_rag.errors import GemError, InputError
-    from gem_rag.model import Gem, load
-    from gem_rag.rag.index import Index
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'gem_rag' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -16,16 +16,19 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from gem_rag.chat import PLAIN_STOP, Message, Reply, Tool, Tools
-from gem_rag.chat import encode as encode_chat
-from gem_rag.checkpoint import Checkpoint, open_checkpoint
-from gem_rag.config import GemConfig, nearest, one_of
-from gem_rag.engines.base import Engine, FloatArray, Generation, Sampling, stop_strings
+from gem_rag._utils.progress import progress_bar
+from gem_rag._utils.suggestions import check_choice, did_you_mean
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
+from gem_rag.core.config import GemConfig
+from gem_rag.core.layout import Row, plan_batches
+from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.core.truncation import Truncation, head_length, pieces, token_spans, windows
+from gem_rag.engines.engine import Engine
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Row, plan_batches
-from gem_rag.progress import progress_bar
-from gem_rag.texts import Overlong, head_length, pieces, token_spans, windows
-from gem_rag.tokens import TextEncoder
+from gem_rag.generation.chat import PLAIN_STOP, ChatReply, Message, Tool, Tools
+from gem_rag.generation.chat import encode as encode_chat
+from gem_rag.generation.sampling import Generation, Sampling, stop_strings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -51,7 +54,7 @@ class Gem:
         checkpoint: Checkpoint,
         engine: Engine,
         *,
-        overlong: Overlong = "truncate",
+        overlong: Truncation = "truncate",
         batch_tokens: int | None = None,
     ) -> None:
         self._checkpoint = checkpoint
@@ -59,7 +62,7 @@ class Gem:
         self.config: GemConfig = checkpoint.config
         self.dim = engine.dim
         self.max_length = min(self.config.max_length or engine.longest_text, engine.longest_text)
-        one_of("overlong", overlong, get_args(Overlong))
+        check_choice("overlong", overlong, get_args(Truncation))
         self.overlong = overlong
         self._batch_tokens = batch_tokens or engine.batch_tokens
         self._lock = threading.Lock()
@@ -70,7 +73,7 @@ class Gem:
     # -- embedding ---------------------------------------------------------------------------
 
     def embed_queries(
-        self, texts: Sequence[str], *, overlong: Overlong | None = None, progress: bool = False
+        self, texts: Sequence[str], *, overlong: Truncation | None = None, progress: bool = False
     ) -> FloatArray:
         """Unit vectors of questions, in order: float32 [n, dim].
 
@@ -79,7 +82,7 @@ class Gem:
         return self._embed(texts, self.config.prompts["query"], overlong, progress)
 
     def embed_documents(
-        self, texts: Sequence[str], *, overlong: Overlong | None = None, progress: bool = False
+        self, texts: Sequence[str], *, overlong: Truncation | None = None, progress: bool = False
     ) -> FloatArray:
         """Unit vectors of passages, in order: float32 [n, dim].
 
@@ -149,7 +152,7 @@ class Gem:
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         **sampling: Any,
-    ) -> Reply:
+    ) -> ChatReply:
         """Answer a conversation, by the model's own chat template, or plainly without one.
 
         messages: {"role": ..., "content": ...} in order, as OpenAI has them, calls of tools and
@@ -171,7 +174,7 @@ class Gem:
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         **sampling: Any,
-    ) -> Generator[str, None, Reply]:
+    ) -> Generator[str, None, ChatReply]:
         """As `chat`, piece by piece; a call comes with what the generator returns."""
         held = Tools(tools, tool_choice, self._text.template)
         ids, settings = self._conversation(messages, held, sampling)
@@ -272,7 +275,7 @@ class Gem:
         return engine
 
     @property
-    def _text(self) -> TextEncoder:
+    def _text(self) -> SafeTokenizer:
         return self._engine.text
 
     def _retain(self) -> bool:
@@ -284,11 +287,11 @@ class Gem:
     # -- texts to rows -----------------------------------------------------------------------
 
     def _embed(
-        self, texts: Sequence[str], prompt: str, overlong: Overlong | None, progress: bool
+        self, texts: Sequence[str], prompt: str, overlong: Truncation | None, progress: bool
     ) -> FloatArray:
         _check_texts(texts)
         policy = overlong or self.overlong
-        one_of("overlong", policy, get_args(Overlong))
+        check_choice("overlong", policy, get_args(Truncation))
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         with progress_bar("embedding", len(texts), progress) as advance:
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -344,7 +347,7 @@ class Gem:
         known = list(Sampling.__dataclass_fields__)
         for name in settings:
             if name not in known:
-                raise InputError(f"there is no sampling setting {name!r}{nearest(name, known)}: "
+                raise InputError(f"there is no sampling setting {name!r}{did_you_mean(name, known)}: "
                                  f"use {', '.join(known)}")  # fmt: skip
         longest = max(map(len, prompts), default=0)
         if settings.get("max_tokens") is None:
@@ -419,17 +422,17 @@ def load(
 def _engine_class(engine: str) -> type[Engine]:
     if engine not in get_args(EngineName):
         known = get_args(EngineName)
-        raise InputError(f"there is no engine {engine!r}{nearest(engine, known)}: use one of "
+        raise InputError(f"there is no engine {engine!r}{did_you_mean(engine, known)}: use one of "
                          f"{', '.join(known)}")  # fmt: skip
     if engine == "vllm":
         try:
-            from gem_rag.engines.vllm.engine import VllmEngine
+            from gem_rag.engines.vllm.vllm_engine import VllmEngine
         except ImportError as error:
             raise InputError(
                 f"the engine 'vllm' needs vLLM ({error}): pip install 'gem-rag[vllm]'"
             ) from error
         return VllmEngine
-    from gem_rag.engines.transformers import TransformersEngine
+    from gem_rag.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine
 
@@ -441,7 +444,7 @@ def _check_options(make: type[Engine], options: dict[str, Any]) -> None:
     known = [*list(parameters)[1:], *_GEM_OPTIONS]
     for name in options:
         if name not in known:
-            raise InputError(f"load() has no option {name!r}{nearest(name, known)}: it takes "
+            raise InputError(f"load() has no option {name!r}{did_you_mean(name, known)}: it takes "
                              f"{', '.join(known)}")  # fmt: skip
 
 

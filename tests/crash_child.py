@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeGem
 
 from gem_rag.rag.index import Index
-from gem_rag.rag.stores import chroma, faiss
+from gem_rag.rag.stores import chroma_store as chroma
+from gem_rag.rag.stores import faiss_store as faiss
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 steps = itertools.count(1)

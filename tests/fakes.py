@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from gem_rag.config import GemConfig
+from gem_rag.core.config import GemConfig
 
 
 class FakeGem:

@@ -18,11 +18,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from gem_rag.adapters import SpecialTokens, linear_targets
-from gem_rag.checkpoint import save_checkpoint
-from gem_rag.config import AdapterConfig, GemConfig
-from gem_rag.encoder import GemEncoder
-from gem_rag.layout import Arrangement, Row
+from gem_rag.core.checkpoint import save_checkpoint
+from gem_rag.core.config import AdapterConfig, GemConfig
+from gem_rag.core.encoder import GemEncoder
+from gem_rag.core.layout import Arrangement, Row
+from gem_rag.core.special_tokens import SpecialTokens, linear_targets
 from gem_rag.model import Gem
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox")

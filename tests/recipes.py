@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import AutoTokenizer, set_seed
 
-from gem_rag.checkpoint import open_checkpoint
-from gem_rag.tokens import TextEncoder
+from gem_rag.core.checkpoint import open_checkpoint
+from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.training.batches import Steps
-from gem_rag.training.model import TrainingModel
 from gem_rag.training.recipe import Recipe, from_state
 from gem_rag.training.scopes import prepare
 from gem_rag.training.sources import load_data
+from gem_rag.training.training_model import TrainingModel
 
 TOPICS = ("fox", "index", "model", "dog", "line", "text", "vector", "passage", "answer", "token")
 WORDS = (*TOPICS, "the", "a", "read", "some", "every")
@@ -82,7 +82,7 @@ def pairs_recipe(folder: Path, **changes: Any) -> Recipe:
 def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, Steps]:
     """What a run trains, and on what."""
     checkpoint = open_checkpoint(base)
-    encoder = TextEncoder(AutoTokenizer.from_pretrained(base))
+    encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base))
     set_seed(recipe.seed)
     corpora, _ = load_data(recipe, encoder)
     return TrainingModel(prepare(recipe, checkpoint), recipe), Steps(recipe, corpora)

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.adapters import SpecialTokens, linear_targets
-from gem_rag.checkpoint import ADAPTER_NAME, open_checkpoint, save_checkpoint
-from gem_rag.config import AdapterConfig
-from gem_rag.encoder import GemEncoder
+from gem_rag.core.checkpoint import ADAPTER_NAME, open_checkpoint, save_checkpoint
+from gem_rag.core.config import AdapterConfig
+from gem_rag.core.encoder import GemEncoder
+from gem_rag.core.layout import Layout, Row
+from gem_rag.core.special_tokens import SpecialTokens, linear_targets
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Layout, Row
 from gem_rag.model import Gem
 
 ARCHITECTURES = ("llama", "phi")

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from gem_rag.config import GemConfig
-from gem_rag.engines.base import Generation
+from gem_rag.core.config import GemConfig
+from gem_rag.documents.document import Chunk
 from gem_rag.errors import InputError
+from gem_rag.generation.grammars import checked, quote_grammar
+from gem_rag.generation.sampling import Generation
 from gem_rag.rag.answer import REFUSAL, Answer, answer, cite
-from gem_rag.rag.splitting import Chunk, Hit
-from gem_rag.structured import checked, quote_grammar
+from gem_rag.rag.hits import Hit
 
 
 class Answering(FakeGem):

@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
-from gem_rag.attention import lower
-from gem_rag.encoder import GemEncoder, check_supported, longest_text
+from gem_rag.core.attention import lower
+from gem_rag.core.encoder import GemEncoder, check_supported, longest_text
+from gem_rag.core.layout import Layout, Row
 from gem_rag.errors import GemError
-from gem_rag.layout import Layout, Row
 from gem_rag.training import scopes
 from gem_rag.training.recipe import Adapter
 

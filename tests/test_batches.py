@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gem_rag.core.layout import Role, plan_batches
 from gem_rag.errors import InputError
-from gem_rag.layout import Role, plan_batches
 from gem_rag.training.batches import Batch, Contrast, Pass, Steps, padding
 from gem_rag.training.recipe import Recipe, Source, from_state
 from gem_rag.training.rows import IGNORED

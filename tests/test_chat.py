@@ -11,11 +11,11 @@ import helpers
 import pytest
 
 import gem_rag
-from gem_rag.chat import Reply, ToolCall, Tools, encode, merged
-from gem_rag.engines.base import Generation
+from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
+from gem_rag.generation.chat import ChatReply, ToolCall, Tools, encode, merged
+from gem_rag.generation.sampling import Generation
 from gem_rag.model import Gem
-from gem_rag.tokens import TextEncoder
 
 STRICT = (  # takes turns and nothing else, as Mistral's and Gemma's do
     "{% for m in messages %}"
@@ -61,7 +61,7 @@ def system(text: str) -> dict[str, Any]:
 def shown(messages: Any, template: str | None, tools: Any = (), choice: str = "auto") -> str:
     """What a model with this template reads."""
     tokenizer = helpers.build_tokenizer(chat_template=template)
-    ids = encode(TextEncoder(tokenizer), messages, Tools(tools, choice, template or ""))
+    ids = encode(SafeTokenizer(tokenizer), messages, Tools(tools, choice, template or ""))
     return tokenizer.decode(ids)
 
 
@@ -165,7 +165,7 @@ def test_a_forced_call_has_the_tools_form_whatever_the_model(
     helpers.build_tokenizer(chat_template=template).save_pretrained(folder)
     with gem_rag.load(folder) as gem:
         reply = gem.chat([user("hello")], [DOUBLE], choice, max_tokens=68)
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ChatReply)
     (call,) = reply.calls
     assert call.name == "double"
     assert isinstance(call.arguments["number"], int)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.checkpoint import ADAPTER_NAME, open_checkpoint, replaced_folder, save_checkpoint
-from gem_rag.config import CONFIG_NAME, GemConfig
+from gem_rag.core.checkpoint import ADAPTER_NAME, open_checkpoint, replace_folder, save_checkpoint
+from gem_rag.core.config import CONFIG_NAME, GemConfig
 from gem_rag.errors import GemError, InputError
 
 
@@ -259,7 +259,7 @@ def names_and_texts(folder: Path) -> dict[str, str]:
 
 
 def test_a_replaced_folder_holds_only_what_is_new(old: Path, tmp_path: Path) -> None:
-    with replaced_folder(old) as new:
+    with replace_folder(old) as new:
         (new / "other").write_text("new")
         assert names_and_texts(old) == {"file": "old"}
     assert names_and_texts(tmp_path) == {"old/other": "new"}
@@ -267,7 +267,7 @@ def test_a_replaced_folder_holds_only_what_is_new(old: Path, tmp_path: Path) -> 
 
 
 def test_a_new_folder_appears_with_its_parents(tmp_path: Path) -> None:
-    with replaced_folder(tmp_path / "a" / "b") as new:
+    with replace_folder(tmp_path / "a" / "b") as new:
         (new / "file").write_text("new")
     assert names_and_texts(tmp_path) == {"a/b/file": "new"}
 
@@ -279,7 +279,7 @@ def test_a_new_folder_appears_with_its_parents(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_folder(
     old: Path, tmp_path: Path, error: Any, raised: Any
 ) -> None:
-    with pytest.raises(raised), replaced_folder(old) as new:  # noqa: PT012
+    with pytest.raises(raised), replace_folder(old) as new:  # noqa: PT012
         (new / "file").write_text("half")
         raise error("no")
     assert names_and_texts(tmp_path) == {"old/file": "old"}
@@ -297,7 +297,7 @@ def test_a_failure_of_the_last_step_puts_the_old_folder_back(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(GemError, match="what was there is unchanged"), replaced_folder(old) as new:
+    with pytest.raises(GemError, match="what was there is unchanged"), replace_folder(old) as new:
         (new / "new").write_text("new")
     assert names_and_texts(tmp_path) == {"old/file": "old"}
     assert os.listdir(tmp_path) == ["old"]

@@ -157,7 +157,7 @@ def test_failures_are_one_line(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr("gem_rag.checkpoint.open_checkpoint", fail)
+    monkeypatch.setattr("gem_rag.core.checkpoint.open_checkpoint", fail)
     got, out, err = run("info")
     assert (got, out) == (code, "")
     assert err.lstrip().startswith(said)  # after ^C, a line of the terminal's own

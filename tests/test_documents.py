@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gem_rag.documents.document import Document, Skipped
+from gem_rag.documents.readers import read_paths
 from gem_rag.errors import InputError
-from gem_rag.rag.documents import Document, Skipped, read_paths
 
 PYTHON = '''"""A module about paths."""
 

@@ -15,8 +15,8 @@ import torch
 from helpers import close_to, vectors_of
 
 import gem_rag
+from gem_rag.core.layout import Row
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Row
 from gem_rag.model import Gem
 
 TEXT = "Indexes hold vectors, and vectors come from text. The quick brown fox jumps."

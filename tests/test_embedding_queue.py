@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gem_rag.engines.base import FloatArray
-from gem_rag.engines.vllm import batching
-from gem_rag.engines.vllm.batching import Batch, EmbeddingQueue
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.layout import Row
+from gem_rag.engines.vllm import embedding_queue as batching
+from gem_rag.engines.vllm.embedding_queue import Batch, EmbeddingQueue
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Row
 
 
 def vectors_of(rows: list[Row]) -> FloatArray:

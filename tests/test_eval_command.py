@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gem_rag import cli
-from gem_rag.evaluation.report import write_report
+from gem_rag.evaluation.html_report import write_report
 from gem_rag.evaluation.scores import Missing, Record, Score
 
 TOPICS = ("Pumps", "Lamps", "Doors", "Bridges", "Clocks", "Ovens")

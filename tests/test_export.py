@@ -20,12 +20,12 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag import export
-from gem_rag.checkpoint import open_checkpoint, save_checkpoint
-from gem_rag.config import CONFIG_NAME, GemConfig
+from gem_rag.core.checkpoint import open_checkpoint, save_checkpoint
+from gem_rag.core.config import CONFIG_NAME, GemConfig
 from gem_rag.errors import GemError, InputError
-from gem_rag.export import to_sentence_transformers
-from gem_rag.sentence_transformers_module import GemModule
+from gem_rag.interop import export
+from gem_rag.interop.export import to_sentence_transformers
+from gem_rag.interop.sentence_transformers import GemModule
 
 PROMPTS = {"query": "query: ", "document": "passage: "}
 TEXTS = (

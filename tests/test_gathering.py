@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gem_rag.engines.gathering import Gathering
+from gem_rag.aio import iterate_in_thread, run_in_thread
+from gem_rag.engines.micro_batching import MicroBatcher
 from gem_rag.model import Gem
-from gem_rag.threads import in_thread, iterate
 
 
 class Recorder:
@@ -29,7 +29,7 @@ class Recorder:
         return [2 * item for item in items]
 
 
-def run_all(gathering: Gathering[int, str, int], recorder: Recorder, calls: list) -> list:
+def run_all(gathering: MicroBatcher[int, str, int], recorder: Recorder, calls: list) -> list:
     """The results, or errors, of calls that all wait while the first one runs."""
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = []
@@ -43,7 +43,7 @@ def run_all(gathering: Gathering[int, str, int], recorder: Recorder, calls: list
 
 def test_those_that_wait_run_together_with_their_like() -> None:
     recorder = Recorder()
-    gathering = Gathering(recorder, 4, alone=lambda setting: setting == "seed")
+    gathering = MicroBatcher(recorder, 4, alone=lambda setting: setting == "seed")
     calls = [([0], "a"), ([1], "a"), ([2, 3], "a"), ([4], "b"), ([5, 6], "a"), ([7], "seed"),
              ([8], "seed")]  # fmt: skip
     assert run_all(gathering, recorder, calls) == [[2 * i for i in items] for items, _ in calls]
@@ -58,7 +58,7 @@ def test_those_that_wait_run_together_with_their_like() -> None:
 
 def test_an_error_reaches_those_who_ran_and_nobody_else() -> None:
     recorder = Recorder()
-    gathering = Gathering(recorder, 2, alone=lambda setting: False)
+    gathering = MicroBatcher(recorder, 2, alone=lambda setting: False)
     found = run_all(gathering, recorder, [([0], "a"), ([13], "b"), ([1], "a")])
     assert found[0] == [0]
     assert isinstance(found[1], ValueError)
@@ -70,7 +70,7 @@ def test_concurrent_generations_are_those_of_one_by_one(talker: Gem) -> None:
     wanted = [talker.generate([prompt], max_tokens=6)[0].text for prompt in prompts]
 
     async def together() -> list[str]:
-        calls = [in_thread(talker.generate, [prompt], max_tokens=6) for prompt in prompts]
+        calls = [run_in_thread(talker.generate, [prompt], max_tokens=6) for prompt in prompts]
         return [found[0].text for found in await asyncio.gather(*calls)]
 
     assert asyncio.run(together()) == wanted
@@ -89,10 +89,10 @@ def test_a_stream_can_be_read_and_left_from_asyncio(talker: Gem) -> None:
     stream = talker.stream("hello", max_tokens=6)
 
     async def read() -> str:
-        return "".join([piece async for piece in iterate(stream)])
+        return "".join([piece async for piece in iterate_in_thread(stream)])
 
     async def leave() -> None:
-        async for _ in iterate(talker.stream("hello", max_tokens=200)):
+        async for _ in iterate_in_thread(talker.stream("hello", max_tokens=200)):
             break
 
     assert asyncio.run(read()) == whole.text
@@ -102,4 +102,4 @@ def test_a_stream_can_be_read_and_left_from_asyncio(talker: Gem) -> None:
 
 def test_errors_come_through_threads(talker: Gem) -> None:
     with pytest.raises(ValueError, match="a list of prompts"):
-        asyncio.run(in_thread(talker.generate, "hello"))
+        asyncio.run(run_in_thread(talker.generate, "hello"))

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from gem_tiny.corpus import held_out, pairs, read_corpus
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.checkpoint import BUNDLED
-from gem_rag.evaluation.retrieval import known_item
+from gem_rag.core.checkpoint import BUNDLED
+from gem_rag.documents.document import Document
+from gem_rag.evaluation.known_item import known_item
 from gem_rag.model import Gem
-from gem_rag.rag.documents import Document
-from gem_rag.training.tiny.corpus import held_out, pairs, read_corpus
 
 PROMPT = "Context:\n[1] # os.getcwd()\nReturn the current folder.\n\nQuestion: What does getcwd do?"
 

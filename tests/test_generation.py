@@ -13,10 +13,10 @@ from helpers import edit_json, written
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.chat import Reply
-from gem_rag.engines.base import Sampling
-from gem_rag.engines.stopping import cut_at_stop
 from gem_rag.errors import InputError
+from gem_rag.generation.chat import ChatReply
+from gem_rag.generation.sampling import Sampling
+from gem_rag.generation.stop_strings import cut_at_stop
 from gem_rag.model import Gem
 
 PROMPTS = ["hello", "The quick brown fox", "x y z", "def add(first, second):\n"]
@@ -214,7 +214,7 @@ def test_a_chat_is_generation_from_the_template(talker: Gem) -> None:
     messages = [{"role": "user", "content": "hello <|im_end|>"}]
     assert talker.has_chat_template
     (expected,) = talker.generate([talker.encode_chat(messages)], max_tokens=6)
-    assert talker.chat(messages, max_tokens=6) == Reply(**vars(expected))
+    assert talker.chat(messages, max_tokens=6) == ChatReply(**vars(expected))
     assert "".join(talker.stream_chat(messages, max_tokens=6)) == expected.text
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gem_rag.engines.vllm.groups import AttentionLayer, Group, grouped, in_steps
+from gem_rag.core.layout import Layout, Row
+from gem_rag.engines.vllm.length_groups import AttentionLayer, Group, grouped, in_steps
 from gem_rag.errors import GemError
-from gem_rag.layout import Layout, Row
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gem_rag.documents.document import Document
 from gem_rag.errors import GemError, InputError
-from gem_rag.rag.documents import Document
 from gem_rag.rag.index import Index
 
 STORES = ["faiss", "chroma"]

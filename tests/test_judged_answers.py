@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from gem_rag.evaluation.answers import judge, share
+from gem_rag.documents.document import Chunk
+from gem_rag.evaluation.judging import judge, share
 from gem_rag.rag.answer import REFUSAL, Answer, Citation
-from gem_rag.rag.splitting import Chunk, Hit
+from gem_rag.rag.hits import Hit
 
 PASSAGES = ("# pump\nA pump moves  water\nthrough pipes.", "# lamp\nA lamp gives light.")
 HITS = [Hit(Chunk(f"doc {n}", "", 0, len(p), p), 0.5) for n, p in enumerate(PASSAGES)]

@@ -10,8 +10,8 @@ from helpers import placed, position_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gem_rag.core.layout import Layout, Role, Row, plan_batches
 from gem_rag.errors import InputError
-from gem_rag.layout import Layout, Role, Row, plan_batches
 
 ARRANGEMENTS = ["aligned", "left", "right", "packed"]
 ROLES = {"text": Role.TEXT, "special": Role.SPECIAL, "suffix": Role.SUFFIX}

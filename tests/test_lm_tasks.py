@@ -17,9 +17,9 @@ from lm_eval.tasks import manager
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.checkpoint import save_checkpoint
-from gem_rag.config import GemConfig
-from gem_rag.engines.transformers import TransformersEngine
+from gem_rag.core.checkpoint import save_checkpoint
+from gem_rag.core.config import GemConfig
+from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
 from gem_rag.evaluation.scores import Record, Score

@@ -16,7 +16,7 @@ import pytest
 from helpers import edit_json
 
 import gem_rag
-from gem_rag.engines.transformers import TransformersEngine
+from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
 

@@ -88,7 +88,7 @@ def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) ->
         cells=[
             new_code_cell(source)
             for source in (
-                "from gem_rag.notebook import begin\nbegin(numpy='numpy')",
+                "from gem_rag.interop.notebook import begin\nbegin(numpy='numpy')",
                 "index.search('x')",
                 "import gem_rag\ngem_rag.load('nowhere')",
                 "begin(numpy='numpy', nothing='gem-rag[some]', nought='gem-rag[some]')",
@@ -107,7 +107,7 @@ def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_plain_python_needs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gem_rag.notebook import begin
+    from gem_rag.interop.notebook import begin
 
     monkeypatch.setitem(sys.modules, "IPython", None)
     begin(numpy="numpy")

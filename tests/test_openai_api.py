@@ -15,10 +15,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from helpers import BOS, SPECIAL_TOKENS, VOCABULARY, close_to, vectors_of, written
 
-from gem_rag.config import GemConfig
-from gem_rag.layout import Row
-from gem_rag.model import Gem
-from gem_rag.openai_api import (
+from gem_rag.core.config import GemConfig
+from gem_rag.core.layout import Row
+from gem_rag.engines.vllm.openai_embeddings import (
     MOST_INPUTS,
     ApiError,
     EmbeddingCodec,
@@ -26,6 +25,7 @@ from gem_rag.openai_api import (
     embeddings_router,
     parsed,
 )
+from gem_rag.model import Gem
 
 LONGEST = 60
 

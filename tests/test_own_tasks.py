@@ -13,9 +13,9 @@ import pytest
 from gem_rag import cli
 from gem_rag.errors import InputError
 from gem_rag.evaluation.collection import Collection, from_documents
+from gem_rag.evaluation.document_tasks import own_tasks, write_choices
+from gem_rag.evaluation.html_report import summary
 from gem_rag.evaluation.mteb_tasks import PAPER, run_mteb
-from gem_rag.evaluation.own_tasks import own_tasks, write_choices
-from gem_rag.evaluation.report import summary
 from gem_rag.evaluation.scores import Record
 from gem_rag.model import Gem
 

@@ -7,14 +7,14 @@ from collections import Counter
 from random import Random
 
 import pytest
+from gem_tiny.corpus import Text
+from gem_tiny.facts import Fact, facts, first_sentence, sentences, wording
+from gem_tiny.prompts import ANSWER_PROMPT, completion, prompt
+from gem_tiny.question_rows import count_rows, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gem_rag.rag.answer import REFUSAL, _prompt
-from gem_rag.training.tiny.corpus import Text
-from gem_rag.training.tiny.facts import Fact, facts, first_sentence, sentences, wording
-from gem_rag.training.tiny.prompts import ANSWER_PROMPT, completion, prompt
-from gem_rag.training.tiny.questions import count_rows, make_rows
 
 GOOGLE = """Read a table from a file.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gem_rag.evaluation.retrieval import distinct, known_item
+from gem_rag.evaluation.known_item import distinct, known_item
 
 
 def test_known_item_by_hand() -> None:

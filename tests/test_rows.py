@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gem_rag.layout import Layout, Role, Row
+from gem_rag.core.layout import Layout, Role, Row
 from gem_rag.training import rows
 from gem_rag.training.objectives import next_token_loss
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gem_rag.errors import InputError
-from gem_rag.evaluation.compare import compare
+from gem_rag.evaluation.comparison import compare
 from gem_rag.evaluation.scores import Missing, Record, Score, merged
 from gem_rag.evaluation.significance import interval, paired
 

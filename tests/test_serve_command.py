@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from gem_rag import cli
-from gem_rag.checkpoint import BUNDLED, Checkpoint
-from gem_rag.config import GemConfig
+from gem_rag.core.checkpoint import BUNDLED, Checkpoint
+from gem_rag.core.config import GemConfig
 from gem_rag.engines.vllm import plugin, serve
-from gem_rag.engines.vllm.arguments import WORKER_EXTENSION
+from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
 from gem_rag.errors import InputError
 
 CHECKPOINT = Checkpoint("owner/name", Path("/models/name"), GemConfig())

@@ -24,8 +24,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
-from gem_rag.tokens import TextEncoder
 from gem_rag.training.recipe import COLUMNS, Recipe, Source, from_state
 from gem_rag.training.sources import (
     Corpus,
@@ -38,8 +38,8 @@ from gem_rag.training.sources import (
 )
 
 Rows = Sequence[dict[str, Any]]
-PLAIN = TextEncoder(helpers.build_tokenizer())
-BOS = TextEncoder(helpers.build_tokenizer(bos=True))  # puts <s> (0) before every text
+PLAIN = SafeTokenizer(helpers.build_tokenizer())
+BOS = SafeTokenizer(helpers.build_tokenizer(bos=True))  # puts <s> (0) before every text
 TEXTS = [f"row {number} says hello" for number in range(6)]
 
 
@@ -68,7 +68,7 @@ def recipe(**state: Any) -> Recipe:
     return from_state({**least, **state}, "here")
 
 
-def loaded(path: str, source: Any = None, encoder: TextEncoder = PLAIN, **state: Any) -> Corpus:
+def loaded(path: str, source: Any = None, encoder: SafeTokenizer = PLAIN, **state: Any) -> Corpus:
     """The source at a path, named "mine"."""
     return load_corpus("mine", Source(path=path, **(source or {})), recipe(**state), encoder)
 

@@ -9,8 +9,8 @@ from fakes import FakeGem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gem_rag.rag.documents import Document
-from gem_rag.rag.splitting import Chunk, Splitter, chunks
+from gem_rag.documents.document import Chunk, Document
+from gem_rag.documents.splitting import Splitter, chunks
 
 TOKENIZER = FakeGem().tokenizer
 WORDS = st.lists(st.sampled_from(["alpha", "beta.", "gamma,", "\n\n", "\n", "# delta\n", "{x}"]))

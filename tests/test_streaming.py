@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gem_rag
-from gem_rag.engines.base import Sampling
-from gem_rag.engines.stopping import cut_at_stop
 from gem_rag.errors import GemError
+from gem_rag.generation.sampling import Sampling
+from gem_rag.generation.stop_strings import cut_at_stop
 from gem_rag.model import Gem
 
 PROMPTS = ["hello", "The quick brown fox", "x y z", "def add(first, second):\n"]

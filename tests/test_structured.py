@@ -11,8 +11,8 @@ import pytest
 
 import gem_rag
 from gem_rag.errors import InputError
+from gem_rag.generation.grammars import closed, tool_call_schema
 from gem_rag.model import Gem
-from gem_rag.structured import calls_schema, closed
 
 PERSON = {
     "type": "object",
@@ -86,7 +86,7 @@ def test_definitions_of_tools_do_not_meet() -> None:
             "type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}, "required": ["p"],
             "$defs": {"P": {"type": of}}}}  # fmt: skip
 
-    schema = calls_schema([tool("a", "integer"), tool("b", "string")])
+    schema = tool_call_schema([tool("a", "integer"), tool("b", "string")])
     for name, good, bad in (("a", 1, "x"), ("b", "x", 1)):
         jsonschema.validate({"name": name, "arguments": {"p": good}}, schema)
         with pytest.raises(jsonschema.ValidationError):

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import gem_rag
-from gem_rag.checkpoint import open_checkpoint
 from gem_rag.cli import main
+from gem_rag.core.checkpoint import open_checkpoint
+from gem_rag.core.layout import Layout, Row
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Layout, Row
 from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import InterruptedRunError, train
 from gem_rag.training.trainer import latest_checkpoint

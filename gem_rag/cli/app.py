@@ -16,7 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from gem_rag import __version__
-from gem_rag.cli import chat, evaluate
+from gem_rag._utils.progress import quiet
+from gem_rag.cli import chat_command as chat
+from gem_rag.cli import eval_commands as evaluate
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
@@ -32,7 +34,6 @@ from gem_rag.cli.common import (
     show,
 )
 from gem_rag.errors import GemError, InputError
-from gem_rag.progress import quiet
 
 app = typer.Typer(
     name="gem-rag",
@@ -215,11 +216,11 @@ def serve(
 
     Further options are vLLM's own: gem-rag serve --model NAME --tensor-parallel-size 2
     """
-    from gem_rag.checkpoint import open_checkpoint
-    from gem_rag.config import one_of
+    from gem_rag._utils.suggestions import check_choice
+    from gem_rag.core.checkpoint import open_checkpoint
     from gem_rag.engines.vllm.serve import command, environment
 
-    one_of("engine", engine, ("vllm",))
+    check_choice("engine", engine, ("vllm",))
     needs("vllm", "vllm")
     checkpoint = open_checkpoint(model)
     line = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
@@ -233,10 +234,10 @@ def export(
     model: Annotated[str, typer.Option("--model", "-m", help="The model.")] = DEFAULT_MODEL,
 ) -> None:
     """Write a model as a folder that another library loads."""
-    from gem_rag.config import one_of
-    from gem_rag.export import to_sentence_transformers
+    from gem_rag._utils.suggestions import check_choice
+    from gem_rag.interop.export import to_sentence_transformers
 
-    one_of("--to", to, ["sentence-transformers"])
+    check_choice("--to", to, ["sentence-transformers"])
     quiet()
     print(f"wrote {to_sentence_transformers(model, out)}")
 
@@ -248,7 +249,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what an index or a model is, without loading weights."""
-    from gem_rag.checkpoint import open_checkpoint
+    from gem_rag.core.checkpoint import open_checkpoint
     from gem_rag.rag.manifest import Manifest
 
     if index is not None:

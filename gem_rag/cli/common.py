@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gem_rag._utils.progress import quiet
 from gem_rag.errors import InputError
-from gem_rag.progress import quiet
 
 if TYPE_CHECKING:
     from gem_rag.model import Gem

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from gem_rag.evaluation.compare import Comparison
+    from gem_rag.evaluation.comparison import Comparison
     from gem_rag.evaluation.scores import Record
 
 
 def draw_scores(record: Record) -> None:
     """Every score beside the baselines', each system's means, and what is missing."""
-    from gem_rag.evaluation.report import sections, summary
+    from gem_rag.evaluation.html_report import sections, summary
 
     console = Console()
     for section in sections(record):

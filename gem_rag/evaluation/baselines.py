@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gem_rag.checkpoint import open_checkpoint
-from gem_rag.config import nearest
+from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
@@ -94,7 +94,7 @@ def baseline(name: str, model: str, max_length: int) -> Embedder:
         return MeanPooled(open_checkpoint(model).path, max_length)
     if not Path(name).is_dir():
         known = ("mean-pooling", "bm25")
-        raise InputError(f"there is no baseline {name!r}{nearest(name, known)}: give "
+        raise InputError(f"there is no baseline {name!r}{did_you_mean(name, known)}: give "
                          f"{', '.join(known)}, or a sentence-transformers folder")  # fmt: skip
     return SentenceTransformer(name)
 

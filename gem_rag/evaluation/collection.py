@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gem_rag.documents.document import Document
+from gem_rag.documents.readers import read_paths
+from gem_rag.documents.splitting import headings_of
 from gem_rag.errors import InputError
-from gem_rag.rag.documents import Document, read_paths
-from gem_rag.rag.splitting import headings_of
 
 _SHORTEST = 40  # letters of a body
 _SHOWN = 3  # ids in an error

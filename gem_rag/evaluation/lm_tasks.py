@@ -30,13 +30,20 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 
-from gem_rag.config import nearest
-from gem_rag.engines.transformers import TransformersEngine
+from gem_rag._utils.progress import progress_bar
+from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.evaluation.data_files import first_line, not_at_hand, quiet, snapshot
-from gem_rag.evaluation.scores import SMALLER, Missing, Record, Score, this_machine, write_whole
+from gem_rag.evaluation.scores import (
+    LOWER_IS_BETTER,
+    Missing,
+    Record,
+    Score,
+    this_machine,
+    write_whole,
+)
 from gem_rag.model import Gem, load
-from gem_rag.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,7 @@ def _loaded(
 def _matches(manager: TaskManager, name: str) -> list[str]:
     matches: list[str] = manager.match_tasks([name])
     if not matches:
-        known = nearest(name, manager.all_tasks)
+        known = did_you_mean(name, manager.all_tasks)
         raise InputError(f"lm_eval has no task {name!r}{known}: 'lm-eval ls tasks' lists them")
     return matches
 
@@ -243,7 +250,7 @@ def _asked(task: Any, shots: int | None, limit: int | None) -> str:
 def _metrics(task: Any) -> list[str]:
     """Those of which it is known whether more or less is better."""
     larger = task.higher_is_better()
-    return [metric for metric, better in larger.items() if better or metric in SMALLER]
+    return [metric for metric, better in larger.items() if better or metric in LOWER_IS_BETTER]
 
 
 # -- running -------------------------------------------------------------------------------------

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gem_rag.config import nearest
+from gem_rag._utils.progress import progress_bar
+from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.errors import GemError, InputError
 from gem_rag.evaluation.data_files import first_line, not_at_hand, place_of, quiet, snapshot
 from gem_rag.evaluation.scores import Missing, Record, Score, this_machine
-from gem_rag.progress import progress_bar
 
 if TYPE_CHECKING:
     from mteb import AbsTask, ResultCache
 
-    from gem_rag.engines.base import FloatArray
+    from gem_rag.core.arrays import FloatArray
     from gem_rag.evaluation.baselines import Embedder
     from gem_rag.model import Gem
 
@@ -225,7 +225,7 @@ def _tasks_named(name: str) -> list[AbsTask]:
         for alias in (benchmark.name, *(benchmark.aliases or ()))
     }
     if name not in benchmarks:
-        known = nearest(name, [*tasks, *benchmarks])
+        known = did_you_mean(name, [*tasks, *benchmarks])
         raise InputError(f"mteb has no task or benchmark {name!r}{known}: mteb.get_tasks() and "
                          "mteb.get_benchmarks() list them")  # fmt: skip
     return list(benchmarks[name].tasks)
@@ -265,7 +265,7 @@ def run_mteb(
     if isinstance(instructions, Mapping):
         for key in instructions:
             if key not in names:
-                raise InputError(f"there is an instruction for {key!r}{nearest(key, names)}, which "
+                raise InputError(f"there is an instruction for {key!r}{did_you_mean(key, names)}, which "
                                  "is none of the tasks: name one of them")  # fmt: skip
     kept = mteb.ResultCache(folder / "mteb")
     found: list[Score | Missing] = []

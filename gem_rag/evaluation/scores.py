@@ -29,7 +29,7 @@ class Score:
     task: what was done, by its usual name.
     metric: by its usual name, like "ndcg_at_10".
     system: who did it: a model's name, "BM25", ...
-    value: larger is better, unless the metric is one of `SMALLER`.
+    value: larger is better, unless the metric is one of `LOWER_IS_BETTER`.
     items: the values of single queries, questions or samples in the data's order, whose mean the
         value is; empty where only the mean is known.
     low, high: 95 % confidence interval, where it is known.
@@ -49,7 +49,7 @@ class Score:
     group: str = ""
 
 
-SMALLER = frozenset(
+LOWER_IS_BETTER = frozenset(
     {"seconds", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
 )
 

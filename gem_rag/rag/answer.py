@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from gem_rag.config import AnswerStyle, check_margin
-from gem_rag.engines.base import stop_strings
+from gem_rag.core.config import AnswerStyle, check_margin
+from gem_rag.documents.document import Chunk
 from gem_rag.errors import InputError
+from gem_rag.generation.grammars import quote_grammar
+from gem_rag.generation.sampling import stop_strings
 from gem_rag.model import Gem
-from gem_rag.rag.splitting import Chunk, Hit
-from gem_rag.structured import quote_grammar
+from gem_rag.rag.hits import Hit
 
 INSTRUCTIONS = (
     "Answer the question from the passages below, in their own words where you can, and cite "

@@ -18,15 +18,17 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from filelock import FileLock, Timeout
 
-from gem_rag.config import AnswerStyle
-from gem_rag.engines.base import FloatArray
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.config import AnswerStyle
+from gem_rag.documents.document import Chunk, Document, Skipped
+from gem_rag.documents.readers import read_paths, source_name
+from gem_rag.documents.splitting import Splitter, chunks
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
 from gem_rag.rag.answer import Answer, answer
-from gem_rag.rag.documents import Document, Skipped, read_paths, source_name
+from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest, remove_others
-from gem_rag.rag.splitting import Chunk, Hit, Splitter, chunks
-from gem_rag.rag.stores.base import Store
+from gem_rag.rag.stores.store import Store
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
@@ -354,9 +356,9 @@ def _chunks(documents: dict[str, _Entry]) -> dict[str, Chunk]:
 
 def _open_store(folder: Path, manifest: Manifest) -> Store:
     if manifest.store == "chroma":
-        from gem_rag.rag.stores.chroma import ChromaStore as Chosen
+        from gem_rag.rag.stores.chroma_store import ChromaStore as Chosen
     else:
-        from gem_rag.rag.stores.faiss import FaissStore as Chosen  # type: ignore[assignment]
+        from gem_rag.rag.stores.faiss_store import FaissStore as Chosen  # type: ignore[assignment]
     return Chosen(folder, manifest.dim, manifest.fingerprint)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gem_rag.config import from_dict
+from gem_rag.core.config import from_dict
 from gem_rag.errors import GemError, InputError
 
 NAME = "manifest.json"

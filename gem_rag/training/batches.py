@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from gem_rag.core.arrays import IntArray
+from gem_rag.core.layout import Layout, Role, Row, plan_batches
 from gem_rag.errors import InputError
-from gem_rag.layout import IntArray, Layout, Role, Row, plan_batches
 from gem_rag.training import rows
 from gem_rag.training.recipe import Recipe
 from gem_rag.training.schedule import alpha, raw_share

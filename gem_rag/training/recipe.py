@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from gem_rag.config import MAX_K, Pooling, Scope, check_prompts, nearest
+from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.core.config import MAX_K, Pooling, Scope, check_prompts
+from gem_rag.core.truncation import Truncation
 from gem_rag.errors import InputError
-from gem_rag.texts import Overlong
 
 RECIPES = Path(__file__).parent / "recipes"
 Kind = Literal["text", "pairs", "summary", "prompt"]
@@ -88,7 +89,7 @@ class Source(_Part):
     columns: dict[str, str] = field(default_factory=dict)
     negatives: Count = 0
     weight: Rate = 1.0
-    overlong: Overlong = "truncate"
+    overlong: Truncation = "truncate"
     subset: str | None = None
     split: str = "train"
 
@@ -97,7 +98,7 @@ class Source(_Part):
         for name in self.columns:
             if name not in needed + possible:
                 raise InputError(f"data of kind {self.kind} has no column {name!r}"
-                                 f"{nearest(name, needed + possible)}")  # fmt: skip
+                                 f"{did_you_mean(name, needed + possible)}")  # fmt: skip
         if self.negatives and self.kind != "pairs":
             raise InputError(f"only data of kind pairs has negatives, not {self.kind}")
         if self.overlong == "windows" and self.kind != "text":
@@ -291,7 +292,7 @@ class Recipe(_Part):
                 name, path = next(iter(data)), given
             if not path or name not in data:
                 raise InputError(
-                    f"--data {given!r} names no source of the recipe{nearest(name, data)}: give "
+                    f"--data {given!r} names no source of the recipe{did_you_mean(name, data)}: give "
                     f"NAME=PATH with a NAME among {', '.join(data)}"
                 )
             data[name] = dataclasses.replace(data[name], path=path)
@@ -320,7 +321,7 @@ def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
         path = RECIPES / f"{name}.yaml"
         known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
         if not path.exists():
-            raise InputError(f"there is no recipe {str(name)!r}{nearest(str(name), known)}: give a "
+            raise InputError(f"there is no recipe {str(name)!r}{did_you_mean(str(name), known)}: give a "
                              f"YAML file, or one of {', '.join(known)}")  # fmt: skip
     try:
         state = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -369,7 +370,7 @@ def _sentence(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
         *parents, key = first["loc"]
-        return f"unknown key {place!r}{nearest(str(key), _keys(parents))}"
+        return f"unknown key {place!r}{did_you_mean(str(key), _keys(parents))}"
     if first["type"] == "value_error":  # one of our own checks
         return f"{place + ': ' if place else ''}{first['ctx']['error']}"
     return f"{place} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gem_rag.layout import IntArray, Layout, Role, Row
+from gem_rag.core.arrays import IntArray
+from gem_rag.core.layout import Layout, Role, Row
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 

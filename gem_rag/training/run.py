@@ -32,18 +32,18 @@ from transformers import (
     set_seed,
 )
 
-from gem_rag.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from gem_rag.config import nearest
-from gem_rag.encoder import longest_text
+from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from gem_rag.core.encoder import longest_text
+from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
-from gem_rag.tokens import TextEncoder
 from gem_rag.training.batches import Steps
-from gem_rag.training.model import TrainingModel
 from gem_rag.training.recipe import Recipe
-from gem_rag.training.report import Cost, Report, make_report
 from gem_rag.training.scopes import prepare, trained_state
 from gem_rag.training.sources import Corpus, load_data
 from gem_rag.training.trainer import GemTrainer, latest_checkpoint
+from gem_rag.training.training_model import TrainingModel
+from gem_rag.training.training_report import Cost, Report, make_report
 
 
 class InterruptedRunError(GemError):
@@ -82,7 +82,7 @@ def train(
     arguments = _arguments(recipe, state)
     longest = longest_text(AutoConfig.from_pretrained(base.path), recipe.k)
     recipe = _fitting(recipe, base.name, longest)
-    encoder = TextEncoder(AutoTokenizer.from_pretrained(base.path))
+    encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base.path))
     with arguments.main_process_first():
         corpora, measured = load_data(recipe, encoder)
     record = _record(recipe, base, corpora)
@@ -147,7 +147,7 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
     for name in recipe.trainer:
         if name not in known:
             raise InputError(f"trainer.{name} is no setting of transformers' TrainingArguments"
-                             f"{nearest(name, known)}")  # fmt: skip
+                             f"{did_you_mean(name, known)}")  # fmt: skip
     steps = recipe.schedule.steps
     on_cpu = not torch.accelerator.is_available()
     settings: dict[str, Any] = {

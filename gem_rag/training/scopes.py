@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from gem_rag.adapters import linear_targets
-from gem_rag.checkpoint import Checkpoint
-from gem_rag.config import AdapterConfig, Pooling, Scope
-from gem_rag.encoder import GemEncoder, check_supported
+from gem_rag.core.checkpoint import Checkpoint
+from gem_rag.core.config import AdapterConfig, Pooling, Scope
+from gem_rag.core.encoder import GemEncoder, check_supported
+from gem_rag.core.special_tokens import linear_targets
 from gem_rag.errors import InputError
 from gem_rag.training.recipe import Adapter, Recipe
 
@@ -33,7 +33,7 @@ _ADAPTER = Adapter()
 
 
 @dataclass
-class Tuned:
+class TrainableModel:
     """A model made ready for a scope: what may move is float32 and requires gradients.
 
     encoder: the model and its special tokens.
@@ -72,24 +72,28 @@ class Tuned:
         model.to(dtype).save_pretrained(folder)
 
 
-def special(model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER) -> Tuned:
+def special(
+    model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER
+) -> TrainableModel:
     """Only the special tokens' own weights train."""
     model.requires_grad_(False)
     targets = linear_targets(model, adapter.targets)
     encoder = GemEncoder(model, k, pooling, AdapterConfig(adapter.rank, adapter.strength, targets))
     check_supported(encoder)
     encoder.special.to(torch.float32)
-    return Tuned("special", encoder)
+    return TrainableModel("special", encoder)
 
 
-def full(model: Any, k: int, pooling: Pooling = "mean") -> Tuned:
+def full(model: Any, k: int, pooling: Pooling = "mean") -> TrainableModel:
     """Every weight trains (paper section 4)."""
     encoder = GemEncoder(model.to(torch.float32), k, pooling)
     check_supported(encoder)
-    return Tuned("full", encoder.requires_grad_(True))
+    return TrainableModel("full", encoder.requires_grad_(True))
 
 
-def lora(model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER) -> Tuned:
+def lora(
+    model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER
+) -> TrainableModel:
     """Low-rank adapters on every token train, by peft, and the special tokens' rows."""
     import peft
 
@@ -104,10 +108,10 @@ def lora(model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAP
     encoder = GemEncoder(wrapped.get_base_model(), k, pooling)
     check_supported(encoder)
     encoder.special.to(torch.float32)
-    return Tuned("lora", encoder, wrapped)
+    return TrainableModel("lora", encoder, wrapped)
 
 
-def prepare(recipe: Recipe, base: Checkpoint) -> Tuned:
+def prepare(recipe: Recipe, base: Checkpoint) -> TrainableModel:
     """The base model, ready for the recipe's scope.
 
     Raises InputError if special tokens are to be continued and there are none that fit.
@@ -127,7 +131,7 @@ def prepare(recipe: Recipe, base: Checkpoint) -> Tuned:
     return tuned
 
 
-def _continue(tuned: Tuned, base: Checkpoint) -> None:
+def _continue(tuned: TrainableModel, base: Checkpoint) -> None:
     """Start the special tokens from those that the checkpoint has."""
     weights = base.adapter()
     if weights is None:

@@ -20,12 +20,13 @@ from typing import Any
 import datasets
 import numpy as np
 
-from gem_rag.config import nearest
+from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.core.arrays import IntArray
+from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.core.truncation import pieces
+from gem_rag.documents.document import Document
+from gem_rag.documents.readers import read_paths
 from gem_rag.errors import InputError
-from gem_rag.layout import IntArray
-from gem_rag.rag.documents import Document, read_paths
-from gem_rag.texts import pieces
-from gem_rag.tokens import TextEncoder
 from gem_rag.training.recipe import COLUMNS, Evaluation, Kind, Recipe, Source
 
 # A teacher's vectors, by the columns of texts they are of.
@@ -93,7 +94,7 @@ def _halves(text: str) -> tuple[str, str] | None:
     return (" ".join(words[:middle]), " ".join(words[middle:])) if middle else None
 
 
-def load_data(recipe: Recipe, encoder: TextEncoder) -> tuple[list[Corpus], list[HeldOut]]:
+def load_data(recipe: Recipe, encoder: SafeTokenizer) -> tuple[list[Corpus], list[HeldOut]]:
     """(data to train on, data to measure on), of all of a recipe's sources.
 
     Raises InputError naming the source, and the row, for anything that cannot be used.
@@ -114,7 +115,7 @@ def load_data(recipe: Recipe, encoder: TextEncoder) -> tuple[list[Corpus], list[
     ]
 
 
-def load_corpus(name: str, source: Source, recipe: Recipe, encoder: TextEncoder) -> Corpus:
+def load_corpus(name: str, source: Source, recipe: Recipe, encoder: SafeTokenizer) -> Corpus:
     """Read, check, split and tokenise one source.
 
     Raises InputError naming the source, and the row, for anything that cannot be trained on.
@@ -201,7 +202,7 @@ def _named(table: datasets.Dataset, name: str, source: Source) -> datasets.Datas
         elif column in needed or column in source.columns or column == "negatives":
             raise InputError(
                 f"data {name!r}: {source.path} has no column {own!r}"
-                f"{nearest(own, table.column_names)}: its columns are "
+                f"{did_you_mean(own, table.column_names)}: its columns are "
                 f"{', '.join(table.column_names)}; name the right one under data.{name}.columns"
             )
     return table.select_columns(list(wanted)).rename_columns(wanted)
@@ -248,7 +249,7 @@ def _split(
 
 
 def _tokenised(
-    table: datasets.Dataset, name: str, source: Source, recipe: Recipe, encoder: TextEncoder
+    table: datasets.Dataset, name: str, source: Source, recipe: Recipe, encoder: SafeTokenizer
 ) -> datasets.Dataset:
     def tokenise(batch: dict[str, list[Any]]) -> Mapping[str, Sequence[Any]]:
         cut = _Cutter(name, source, encoder, batch["row"])
@@ -290,7 +291,7 @@ class _Cutter:
     """Texts of a batch of rows to token ids of a bounded number; counts rows that were cut."""
 
     def __init__(
-        self, name: str, source: Source, encoder: TextEncoder, rows: Sequence[int]
+        self, name: str, source: Source, encoder: SafeTokenizer, rows: Sequence[int]
     ) -> None:
         self.name, self.source, self.encoder, self.rows = name, source, encoder, rows
         self.counts = [0] * len(rows)
@@ -334,7 +335,7 @@ class _Cutter:
         return [tokens[:size] for tokens in ids]
 
 
-def with_teacher(corpus: Corpus, teacher: Any, encoder: TextEncoder) -> Corpus:
+def with_teacher(corpus: Corpus, teacher: Any, encoder: SafeTokenizer) -> Corpus:
     """The corpus with a teacher's vectors of what the student reads.
 
     teacher: a sentence-transformers model, or None where the vectors are in the data.

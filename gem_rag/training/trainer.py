@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from gem_rag._utils.progress import progress_bar
 from gem_rag.errors import GemError
-from gem_rag.progress import progress_bar
 from gem_rag.training.batches import Batch, Steps, padding
-from gem_rag.training.model import TrainingModel
 from gem_rag.training.schedule import rate
 from gem_rag.training.scopes import trained_state
+from gem_rag.training.training_model import TrainingModel
 
 _SAVED = "saved"  # the file that says that a training checkpoint is whole
 _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"

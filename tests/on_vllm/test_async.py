@@ -14,11 +14,11 @@ import pytest
 from conftest import SMALL
 
 import gem_rag
-from gem_rag.checkpoint import open_checkpoint
-from gem_rag.engines.vllm.arguments import WORKER_EXTENSION
-from gem_rag.engines.vllm.client import AsyncEmbedder
+from gem_rag.core.checkpoint import open_checkpoint
+from gem_rag.core.layout import Row
+from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
+from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
 from gem_rag.errors import GemError
-from gem_rag.layout import Row
 from gem_rag.model import Gem
 
 TEXTS = ("open a file for reading", "sort a list in place", "x", "def f(a):\n    return a")

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL
 
 import gem_rag
-from gem_rag.engines.vllm.arguments import run_in_process
+from gem_rag.engines.vllm.engine_args import run_in_process
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.engines.vllm.rpc import Ability
+from gem_rag.core.layout import Row
+from gem_rag.engines.vllm.rpc import WorkerCapabilities
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Row
 
 IN_PROCESS = {"in_process": True, "enforce_eager": True, **SMALL}
 TINY = {
@@ -132,7 +132,7 @@ def test_texts_never_reach_beyond_a_sliding_window(
 
 
 def test_a_text_that_does_not_fit_into_what_vllm_left_free_is_refused() -> None:
-    ability = Ability(
+    ability = WorkerCapabilities(
         hidden=8, longest_text=99, largest_step=64, free_bytes=5 << 20, bytes_per_token=1 << 20
     )
     ability.check([Row.whole([1] * 4)], 1)

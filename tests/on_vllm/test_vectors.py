@@ -13,7 +13,7 @@ import torch
 from conftest import ARCHITECTURES, SMALL
 
 import gem_rag
-from gem_rag.layout import Row
+from gem_rag.core.layout import Row
 from gem_rag.model import Gem
 
 MODES = tuple(product((1, 4), ("in process", "multiprocess"), ("eager", "compiled")))

@@ -15,12 +15,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gem_rag.engines.base import FloatArray
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.layout import Row
 from gem_rag.engines.vllm import rpc
-from gem_rag.engines.vllm.arguments import died, plain_reason
-from gem_rag.engines.vllm.batching import Batch, EmbeddingQueue
+from gem_rag.engines.vllm.embedding_queue import Batch, EmbeddingQueue
+from gem_rag.engines.vllm.engine_args import died, short_reason
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Row
 
 Prepare = Callable[[Callable[..., list[Any]]], EmbeddingQueue]
 _LOOK = 0.5  # seconds between looks at whether the engine is alive
@@ -90,7 +90,7 @@ class Driver:
             except Exception as error:  # vLLM's own checks of the request raise many kinds
                 if isinstance(error, EngineDeadError):
                     raise
-                listener.fail(InputError(f"vLLM refuses the request: {plain_reason(error)}"))
+                listener.fail(InputError(f"vLLM refuses the request: {short_reason(error)}"))
             else:
                 self._listeners[name] = listener
 

@@ -15,8 +15,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from gem_rag.config import nearest
-from gem_rag.engines.vllm.arguments import WORKER_EXTENSION
+from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
 from gem_rag.errors import GemError, InputError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
-    from gem_rag.engines.vllm.client import AsyncEmbedder
-    from gem_rag.openai_api import EmbeddingCodec
+    from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
+    from gem_rag.engines.vllm.openai_embeddings import EmbeddingCodec
 
 NAME = "gem_rag"
 _SETTINGS = ("embed_share",)
@@ -66,7 +66,7 @@ class EmbeddingsPlugin:
 
     def attach_router(self, app: FastAPI) -> None:
         """Add POST /v1/embeddings."""
-        from gem_rag.openai_api import embeddings_router
+        from gem_rag.engines.vllm.openai_embeddings import embeddings_router
 
         app.include_router(embeddings_router(self._answer))
 
@@ -74,10 +74,10 @@ class EmbeddingsPlugin:
         """Make the engine's workers embedders. Raises GemError if they cannot be."""
         import transformers
 
-        from gem_rag.checkpoint import open_checkpoint
-        from gem_rag.engines.vllm.client import AsyncEmbedder
-        from gem_rag.openai_api import EmbeddingCodec
-        from gem_rag.tokens import TextEncoder
+        from gem_rag.core.checkpoint import open_checkpoint
+        from gem_rag.core.tokenizer import SafeTokenizer
+        from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
+        from gem_rag.engines.vllm.openai_embeddings import EmbeddingCodec
 
         if engine_client is None:
             return
@@ -88,7 +88,7 @@ class EmbeddingsPlugin:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint.path))
         longest = self._embedder.longest_text
         self._codec = EmbeddingCodec(
-            TextEncoder(tokenizer),
+            SafeTokenizer(tokenizer),
             checkpoint.config,
             vocabulary=model.get_vocab_size(),
             max_length=min(checkpoint.config.max_length or longest, longest),
@@ -97,8 +97,8 @@ class EmbeddingsPlugin:
         )
 
     async def _answer(self, request: Any) -> dict[str, Any]:
-        from gem_rag.layout import Row
-        from gem_rag.openai_api import ApiError
+        from gem_rag.core.layout import Row
+        from gem_rag.engines.vllm.openai_embeddings import ApiError
 
         if self._embedder is None or self._codec is None:
             raise ApiError("this server runs no engine", status=503, type="server_error")
@@ -118,5 +118,5 @@ def _settings(additional: Any) -> dict[str, Any]:
     for name in settings:
         if name not in _SETTINGS:
             raise InputError(f"--additional-config, {NAME} has an unknown key {name!r}"
-                             f"{nearest(name, _SETTINGS)}")  # fmt: skip
+                             f"{did_you_mean(name, _SETTINGS)}")  # fmt: skip
     return dict(settings)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gem_rag.engines.base import FloatArray
-from gem_rag.engines.vllm.batching import EmbeddingQueue
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.layout import Row
+from gem_rag.engines.vllm.embedding_queue import EmbeddingQueue
 from gem_rag.errors import GemError, InputError
-from gem_rag.layout import Row
 
 LOAD, EMBED = "gem_load", "gem_embed"  # the worker extension's methods
 PlainRow = tuple[list[int], list[list[int]]]  # token ids, and spans
@@ -23,7 +23,7 @@ _STEPS = 4  # of vLLM's in a batch: the special rows' pass reads every weight fo
 
 
 @dataclass(frozen=True)
-class Ability:
+class WorkerCapabilities:
     """What the workers can do, as `gem_load` answers; the least able one counts.
 
     hidden: length of one special token's output.
@@ -40,7 +40,7 @@ class Ability:
     bytes_per_token: int
 
     @classmethod
-    def of(cls, answers: Sequence[dict[str, Any]]) -> Ability:
+    def of(cls, answers: Sequence[dict[str, Any]]) -> WorkerCapabilities:
         """Raises GemError with a worker's reason if it cannot embed."""
         _raise_error(answers)
         first = cls(**answers[0])

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
-from gem_rag.checkpoint import Checkpoint
-from gem_rag.engines.vllm.arguments import WORKER_EXTENSION
-from gem_rag.engines.vllm.batching import check_share
+from gem_rag.core.checkpoint import Checkpoint
+from gem_rag.engines.vllm.embedding_queue import check_share
+from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
 from gem_rag.engines.vllm.plugin import NAME
 from gem_rag.errors import InputError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gem_rag.checkpoint import open_checkpoint
+from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.engines.vllm.rpc import PlainRow, unpacked_rows
 from gem_rag.errors import GemError, InputError
 
@@ -26,12 +26,12 @@ class GemWorker:
     _gem_encoder: Any = None
 
     def gem_load(self, folder: str, k: int) -> dict[str, Any]:
-        """Make this worker's model an embedder too; the fields of `rpc.Ability`.
+        """Make this worker's model an embedder too; the fields of `rpc.WorkerCapabilities`.
 
         folder: the checkpoint that the engine runs.
         k: special tokens in a group; the checkpoint's own, where it is GEM-trained.
         """
-        from gem_rag.engines.vllm.encoder import VllmEncoder
+        from gem_rag.engines.vllm.vllm_encoder import VllmEncoder
 
         try:
             checkpoint = open_checkpoint(folder).with_k(k)

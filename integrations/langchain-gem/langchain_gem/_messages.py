@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.tool import ToolCallChunk, tool_call, tool_call_chunk
 
-from gem_rag.chat import ToolCall
+from gem_rag.generation.chat import ToolCall
 
 # Parts of an answer that say again what its tool calls say, or that nobody was to read.
 _UNREAD = ("tool_call", "invalid_tool_call", "function_call", "reasoning", "thinking")

@@ -17,8 +17,8 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
-from gem_rag.engines.base import Streamed
-from gem_rag.threads import in_thread, iterate
+from gem_rag.aio import iterate_in_thread, run_in_thread
+from gem_rag.generation.sampling import TextStream
 from langchain_gem._language import GemLanguageModel, origin, usage
 from langchain_gem._messages import choice_name, to_chunk, to_langchain, to_openai
 from langchain_gem._shared import GemModel
@@ -124,7 +124,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return await in_thread(self._generate, messages, stop, **kwargs)
+        return await run_in_thread(self._generate, messages, stop, **kwargs)
 
     def _stream(
         self,
@@ -134,7 +134,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
         gem, settings = self._call(stop, kwargs)
-        pieces = Streamed(gem.stream_chat(to_openai(messages), **settings))
+        pieces = TextStream(gem.stream_chat(to_openai(messages), **settings))
         for piece in pieces:
             yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
         reply = pieces.generation
@@ -154,7 +154,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for chunk in iterate(self._stream(messages, stop, **kwargs)):
+        async for chunk in iterate_in_thread(self._stream(messages, stop, **kwargs)):
             yield chunk
 
 

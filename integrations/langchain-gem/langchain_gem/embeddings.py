@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from pydantic import Field
 
-from gem_rag.threads import in_thread
+from gem_rag.aio import run_in_thread
 from langchain_gem._shared import GemModel
 
 
@@ -35,7 +35,7 @@ class GemEmbeddings(GemModel, Embeddings):
         return vector
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        return await in_thread(self.embed_documents, texts)
+        return await run_in_thread(self.embed_documents, texts)
 
     async def aembed_query(self, text: str) -> list[float]:
-        return await in_thread(self.embed_query, text)
+        return await run_in_thread(self.embed_query, text)

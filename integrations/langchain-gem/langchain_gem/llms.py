@@ -9,8 +9,8 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from gem_rag.engines.base import Streamed
-from gem_rag.threads import in_thread, iterate
+from gem_rag.aio import iterate_in_thread, run_in_thread
+from gem_rag.generation.sampling import TextStream
 from langchain_gem._language import GemLanguageModel, origin, usage
 from langchain_gem._shared import GemModel
 
@@ -56,7 +56,7 @@ class GemLLM(GemLanguageModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        return await in_thread(self._generate, prompts, stop, **kwargs)
+        return await run_in_thread(self._generate, prompts, stop, **kwargs)
 
     def _stream(
         self,
@@ -77,7 +77,7 @@ class GemLLM(GemLanguageModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async for chunk in iterate(self._chunks(prompt, stop, kwargs)):
+        async for chunk in iterate_in_thread(self._chunks(prompt, stop, kwargs)):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -86,7 +86,7 @@ class GemLLM(GemLanguageModel, BaseLLM):
         self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]
     ) -> Generator[GenerationChunk, None, None]:
         gem, settings = self._call(stop, kwargs)
-        pieces = Streamed(gem.stream(prompt, **settings))
+        pieces = TextStream(gem.stream(prompt, **settings))
         for piece in pieces:
             yield GenerationChunk(text=piece)
         written = pieces.generation

@@ -17,10 +17,10 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from gem_rag.rag import documents
+from gem_rag.aio import run_in_thread
+from gem_rag.documents import readers as documents
+from gem_rag.rag.hits import Hit
 from gem_rag.rag.index import Index, StoreName, SyncReport
-from gem_rag.rag.splitting import Hit
-from gem_rag.threads import in_thread
 from langchain_gem._shared import GemModel
 
 
@@ -66,7 +66,7 @@ class GemRetriever(GemModel, BaseRetriever):
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        return await in_thread(self._search, query, k)
+        return await run_in_thread(self._search, query, k)
 
     def _search(self, query: str, k: int | None) -> list[Document]:
         hits = self.index.search(query, self.k if k is None else k)

@@ -19,8 +19,8 @@ from langchain_tests.integration_tests import (
     RetrieversIntegrationTests,
 )
 
-from gem_rag.checkpoint import BUNDLED
-from gem_rag.rag.documents import Document
+from gem_rag.core.checkpoint import BUNDLED
+from gem_rag.documents.document import Document
 
 DOCUMENTS = [
     Document("files", "open(path) returns a file object; close it when you are done."),

@@ -17,9 +17,9 @@ from llama_index.embeddings.gem import GemRetriever
 
 import gem_rag
 from gem_rag import Index
+from gem_rag.documents.document import Document
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
-from gem_rag.rag.documents import Document
 
 FILES = {
     "files.md": "# Files\n\nOpen a file with open, which returns a stream.",

@@ -23,8 +23,8 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.llms.gem import GemLLM
 
-from gem_rag.engines.base import Generation
 from gem_rag.errors import InputError
+from gem_rag.generation.sampling import Generation
 from gem_rag.model import Gem
 
 PROMPT = "Return the"

@@ -14,10 +14,10 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 
 import gem_rag
-from gem_rag.checkpoint import open_checkpoint
+from gem_rag.aio import run_in_thread
+from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.errors import InputError
 from gem_rag.model import EngineName, Gem
-from gem_rag.threads import in_thread
 
 
 class GemEmbedding(BaseEmbedding):
@@ -84,13 +84,13 @@ class GemEmbedding(BaseEmbedding):
         return [vector.tolist() for vector in self.gem.embed_documents(texts)]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await in_thread(self._get_query_embedding, query)
+        return await run_in_thread(self._get_query_embedding, query)
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await in_thread(self._get_text_embedding, text)
+        return await run_in_thread(self._get_text_embedding, text)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await in_thread(self._get_text_embeddings, texts)
+        return await run_in_thread(self._get_text_embeddings, texts)
 
     def _check_cache(self) -> None:
         """Raises InputError if a cached vector could be taken for another."""

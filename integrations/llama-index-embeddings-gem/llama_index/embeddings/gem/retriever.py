@@ -21,12 +21,12 @@ from llama_index.core.schema import (
 )
 
 import gem_rag
+from gem_rag.aio import run_in_thread
+from gem_rag.documents.document import Document
 from gem_rag.errors import InputError
 from gem_rag.model import EngineName, Gem
-from gem_rag.rag.documents import Document
+from gem_rag.rag.hits import Hit
 from gem_rag.rag.index import Index, StoreName, SyncReport
-from gem_rag.rag.splitting import Hit
-from gem_rag.threads import in_thread
 
 
 class GemRetriever(BaseRetriever):
@@ -76,7 +76,7 @@ class GemRetriever(BaseRetriever):
         return [NodeWithScore(node=_node(hit), score=hit.score) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await in_thread(self._retrieve, query_bundle)
+        return await run_in_thread(self._retrieve, query_bundle)
 
 
 def _node(hit: Hit) -> TextNode:

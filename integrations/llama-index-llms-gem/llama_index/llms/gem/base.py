@@ -33,9 +33,9 @@ from llama_index.core.tools import BaseTool
 from llama_index.llms.gem.messages import choice, from_reply, function, raw, selection, to_openai
 
 import gem_rag
-from gem_rag.engines.base import Sampling, Streamed
+from gem_rag.aio import iterate_in_thread, run_in_thread
+from gem_rag.generation.sampling import Sampling, TextStream
 from gem_rag.model import EngineName, Gem
-from gem_rag.threads import in_thread, iterate
 
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
 
@@ -133,7 +133,7 @@ class GemLLM(FunctionCallingLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """As `complete`, in a thread."""
-        return await in_thread(self._complete, prompt, formatted, kwargs)
+        return await run_in_thread(self._complete, prompt, formatted, kwargs)
 
     @llm_completion_callback()
     async def astream_complete(
@@ -141,7 +141,7 @@ class GemLLM(FunctionCallingLLM):
     ) -> CompletionResponseAsyncGen:
         """As `stream_complete`, in a thread."""
         stream = self._stream_complete(prompt, formatted, kwargs)
-        return iterate(stream)
+        return iterate_in_thread(stream)
 
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
         (generation,) = self.gem.generate(
@@ -153,7 +153,7 @@ class GemLLM(FunctionCallingLLM):
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> CompletionResponseGen:
         formed = self._formed(prompt, formatted)
-        pieces = Streamed(self.gem.stream(formed, **self._settings(**kwargs)))
+        pieces = TextStream(self.gem.stream(formed, **self._settings(**kwargs)))
         text = ""
         for delta in pieces:
             text += delta
@@ -179,14 +179,14 @@ class GemLLM(FunctionCallingLLM):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`, in a thread."""
-        return await in_thread(self._chat, messages, kwargs)
+        return await run_in_thread(self._chat, messages, kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """As `stream_chat`, in a thread."""
-        return iterate(self._stream_chat(messages, kwargs))
+        return iterate_in_thread(self._stream_chat(messages, kwargs))
 
     def _chat(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> ChatResponse:
         reply = self.gem.chat([to_openai(m) for m in messages], **self._settings(**kwargs))
@@ -196,7 +196,7 @@ class GemLLM(FunctionCallingLLM):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> ChatResponseGen:
         shown = [to_openai(message) for message in messages]
-        pieces = Streamed(self.gem.stream_chat(shown, **self._settings(**kwargs)))
+        pieces = TextStream(self.gem.stream_chat(shown, **self._settings(**kwargs)))
         text = ""
         for delta in pieces:
             text += delta

@@ -21,8 +21,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
-from gem_rag.chat import Reply
-from gem_rag.engines.base import Generation
+from gem_rag.generation.chat import ChatReply
+from gem_rag.generation.sampling import Generation
 
 _ROLES = {"developer": "system", "chatbot": "assistant", "model": "assistant", "function": "tool"}
 
@@ -38,7 +38,7 @@ def to_openai(message: ChatMessage) -> dict[str, Any]:
     }
 
 
-def from_reply(reply: Reply) -> ChatMessage:
+def from_reply(reply: ChatReply) -> ChatMessage:
     """What the model answered, or the tools that it calls."""
     calls = [
         ToolCallBlock(tool_call_id=uuid.uuid4().hex, tool_name=c.name, tool_kwargs=c.arguments)

@@ -1,0 +1,321 @@
+"""`gem-rag eval`: what a team needs before it trusts a model.
+
+Each command writes scores.json and one report to the folder `--out`; commands with the same folder
+add to it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gem_rag.cli.common import (
+    DEFAULT_INDEX,
+    DEFAULT_MODEL,
+    HitsOption,
+    IndexOption,
+    JsonOption,
+    MarginOption,
+    ModelOption,
+    load_model,
+    needs,
+    open_index,
+    say,
+    show,
+)
+from gem_rag.cli.tables import draw_comparison, draw_scores
+from gem_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from gem_rag.evaluation.scores import Record
+
+app = typer.Typer(
+    help="Measure embeddings, generation, retrieval and answers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for scores and the report.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")]
+Tasks = Annotated[
+    list[str] | None, typer.Option("--tasks", "-t", help="Names, also with commas between.")
+]
+Documents = Annotated[
+    list[Path] | None, typer.Option("--documents", help="Files and folders of your own.")
+]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline", "-b", help="mean-pooling, a sentence-transformers folder; bm25 for retrieval."
+    ),
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="A folder of data sets, as HF_HOME is; default the hub's own.")
+]
+OUT = Path("gem-eval")
+
+
+@app.command()
+def mteb(
+    tasks: Tasks = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's tasks.")] = False,
+    documents: Documents = None,
+    model: Model = DEFAULT_MODEL,
+    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "auto",
+    baseline: Baselines = None,
+    instructions: Annotated[
+        str | None, typer.Option(help="mteb for its own, or a JSON file: task to instruction.")
+    ] = None,
+    cache: Cache = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Run mteb's tasks or benchmarks by name, or its kinds of tasks on your own documents."""
+    _needs_eval()
+    from gem_rag.evaluation.baselines import baseline as opened
+    from gem_rag.evaluation.mteb_tasks import chosen, run_mteb
+    from gem_rag.evaluation.scores import beside
+
+    named = _split(tasks)
+    found = chosen(named, paper) if named or paper or not documents else []
+    if documents:
+        from gem_rag.evaluation.collection import from_documents
+        from gem_rag.evaluation.document_tasks import own_tasks
+
+        found += own_tasks(from_documents(documents))
+    said = _instructions(instructions)
+    gem = load_model(model, engine)
+    models = [gem, *(opened(name, gem.name, gem.max_length) for name in baseline or ())]
+    records = [
+        run_mteb(one, found, out, cache=cache, instructions=said, progress=_drawn(as_json))
+        for one in models
+    ]
+    _write(beside(*records), out, as_json)
+
+
+@app.command()
+def lm(
+    tasks: Tasks = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's: MMLU, 5-shot.")] = False,
+    documents: Documents = None,
+    model: Model = DEFAULT_MODEL,
+    base: Annotated[
+        str | None, typer.Option(help="The model before training, side by side.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a question; default the task's.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most questions of a task.")] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="A folder of tasks of your own, as lm_eval's YAML.")
+    ] = None,
+    cache: Cache = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Run lm_eval's tasks on the model, and on its base side by side."""
+    _needs_eval()
+    from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
+
+    named = _split(tasks)
+    if paper:
+        named, shots = [*PAPER_LM.tasks, *named], PAPER_LM.shots if shots is None else shots
+    if documents:
+        from gem_rag.evaluation.collection import from_documents
+        from gem_rag.evaluation.document_tasks import write_choices
+
+        if include:
+            raise InputError("give tasks of your own (--include) or documents (--documents)")
+        include = out / "choices"
+        named.append(write_choices(from_documents(documents), include))
+    record = run_lm(
+        _by_name(base, model), named, out, shots=shots, limit=limit, include=include, cache=cache,
+        progress=_drawn(as_json),
+    )  # fmt: skip
+    _write(record, out, as_json)
+
+
+@app.command()
+def paper(
+    model: Model = DEFAULT_MODEL,
+    base: Annotated[str | None, typer.Option(help="The model before training.")] = None,
+    documents: Documents = None,
+    cache: Cache = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """The GEM paper's table: its mteb tasks and MMLU, model and base; --documents adds your own.
+
+    What cannot be measured, for want of data, is marked as missing.
+    """
+    _needs_eval()
+    from gem_rag.evaluation.baselines import baseline as opened
+    from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
+    from gem_rag.evaluation.mteb_tasks import chosen, run_mteb
+    from gem_rag.evaluation.scores import beside
+
+    found, named, include = chosen(paper=True), list(PAPER_LM.tasks), None
+    if documents:
+        from gem_rag.evaluation.collection import from_documents
+        from gem_rag.evaluation.document_tasks import own_tasks, write_choices
+
+        collection = from_documents(documents)
+        found, include = [*found, *own_tasks(collection)], out / "choices"
+        named.append(write_choices(collection, include))
+    gem = load_model(model)
+    shown = _drawn(as_json)
+    records = [run_mteb(gem, found, out, cache=cache, progress=shown)]
+    if base:  # which has no other embedding
+        pooled = opened("mean-pooling", base, gem.max_length)
+        records.append(run_mteb(pooled, found, out, cache=cache, name=Path(base).name,
+                                progress=shown))  # fmt: skip
+    records.append(run_lm(_by_name(base, model), named, out, shots=PAPER_LM.shots, include=include,
+                          cache=cache, progress=shown))  # fmt: skip
+    _write(beside(*records), out, as_json)
+
+
+@app.command()
+def retrieval(
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="A folder in the BEIR layout.")
+    ] = None,
+    documents: Documents = None,
+    model: Model = DEFAULT_MODEL,
+    baseline: Baselines = None,
+    held_out: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of --documents whose titles ask.")
+    ] = 1.0,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the documents of judged queries; without judgements, headings find their texts."""
+    _needs_eval()
+    from gem_rag.evaluation.collection import from_documents, read_beir
+    from gem_rag.evaluation.retrieval import evaluate_retrieval
+
+    if (data is None) == (documents is None):
+        raise InputError("give judged queries (--data) or documents (--documents), one of both")
+    if data is not None:
+        collection = read_beir(data)
+    else:
+        collection = from_documents(documents or [], held_out)
+        collection.save(out / "collection")
+        say(f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
+            f"in {out / 'collection'}")  # fmt: skip
+    baselines = baseline if baseline is not None else ["bm25", "mean-pooling"]
+    _write(evaluate_retrieval(load_model(model), collection, baselines), out, as_json)
+
+
+@app.command()
+def rag(
+    data: Annotated[
+        Path,
+        typer.Option("--data", "-d", help="JSON lines with question, answer and source."),
+    ],
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    k: HitsOption = 5,
+    style: Annotated[str | None, typer.Option(help="free or quote; default the model's.")] = None,
+    margin: MarginOption = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,
+    out: Out = OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask questions with known answers: found, right, cited, word for word, rightly refused."""
+    _needs_eval()
+    from gem_rag.evaluation.rag_questions import evaluate_answers, read_questions, save_answers
+    from gem_rag.rag.answer import check_style
+
+    check_style(style)
+    questions = read_questions(data)
+    found, asked = evaluate_answers(
+        open_index(index, model), questions, k, task=data.stem, progress=_drawn(as_json),
+        style=style, margin=margin, max_tokens=max_tokens,
+    )  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    save_answers(out / f"answers-{data.stem}.jsonl", asked)
+    _write(found, out, as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Where an evaluation's scores.json lies.")] = OUT,
+) -> None:
+    """Draw the report of an evaluation again."""
+    _needs_eval()
+    from gem_rag.evaluation.html_report import write_report
+    from gem_rag.evaluation.scores import Record
+
+    print(f"wrote {write_report(Record.load(folder / 'scores.json'), folder)}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="An evaluation's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another's.")],
+    as_json: JsonOption = False,
+) -> None:
+    """What differs between two evaluations, and whether it could be chance."""
+    _needs_eval()
+    from dataclasses import asdict
+
+    from gem_rag.evaluation.comparison import compare as compared
+    from gem_rag.evaluation.scores import Record
+
+    found = compared(*(Record.load(folder / "scores.json") for folder in (first, second)))
+    if as_json:
+        show([asdict(one) for one in found], True)
+    else:
+        draw_comparison(found)
+
+
+def _needs_eval() -> None:
+    needs("eval", "bm25s", "ir_measures", "jinja2", "lm_eval", "matplotlib", "mteb", "scipy")
+
+
+def _split(names: list[str] | None) -> list[str]:
+    """Names that came one by one, or with commas between; benchmarks' own names have commas."""
+    given = names or []
+    return [part.strip() for name in given
+            for part in ([name] if "(" in name else name.split(",")) if part.strip()]  # fmt: skip
+
+
+def _by_name(base: str | None, model: str) -> dict[str, str]:
+    """The models that are put side by side, the base first."""
+    return {Path(name).name: name for name in (base, model) if name}
+
+
+def _instructions(given: str | None) -> dict[str, str] | Literal["mteb"] | None:
+    if given is None or given == "mteb":
+        return given  # type: ignore[return-value]
+    try:
+        found = json.loads(Path(given).read_text(encoding="utf-8"))
+        if all(isinstance(text, str) for text in found.values()):
+            return dict(found)
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError(f"--instructions {given} is no JSON file of tasks and what to tell them")
+
+
+def _drawn(as_json: bool) -> bool:
+    return sys.stderr.isatty() and not as_json
+
+
+def _write(found: Record, out: Path, as_json: bool) -> None:
+    """Add to what the folder holds, and print what is new."""
+    from dataclasses import asdict
+
+    from gem_rag.evaluation.html_report import write_report
+    from gem_rag.evaluation.scores import Record, merged
+
+    file = out / "scores.json"
+    records = [Record.load(file), found] if file.exists() else [found]
+    page = write_report(merged(records), out)
+    if as_json:
+        show(asdict(found), True)
+        return
+    draw_scores(found)
+    print(f"\nwrote {page}")

@@ -1,0 +1,252 @@
+"""Checkpoint folders: resolving a name, reading, writing without loss, and the fingerprint.
+
+A checkpoint is an ordinary Hugging Face folder plus `gem_config.json` and
+`gem/adapter.safetensors` (the special tokens' input rows and, in the `special` scope, their
+adapters). Weights are read from safetensors only.
+
+Knows nothing about how a model is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from gem_rag.core.config import CONFIG_NAME, GemConfig
+from gem_rag.errors import GemError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# In a folder of its own: vLLM takes every *.safetensors beside config.json for the model's weights.
+ADAPTER_NAME = "gem/adapter.safetensors"
+BUNDLED = {"gem-tiny": Path(__file__).parents[1] / "assets" / "gem-tiny"}
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+# Keys of config.json that say how a file was written, not what the model computes.
+_NEUTRAL_KEYS = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
+# What the fingerprint reads of each file.
+_HASHED_KEYS: dict[str, Callable[[str], bool]] = {
+    "config.json": lambda key: key not in _NEUTRAL_KEYS,
+    "tokenizer.json": lambda key: True,
+    "tokenizer_config.json": lambda key: key.startswith("add_"),  # add_bos_token, ...
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that has been looked at: it holds a model, and `config` is valid.
+
+    name: the bundled or hub name it was asked for by, or its absolute path.
+    path: the folder.
+    config: its GEM configuration; the default one for a plain language model.
+    """
+
+    name: str
+    path: Path
+    config: GemConfig
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model has been GEM-trained."""
+        return self.config.scope is not None
+
+    def adapter(self) -> dict[str, Tensor] | None:
+        """The special tokens' weights by name, or None for a model without them."""
+        from safetensors.torch import load_file
+
+        path = self.path / ADAPTER_NAME
+        if path.exists():
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise InputError(f"{path} cannot be read ({error}): copy it whole") from None
+        if self.trained:
+            raise InputError(f"{self.path} has {CONFIG_NAME} but no {ADAPTER_NAME}: copy it whole")
+        return None
+
+    def with_k(self, k: int) -> Checkpoint:
+        """The same checkpoint with k special tokens, which one that is not trained may choose."""
+        if k == self.config.k:
+            return self
+        if self.trained:
+            raise InputError(
+                f"{self.name} was GEM-trained with k = {self.config.k}, not {k}: leave k out"
+            )
+        return replace(self, config=replace(self.config, k=k, tokens=()))
+
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and modification time of every file: changes when the folder does."""
+        stats = [(name, (self.path / name).stat()) for name in self.files()]
+        return tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats)
+
+    def files(self) -> list[str]:
+        """Its files, relative to the folder."""
+        names = [*(file.name for file in self.path.iterdir()), ADAPTER_NAME]
+        return sorted(name for name in names if (self.path / name).is_file())
+
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that name the vectors this checkpoint gives.
+
+        Hashes every weight (whatever the sharding), the adapter, the tokenizer and what changes
+        vectors in config.json and gem_config.json; never the path.
+        """
+        digest = hashlib.sha256()
+        for file, counts in _HASHED_KEYS.items():
+            path = self.path / file
+            state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            kept = {key: value for key, value in state.items() if counts(key)}
+            digest.update(json.dumps(kept, sort_keys=True).encode())
+        digest.update(json.dumps(self.config.vector_state(), sort_keys=True).encode())
+        files = [self.path / name for name in self.files() if name.endswith(".safetensors")]
+        for name, dtype, shape, data in _tensors(files):
+            digest.update(f"{name} {dtype} {shape}".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
+
+def open_checkpoint(
+    model: str | Path, revision: str | None = None, cache_folder: str | Path | None = None
+) -> Checkpoint:
+    """Find a model by bundled name, local folder or hub name, and check that it is one.
+
+    cache_folder: where hub models are kept, if not in the hub's own place.
+
+    Raises InputError with the remedy if it is not.
+    """
+    path = _locate(str(model), revision, cache_folder)
+    known_by = str(path) if Path(model).expanduser().is_dir() else str(model)
+    for name, what in (
+        ("config.json", "model configuration"),
+        ("tokenizer.json", "fast tokenizer"),
+    ):
+        if not (path / name).is_file():
+            raise InputError(
+                f"{path} is not a model folder: it has no {name} ({what}); give a folder saved "
+                "with save_pretrained, a hub name or 'gem-tiny'"
+            )
+    if not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"{path} has no *.safetensors weights: save the model with safe serialization "
+            "(pickled weights are not read)"
+        )
+    return Checkpoint(known_by, path, GemConfig.read(path) or GemConfig())
+
+
+def _locate(model: str, revision: str | None, cache_folder: str | Path | None) -> Path:
+    if model in BUNDLED and not Path(model).is_dir():
+        return BUNDLED[model]
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise InputError(f"{model} is a file: give the folder that holds the model")
+    # A hub name is 'owner/name' or 'name'; anything else was meant as a path.
+    if model.count("/") > 1 or model.startswith((".", "/", "~")) or not model.strip():
+        raise InputError(f"there is no model folder {model!r}: check the path")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model, revision=revision, cache_dir=cache_folder, allow_patterns=_HUB_FILES
+            )
+        )
+    except Exception as error:  # the hub client raises a dozen kinds, all of them "not to be had"
+        raise InputError(
+            f"model {model!r} is not bundled ({', '.join(BUNDLED)}), not a folder here, and could "
+            f"not be had from the hub ({type(error).__name__}): check the name and the network"
+        ) from None
+
+
+def save_checkpoint(
+    folder: Path,
+    base: Path,
+    config: GemConfig,
+    special: dict[str, Tensor],
+    save_weights: Callable[[Path], None] | None = None,
+) -> Checkpoint:
+    """Write a checkpoint: a base model's files, its special tokens, and new weights if it has any.
+
+    special: the special tokens' weights (`SpecialTokens.tensors`).
+    save_weights: writes the language model's weights and config.json; without it the base's are
+        copied byte for byte, and generation is the base's.
+
+    The folder appears whole or not at all; one that exists is replaced only when the new one is
+    complete.
+    """
+    from safetensors.torch import save_file
+
+    own = {CONFIG_NAME, "README.md"}
+    with replace_folder(folder) as new:
+        for file in base.iterdir():
+            weights = ".safetensors" in file.name  # and the index of their shards
+            if file.is_file() and file.name not in own and not (save_weights and weights):
+                shutil.copyfile(file, new / file.name)
+        if save_weights:
+            save_weights(new)
+        config.save(new)
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in special.items()}
+        (new / ADAPTER_NAME).parent.mkdir()
+        save_file(contiguous, new / ADAPTER_NAME, metadata={"format": "pt"})
+        shutil.copymode(new / CONFIG_NAME, new / ADAPTER_NAME)  # it is written for its owner only
+    return open_checkpoint(folder)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """A new empty folder that takes `folder`'s place when the block ends without an error.
+
+    Whatever stood there stays until then, and is left alone if the block fails.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        old = new.with_name(new.name + "-old")
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise GemError(
+            f"could not write {folder} ({error}): what was there is unchanged"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, str, list[int], memoryview]]:
+    """Name, dtype, shape and bytes of all tensors in safetensors files, in order of name.
+
+    Reads the header (eight bytes of length, then JSON) itself: the library's readers make
+    arrays, and numpy has no bfloat16.
+    """
+    places: list[tuple[str, Any, memoryview]] = []
+    for file in files:
+        with file.open("rb") as handle:
+            view = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+        size = int.from_bytes(view[:8], "little")
+        for name, entry in json.loads(bytes(view[8 : 8 + size])).items():
+            if name != "__metadata__":
+                start, stop = (8 + size + offset for offset in entry["data_offsets"])
+                places.append((name, entry, view[start:stop]))
+    for name, entry, data in sorted(places, key=lambda place: place[0]):
+        yield name, entry["dtype"], entry["shape"], data

@@ -1,0 +1,207 @@
+"""One forward pass of a transformers model under a GEM layout: rows in, special rows out.
+
+Shared by the transformers engine and by training, so both compute the same thing.
+
+Knows nothing about tokenizers, prompts, files or batching.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gem_rag.core.attention import (
+    IMPLEMENTATION,
+    Lowered,
+    LoweringName,
+    lower,
+    lower_over_cached_text,
+)
+from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
+from gem_rag.core.layout import Layout, Role, Row
+from gem_rag.core.pooling import pool
+from gem_rag.core.special_tokens import SpecialTokens
+from gem_rag.errors import GemError
+
+
+class GemEncoder(nn.Module):
+    """A causal language model and its special tokens.
+
+    model: any transformers causal LM; its attention implementation is set to "gem", which is
+        plain SDPA for everything but GEM passes.
+    k, pooling, adapter: as in `GemConfig`.
+
+    Raises GemError if the model cannot follow the attention rule; `check_supported` runs it to
+    make sure.
+    """
+
+    def __init__(
+        self, model: Any, k: int, pooling: Pooling = "mean", adapter: AdapterConfig | None = None
+    ) -> None:
+        super().__init__()
+        check_config(model)
+        model.set_attn_implementation(IMPLEMENTATION)
+        self.model = model
+        self.k = k
+        self.pooling = pooling
+        self.adapter = adapter
+        self.special = SpecialTokens(model, k, adapter)
+
+    @property
+    def base(self) -> Any:
+        """The model without its language-modelling head."""
+        return self.model.base_model
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        hidden = int(self.model.config.get_text_config().hidden_size)
+        return GemConfig(k=self.k, pooling=self.pooling).dim(hidden)
+
+    @property
+    def device(self) -> torch.device:
+        return self.special.embeddings.device
+
+    def forward(self, layout: Layout, how: LoweringName = "split") -> Tensor:
+        """Unit vectors, one for each group of special tokens: [groups, dim] float32."""
+        return self._pooled(self.hidden_states(layout, how), layout)
+
+    def hidden_states(self, layout: Layout, how: LoweringName = "split") -> Tensor:
+        """Output of the last layer after the final norm, [B, T, hidden]."""
+        return self._run(layout, lower(layout, how, self.device))
+
+    def _run(self, layout: Layout, lowered: Lowered) -> Tensor:
+        columns: slice | Tensor
+        if layout.rest_start is not None and not (layout.tokens.role == Role.SUFFIX).any():
+            columns = slice(layout.rest_start, layout.shape[1])
+        else:
+            columns = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
+        with self.special.active(columns):
+            hidden: Tensor = self.base(
+                inputs_embeds=self._embed(layout),
+                position_ids=torch.as_tensor(layout.tokens.position, device=self.device),
+                use_cache=False,
+                **lowered.model_kwargs(),
+            ).last_hidden_state
+        return hidden
+
+    def _embed(self, layout: Layout) -> Tensor:
+        """Input rows [B, T, hidden]: the vocabulary's, and the special tokens' own."""
+        special = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
+        ids = torch.as_tensor(layout.ids, device=self.device)
+        text: Tensor = self.base.get_input_embeddings()(ids.masked_fill(special, 0))
+        slots = self.special.embeddings[ids.clamp(max=self.k - 1)].to(text.dtype)
+        return torch.where(special[..., None], slots, text)
+
+    def frozen_forward(self, layout: Layout) -> Tensor:
+        """As `forward`, with gradients for special rows only; "aligned" layouts without suffixes.
+
+        In the `special` scope nothing that a text token computes can change, so texts are run
+        once without gradients and their keys and values kept; the special rows then run over
+        them like a decoding step. Same numbers, at the cost of a forward pass.
+        """
+        assert layout.rest_start is not None
+        boundary = layout.rest_start
+        position = torch.as_tensor(layout.tokens.position, device=self.device)
+        embeds = self._embed(layout)
+        with torch.no_grad():
+            # Padding is on the right, so plain causal attention is right for every text token.
+            cache = self.base(
+                inputs_embeds=embeds[:, :boundary].detach(),
+                position_ids=position[:, :boundary],
+                use_cache=True,
+            ).past_key_values
+        lowered = lower_over_cached_text(layout, self.device)
+        with self.special.active(slice(0, layout.shape[1] - boundary)):
+            hidden = self.base(
+                inputs_embeds=embeds[:, boundary:],
+                position_ids=position[:, boundary:],
+                past_key_values=cache,
+                use_cache=True,
+                **lowered.model_kwargs(),
+            ).last_hidden_state
+        return self._pooled(hidden, layout, boundary)
+
+    def _pooled(self, hidden: Tensor, layout: Layout, first: int = 0) -> Tensor:
+        """Vectors from last-layer outputs, of which the first is that of column `first`."""
+        rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
+        return pool(hidden[rows, columns - first].unflatten(0, (-1, self.k)), self.pooling)
+
+
+def check_config(model: Any) -> None:
+    """Refuse architectures known to break the rule. Raises GemError naming the reason."""
+    config = model.config.get_text_config()
+    if not model._can_set_attn_implementation():
+        raise GemError(
+            f"{config.model_type} does not use transformers' attention interface, so GEM cannot "
+            "set who attends to whom: choose another architecture"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention", "sliding_attention"
+    }  # fmt: skip
+    if kinds:
+        raise GemError(
+            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}, which carry text "
+            "past an attention mask: choose a model whose layers all use softmax attention"
+        )
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise GemError(
+            f"{config.model_type} feeds token ids into every layer, and GEM's special tokens have "
+            "none: choose a model with one input embedding"
+        )
+
+
+@torch.inference_mode()
+def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
+    """Run a few tokens and refuse a model that does not follow the rule.
+
+    A model follows it if every layer uses the lowered attention, and no text token's output
+    changes when special tokens are added. Raises GemError.
+    """
+    config = encoder.model.config.get_text_config()
+    name = config.model_type
+    text = [i % config.vocab_size for i in range(1, 7)]
+    bare = Layout.build([Row(text, ())], encoder.k)
+    full = Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k)
+    lowered = lower(full, "dense", encoder.device)  # a mask that every attention can take
+    try:
+        encoder._run(full, lowered)
+        if lowered.calls == config.num_hidden_layers:
+            with_specials = encoder.hidden_states(full, how)
+            plain = encoder.hidden_states(bare, how)
+    except GemError:
+        raise
+    except Exception as error:  # whatever the architecture's own code runs into
+        reason = str(error).strip().split("\n")[0]
+        raise GemError(f"{name} cannot run under GEM attention ({reason}): choose another "
+                       "architecture, or another attention") from error  # fmt: skip
+    if lowered.calls != config.num_hidden_layers:
+        raise GemError(
+            f"{name} runs {lowered.calls} of its {config.num_hidden_layers} layers through "
+            "transformers' attention interface, so GEM cannot set who attends to whom: choose "
+            "another architecture"
+        )
+    difference = (plain - with_specials[:, : len(text)]).abs().max().item()
+    if not difference <= 1e-2 * plain.abs().max().item():
+        raise GemError(
+            f"{name} lets text tokens see special tokens (outputs differ by {difference:.2g}): "
+            "its layers mix tokens outside attention; choose another architecture"
+        )
+
+
+def longest_text(config: Any, k: int) -> int:
+    """Most text tokens that leave room for k special tokens and never meet a sliding window."""
+    config = config.get_text_config()
+    limits = [int(config.max_position_embeddings)]
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        limits.append(int(window))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        # These scale by the batch's longest row: beyond the original length a text's vector
+        # would depend on its neighbours.
+        original = rope.get("original_max_position_embeddings")
+        limits.append(int(original or config.max_position_embeddings))
+    return min(limits) - k

@@ -1,0 +1,203 @@
+"""A batch of texts with special tokens, as plain arrays: what stands where, and what it is.
+
+A `Row` is one text, the spans its special tokens look at, and in training a suffix. A `Layout`
+places rows in a rectangle or packs them into one flat sequence, and records for every place the
+facts the attention rule needs (`Tokens`). The rule itself is in `attention.py`.
+
+Knows nothing about torch, models or tokenizers; everything is numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from gem_rag.core.arrays import IntArray
+from gem_rag.errors import InputError
+
+Arrangement = Literal["aligned", "right", "left", "packed"]
+
+
+class Role:
+    """What stands at a place.
+
+    Plain integers: inside a FlexAttention mask, torch.compile compares a tensor with a member of
+    an enum as objects, and finds them unequal.
+    """
+
+    TEXT = 0
+    SPECIAL = 1
+    SUFFIX = 2
+    PAD = 3
+
+
+class Tokens(NamedTuple):
+    """The facts about tokens that decide who attends to whom; equal-shaped integer arrays.
+
+    column: place in the sequence.
+    segment: which text it belongs to.
+    role: a `Role`.
+    position: position id; for a text token its index in its text.
+    start, stop: for a special token, the positions [start, stop) of the text it sees.
+    """
+
+    column: Any
+    segment: Any
+    role: Any
+    position: Any
+    start: Any
+    stop: Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text with its special tokens (paper section 3).
+
+    text: token ids of the text (the paper's prefix).
+    spans: one group of k special tokens for each [start, stop) of the text. A group whose span
+        ends before the text does is an observer: it stands as if right after its span, and no
+        text token sees it.
+    suffix: token ids that see the special tokens and never the text (training).
+    """
+
+    text: Sequence[int]
+    spans: tuple[tuple[int, int], ...]
+    suffix: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for start, stop in self.spans:
+            if not 0 <= start < stop <= len(self.text):
+                raise InputError(
+                    f"span ({start}, {stop}) is not a non-empty part of a text of "
+                    f"{len(self.text)} tokens"
+                )
+        if len(self.suffix) and len(self.spans) != 1:
+            raise InputError("a row with a suffix has exactly one span, which the suffix reads")
+
+    @classmethod
+    def whole(cls, text: Sequence[int], suffix: Sequence[int] = ()) -> Row:
+        """A row whose special tokens see all of the text."""
+        return cls(text, ((0, len(text)),), suffix)
+
+    def length(self, k: int) -> int:
+        """Places the row takes."""
+        return len(self.text) + k * len(self.spans) + len(self.suffix)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows placed in a [B, T] rectangle; every field is an int64 array of that shape.
+
+    ids: token id of a text or suffix token, slot number 0..k-1 of a special token, 0 for padding.
+    tokens: the facts the attention rule reads.
+    k: special tokens in a group.
+    rest_start: the first column after the text block where the arrangement is "aligned"
+        (text in columns [0, rest_start), everything else behind), else None.
+    """
+
+    ids: IntArray
+    tokens: Tokens
+    k: int
+    rest_start: int | None
+
+    @classmethod
+    def build(cls, rows: Sequence[Row], k: int, arrangement: Arrangement = "aligned") -> Layout:
+        """Place rows.
+
+        "aligned" puts texts right-padded side by side and special tokens in common columns
+        behind them, which is what needs no T x T mask; "right" and "left" pad whole rows;
+        "packed" puts all rows one after another in a single sequence (B = 1).
+        """
+        if not rows:
+            raise InputError("a layout needs at least one row")
+        bodies = [_columns(row, k, number) for number, row in enumerate(rows)]
+        if arrangement == "packed":
+            return _assemble([np.concatenate(bodies, axis=1)], k, None)
+        if arrangement == "aligned":
+            texts = [body[:, : len(row.text)] for body, row in zip(bodies, rows, strict=True)]
+            rests = [body[:, len(row.text) :] for body, row in zip(bodies, rows, strict=True)]
+            width = max(text.shape[1] for text in texts)
+            blocks = zip(_pad(texts, "right"), _pad(rests, "right"), strict=True)
+            joined = [np.concatenate(pair, axis=1) for pair in blocks]
+            return _assemble(joined, k, width)
+        return _assemble(_pad(bodies, arrangement), k, None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        return self.ids.shape[0], self.ids.shape[1]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a sequence holds more than one text."""
+        return bool(np.ptp(self.tokens.segment, axis=1).any())
+
+    @property
+    def specials(self) -> tuple[IntArray, IntArray]:
+        """Row and column of every special token: groups in order of row, then span, k each."""
+        rows, columns = np.nonzero(self.tokens.role == Role.SPECIAL)
+        return rows, columns
+
+
+_FIELDS = 6  # ids, segment, role, position, start, stop
+
+
+def _columns(row: Row, k: int, segment: int) -> IntArray:
+    """The row's places in order: text, its groups of special tokens, suffix; [6, length]."""
+    n, groups, m = len(row.text), len(row.spans), len(row.suffix)
+    spans = np.repeat(np.asarray(row.spans, dtype=np.int64).reshape(-1, 2), k, axis=0)
+    slots = np.tile(np.arange(k), groups)
+    role = np.repeat([Role.TEXT, Role.SPECIAL, Role.SUFFIX], [n, groups * k, m])
+    out = np.zeros((_FIELDS, row.length(k)), dtype=np.int64)
+    out[0] = np.concatenate(
+        [np.asarray(row.text, np.int64), slots, np.asarray(row.suffix, np.int64)]
+    )
+    out[1] = segment
+    out[2] = role
+    out[3] = np.concatenate([np.arange(n), spans[:, 1] + slots, np.arange(n + k, n + k + m)])
+    out[4, role == Role.SPECIAL] = spans[:, 0]
+    out[5, role == Role.SPECIAL] = spans[:, 1]
+    return out
+
+
+def _pad(bodies: Sequence[IntArray], side: Literal["right", "left"]) -> list[IntArray]:
+    width = max(body.shape[1] for body in bodies)
+    padded = []
+    for number, body in enumerate(bodies):
+        out = np.zeros((_FIELDS, width), dtype=np.int64)
+        out[1] = number  # body is empty where a row has no special tokens
+        out[2] = Role.PAD
+        start = width - body.shape[1] if side == "left" else 0
+        out[:, start : start + body.shape[1]] = body
+        padded.append(out)
+    return padded
+
+
+def _assemble(bodies: Sequence[IntArray], k: int, rest_start: int | None) -> Layout:
+    ids, segment, role, position, start, stop = np.stack(bodies, axis=1)
+    column = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    return Layout(ids, Tokens(column, segment, role, position, start, stop), k, rest_start)
+
+
+def plan_batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:
+    """Indices of rows in batches of like length, longest first, at most `budget` places each.
+
+    A batch is a rectangle as wide as its longest row, of which at most the share `padding` is
+    padding; a row longer than the budget goes alone. Longest first, so that running out of memory
+    shows at once and not after an hour.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            places = (len(batch) + 1) * lengths[batch[0]]
+            if places > budget or tokens + lengths[index] < (1 - padding) * places:
+                yield batch
+                batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch

@@ -1,0 +1,319 @@
+"""One embedding pass on vLLM's own layers, under the rule of `attention.py`.
+
+No text token sees a special token, so a pass has two halves (compare
+`encoder.GemEncoder.frozen_forward`):
+
+1. The texts, packed in flat sequences no longer than vLLM's own steps, go through its compiled
+   graph and attend by its own kernel, like a prefill. Their keys and values are kept.
+2. The special rows, a few for each text, go through the same layers once, uncompiled, with their
+   own input rows and adapters, over the kept keys and values.
+
+The engine's key/value cache is neither read nor written. Runs inside vLLM's workers; knows
+nothing about requests or transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from vllm.config import set_current_vllm_config
+from vllm.forward_context import set_forward_context
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.attention.backend import AttentionType
+
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.checkpoint import Checkpoint
+from gem_rag.core.encoder import longest_text
+from gem_rag.core.layout import Row
+from gem_rag.core.pooling import pool
+from gem_rag.core.special_tokens import initial_special_embeddings
+from gem_rag.engines.vllm.length_groups import PADDING, AttentionLayer, Group, grouped, in_steps
+from gem_rag.engines.vllm.prefill import Prefill
+from gem_rag.engines.vllm.sharded_adapters import SpecialRowAdapters
+from gem_rag.errors import GemError, InputError
+
+logger = init_logger("vllm.gem_rag")
+
+
+class VllmEncoder:
+    """A vLLM model, its special tokens, and how to embed with them.
+
+    model: vLLM's model.
+    vllm_config: the engine's configuration.
+    checkpoint: whose special tokens and adapters are used.
+
+    Raises GemError if the model cannot follow the attention rule.
+    """
+
+    def __init__(self, model: nn.Module, vllm_config: Any, checkpoint: Checkpoint) -> None:
+        self.model: Any = model
+        self.config = checkpoint.config
+        self._vllm_config = vllm_config
+        self._attention_layers = attention_layers(model, vllm_config)
+        self._layers = {name: _asked_by(layer) for name, layer in self._attention_layers.items()}
+        self.device = next(model.parameters()).device
+        tensors = checkpoint.adapter()
+        self._special = self._special_rows(tensors)
+        self._adapters = None
+        if self.config.adapter is not None and tensors is not None:
+            tensors["special_embeddings"] = self._special  # of the model's dtype
+            self._adapters = SpecialRowAdapters(model, self.config.adapter, tensors)
+        self._compiled = False
+        self._prefill: Prefill | None = None
+        self._try_vllms_own()
+
+    @torch.inference_mode()
+    def embed(self, rows: Sequence[Row]) -> FloatArray:
+        """Unit vectors, one for each span, in order: float32 [spans, dim]."""
+        k = self.config.k
+        groups = grouped(rows, k, self.largest_step, self.device)
+        # A text takes whole blocks of the scratch cache: short ones fill a step sooner.
+        least = self._prefill.block // 4 if self._prefill else 1
+        for step in in_steps(groups, self.largest_step, least):
+            self._run_texts(step)
+        hidden = self._run_specials(groups)
+        vectors: FloatArray = pool(hidden.unflatten(0, (-1, k)), self.config.pooling).cpu().numpy()
+        # Each vector's place among those of all rows in their own order.
+        first = np.cumsum([0] + [len(row.spans) for row in rows])
+        places = [np.arange(first[i], first[i + 1]) for group in groups for i in group.numbers]
+        ordered = np.empty_like(vectors)
+        ordered[np.concatenate(places)] = vectors
+        return ordered
+
+    @property
+    def hidden(self) -> int:
+        """Length of one special token's output."""
+        return int(self._special.shape[1])
+
+    @property
+    def largest_step(self) -> int:
+        """Most tokens in one of vLLM's own steps, which its graph is compiled for."""
+        return int(self._vllm_config.scheduler_config.max_num_batched_tokens)
+
+    def bytes_per_token(self) -> int:
+        """Memory that a pass needs for each token beyond what vLLM's own passes do."""
+        layers = self._attention_layers.values()
+        kept = sum(2 * layer.num_kv_heads * layer.head_size for layer in layers)
+        # One layer's query, key, value and output as rectangles, or its scratch cache.
+        widest = max(
+            max(4 * layer.num_heads, 8 * layer.num_kv_heads) * layer.head_size for layer in layers
+        )
+        return int((kept + widest) * (1 + PADDING)) * self._special.element_size()
+
+    def free_bytes(self) -> int:
+        """What vLLM has left free on this worker's device."""
+        if self.device.type == "cpu":
+            return int(psutil.virtual_memory().available)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(free + cached)
+
+    @property
+    def longest_text(self) -> int:
+        """Most text tokens in one pass: the transformers engine's bound, within vLLM's own."""
+        model, k = self._vllm_config.model_config, self.config.k
+        return min(longest_text(model.hf_config, k), model.max_model_len - k)
+
+    # -- the two halves of a pass ------------------------------------------------------------
+
+    def _run_texts(self, groups: Sequence[Group]) -> Tensor:
+        ids, positions = map(torch.cat, zip(*(group.text_inputs for group in groups), strict=True))
+        compiled = self._compiled and len(ids) <= self.largest_step  # what it is compiled for
+        counts = [len(group.texts) for group in groups]
+        lengths = [n for group in groups for n in group.lengths]
+        prefill = self._prefill.step(lengths) if self._prefill else None
+
+        def attend(layer: Any, *qkvo: Tensor) -> None:
+            own = self._layers[layer.layer_name]
+            for group, query, key, value, out in _by_group(groups, counts, qkvo):
+                group.keep_texts(own, key, value)
+                if prefill is None:
+                    group.attend_texts(own, query, out)
+            if prefill is not None:
+                prefill(layer, *qkvo)
+
+        with self._attention(attend):
+            # int32 as vLLM's own runner has it: the graph has no guards, and with int64 it reads
+            # wrong tokens without an error.
+            return self._forward(ids.int(), positions, compiled=compiled)
+
+    def _run_specials(self, groups: Sequence[Group]) -> Tensor:
+        slots, positions = map(
+            torch.cat, zip(*(group.special_inputs for group in groups), strict=True)
+        )
+        counts = [len(group.specials) for group in groups]
+
+        def attend(layer: Any, *qkvo: Tensor) -> None:
+            own = self._layers[layer.layer_name]
+            for group, query, key, value, out in _by_group(groups, counts, qkvo):
+                group.attend_specials(own, (query, key, value), out)
+
+        adapters = self._adapters.attached() if self._adapters else nullcontext()
+        with self._attention(attend), adapters:
+            return self._forward(None, positions, self._special[slots], compiled=False)
+
+    def _forward(
+        self,
+        ids: Tensor | None,
+        positions: Tensor,
+        embeds: Tensor | None = None,
+        *,
+        compiled: bool,
+    ) -> Tensor:
+        """Output after the final norm: [tokens, hidden]. No metadata and no slots: vLLM's own
+        attention does not run, and nothing is written to its cache."""
+        with (
+            set_current_vllm_config(self._vllm_config),
+            set_forward_context(
+                None,
+                self._vllm_config,
+                num_tokens=len(positions),
+                slot_mapping={},
+                skip_compiled=not compiled,
+            ),
+        ):
+            output = self.model(
+                input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=embeds
+            )
+        return output[0] if isinstance(output, tuple) else output
+
+    @contextmanager
+    def _attention(self, attend: Callable[..., None]) -> Iterator[None]:
+        """Puts `attend`, called with a layer and [tokens, heads, width] of query, key, value and
+        output, in the place of every layer's paged attention."""
+
+        def forward(
+            layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Any, metadata: Any,
+            output: Tensor, output_scale: Any = None, output_block_scale: Any = None,
+        ) -> Tensor:  # fmt: skip
+            if output_scale is not None or output_block_scale is not None:
+                raise GemError(
+                    "vLLM quantises attention's output here, which GEM attention does not do: "
+                    "switch off pass_config.fuse_attn_quant"
+                )
+            attend(layer, query, key, value, output)
+            return output
+
+        impls = [layer.impl for layer in self._attention_layers.values()]
+        for impl in impls:
+            impl.forward = forward
+        try:
+            yield
+        finally:
+            for impl in impls:
+                del impl.forward  # its class's own again
+
+    # -- setting up --------------------------------------------------------------------------
+
+    def _special_rows(self, tensors: dict[str, Tensor] | None) -> Tensor:
+        """The special tokens' input rows in the model's dtype: [k, hidden]."""
+        with torch.inference_mode(), set_current_vllm_config(self._vllm_config):
+            if tensors is None:
+                vocabulary = self._vllm_config.model_config.get_vocab_size()
+                return initial_special_embeddings(
+                    self.model.embed_input_ids, vocabulary, self.config.k, self.device
+                )
+            one = self.model.embed_input_ids(torch.zeros(1, dtype=torch.long, device=self.device))
+        rows = tensors["special_embeddings"]
+        if rows.shape != (self.config.k, one.shape[1]):
+            raise InputError(
+                f"adapter weight 'special_embeddings' has shape {tuple(rows.shape)}, the model "
+                f"needs {(self.config.k, one.shape[1])}: the adapter belongs to another base model"
+            )
+        return rows.to(self.device, one.dtype)
+
+    @torch.inference_mode()
+    def _try_vllms_own(self) -> None:
+        """Use vLLM's attention kernels and its compiled graph, which has no guards, if texts then
+        come out as by its layers under `attention.py`."""
+        vocabulary = self._vllm_config.model_config.get_vocab_size()
+        lengths = [min(length, self.longest_text) for length in (8, 13, 39)]
+        rows = [Row([i % vocabulary for i in range(1, length + 1)], ()) for length in lengths]
+        groups = grouped(rows, self.config.k, self.largest_step, self.device)
+        plain = self._run_texts(groups).float()
+
+        def agrees(what: str) -> bool:
+            try:
+                difference = (self._run_texts(groups).float() - plain).abs().max().item()
+            except Exception as error:  # a backend that wants more than we know to give it
+                logger.warning("embedding without %s: %r", what, error)
+                return False
+            if difference <= 0.05 * plain.abs().max().item():
+                return True
+            logger.warning("embedding without %s, which gives other outputs (by %.2g)", what,
+                           difference)  # fmt: skip
+            return False
+
+        if all(_keeps_exactly(layer) for layer in self._attention_layers.values()):
+            self._prefill = Prefill(self._attention_layers, self._vllm_config, self.device)
+            self._prefill = self._prefill if agrees("vLLM's attention kernel") else None
+        self._compiled = True
+        self._compiled = agrees("vLLM's compiled graph")
+
+
+def _by_group(
+    groups: Sequence[Group], counts: Sequence[int], flat: Sequence[Tensor]
+) -> Iterator[tuple[Any, ...]]:
+    """Each group with its part of every flat sequence."""
+    return zip(groups, *(x.split(list(counts)) for x in flat), strict=True)
+
+
+def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
+    """The model's attention layers by name.
+
+    Raises GemError naming the first layer whose attention cannot be replaced.
+    """
+    own = {id(module) for module in model.modules()}  # a draft model's layers are registered too
+    registered = vllm_config.compilation_config.static_forward_context
+    layers = {
+        name: layer
+        for name, layer in registered.items()
+        if id(layer) in own and isinstance(layer, AttentionLayerBase)
+    }
+    name = type(model).__name__
+    for place, layer in layers.items():
+        if (reason := _why_not(layer)) is not None:
+            raise GemError(f"{name} cannot give GEM embeddings: {place} {reason}; choose another "
+                           "architecture")  # fmt: skip
+    wanted = vllm_config.model_config.hf_text_config.num_hidden_layers
+    if len(layers) != wanted:
+        raise GemError(
+            f"{name} has {wanted} layers and vLLM's attention in {len(layers)} of them, so GEM "
+            "cannot set who attends to whom: choose another architecture"
+        )
+    return layers
+
+
+def _why_not(layer: Any) -> str | None:
+    """Why GEM attention cannot take a layer's place, if it cannot."""
+    if type(layer) is not Attention:
+        return f"is {type(layer).__name__}, not plain softmax attention"
+    if layer.attn_type != AttentionType.DECODER:
+        return f"is {layer.attn_type} attention"
+    if layer.kv_sharing_target_layer_name is not None:
+        return "borrows the keys and values of another layer"
+    if layer.query_quant is not None:
+        return f"quantises its queries (kv_cache_dtype={layer.kv_cache_dtype})"
+    for name in ("logits_soft_cap", "alibi_slopes", "sinks"):
+        value = getattr(layer.impl, name, None)
+        if value is not None and not (isinstance(value, int | float) and value == 0):
+            return f"uses attention with {name}"
+    return None
+
+
+def _keeps_exactly(layer: Any) -> bool:
+    """Whether keys and values go through the layer's cache unchanged."""
+    return bool(layer.kv_cache.dtype == layer.dtype)
+
+
+def _asked_by(layer: Any) -> AttentionLayer:
+    groups = layer.num_heads // layer.num_kv_heads
+    return AttentionLayer(layer.layer_name, groups, layer.impl.scale, layer.sliding_window)

@@ -1,0 +1,213 @@
+"""The vLLM engine: vLLM generates, and embeds in its workers on the same weights.
+
+Knows nothing about prompts, long texts or batches (see `model.py`), nor about how vLLM is driven
+(see `driver.py`).
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import transformers
+
+from gem_rag.core.arrays import FloatArray
+from gem_rag.core.checkpoint import Checkpoint
+from gem_rag.core.layout import Row
+from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.engines.engine import Engine
+from gem_rag.engines.vllm import rpc
+from gem_rag.engines.vllm.driver import Driver
+from gem_rag.engines.vllm.embedding_queue import EmbeddingQueue, check_share
+from gem_rag.engines.vllm.engine_args import engine_config, run_in_process
+from gem_rag.generation.sampling import FinishReason, Generation, Sampling
+from gem_rag.generation.stop_strings import StopStringBuffer
+
+
+class VllmEngine(Engine):
+    """A vLLM engine that also embeds.
+
+    checkpoint: the folder to load.
+    in_process: run vLLM in this process, without workers of its own. Otherwise, as vLLM does by
+        default, the engine has a process of its own, and a script needs
+        `if __name__ == "__main__":`.
+    embed_share: of the time, that embeddings may take while text is being generated.
+    engine_args: vLLM's own (`vllm.EngineArgs`): dtype, tensor_parallel_size, quantization, ...
+
+    Raises InputError if vLLM is not installed, does not know the model or refuses an argument;
+    GemError if the architecture's attention cannot be replaced.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        in_process: bool = False,
+        embed_share: float = 0.5,
+        **engine_args: Any,
+    ) -> None:
+        check_share(embed_share)
+        folder, k = str(checkpoint.path), checkpoint.config.k
+        self._k = k
+
+        def prepare(call: Callable[..., list[Any]]) -> EmbeddingQueue:
+            self._capabilities = rpc.WorkerCapabilities.of(call(rpc.LOAD, args=(folder, k)))
+            return self._capabilities.queue(k, embed_share)
+
+        with run_in_process(in_process):
+            config = engine_config(folder, engine_args)
+            self._driver = Driver(config, in_process, prepare)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.text = SafeTokenizer(tokenizer)
+        self.dim = checkpoint.config.dim(self._capabilities.hidden)
+        self.vocabulary = int(config.model_config.get_vocab_size())
+        self.context = int(config.model_config.max_model_len)
+        self.longest_text = self._capabilities.longest_text
+        self.batch_tokens = self._capabilities.batch_tokens
+
+    def embed(self, rows: Sequence[Row]) -> FloatArray:
+        self._capabilities.check(rows, self._k)
+        return self._driver.embed(rows).result()
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
+        eager = bool(sampling.stop)
+        listeners = [_Collector(len(ids), self._writing(sampling), eager) for ids in prompts]
+        params = self._params(sampling)
+        for prompt, listener in zip(prompts, listeners, strict=True):
+            self._driver.generate(prompt, params, listener)
+        return [listener.generation.result() for listener in listeners]
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
+        pieces = _Pieces(len(prompt), self._writing(sampling), eager=True)
+        name = self._driver.generate(prompt, self._params(sampling), pieces)
+        try:
+            while (piece := pieces.queue.get()) is not None:
+                yield piece
+            return pieces.generation.result()
+        finally:  # also when the consumer walks away
+            self._driver.abort(name)
+
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
+        listeners = []
+        for tokens in continuations:
+            # The last token is forced, so that a continuation may fill the whole context.
+            listener = _Scored(tokens)
+            params = self._params(Sampling(max_tokens=1), prompt_logprobs=0, logprobs=0,
+                                  allowed_token_ids=[tokens[-1]])  # fmt: skip
+            self._driver.generate([*prompt, *tokens[:-1]], params, listener)
+            listeners.append(listener)
+        return np.array([listener.score.result() for listener in listeners], dtype=np.float32)
+
+    def close(self) -> None:
+        self._driver.close()
+
+    def _writing(self, sampling: Sampling) -> StopStringBuffer:
+        return StopStringBuffer(self.text.decode, sampling.stop)
+
+    def _params(self, sampling: Sampling, **more: Any) -> Any:
+        """vLLM's `SamplingParams`. Stop strings are looked for here, so that both engines agree on
+        them; markers are single tokens, which no decoded text shows."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        if sampling.constraint is not None:
+            more["structured_outputs"] = StructuredOutputsParams(grammar=sampling.constraint)
+        markers = [self.text.markers[s] for s in sampling.stop if s in self.text.markers]
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            stop_token_ids=markers,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            **more,
+        )
+
+
+class _Collector:
+    """Hears a request out. Decodes as it goes only if somebody looks on or a stop string may end
+    it: this runs between the engine's steps."""
+
+    def __init__(self, prompt_tokens: int, writing: StopStringBuffer, eager: bool) -> None:
+        self.generation: Future[Generation] = Future()
+        self._prompt_tokens, self._writing, self._eager = prompt_tokens, writing, eager
+        self._tokens: list[int] = []  # not yet decoded
+
+    def receive(self, output: Any) -> bool:
+        tokens, reason = _new_tokens(output)
+        self._tokens += tokens
+        if self._eager or reason:
+            self._show(self._writing.add(self._tokens))
+            self._tokens = []
+        if reason or self._writing.stopped:
+            self._show(self._writing.rest())
+            why: FinishReason = "stop" if self._writing.stopped or reason == "stop" else "length"
+            text, written = self._writing.text, tuple(self._writing.tokens)
+            self._end(Generation(text, written, why, self._prompt_tokens))
+        return not self.generation.done()
+
+    def fail(self, error: BaseException) -> None:
+        self.generation.set_exception(error)
+
+    def _show(self, piece: str) -> None:
+        """A piece of the text that can be shown."""
+
+    def _end(self, generation: Generation) -> None:
+        self.generation.set_result(generation)
+
+
+class _Pieces(_Collector):
+    """Queues what can be shown; None ends it."""
+
+    def __init__(self, prompt_tokens: int, writing: StopStringBuffer, eager: bool) -> None:
+        super().__init__(prompt_tokens, writing, eager)
+        self.queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def fail(self, error: BaseException) -> None:
+        super().fail(error)
+        self.queue.put(None)
+
+    def _show(self, piece: str) -> None:
+        if piece:
+            self.queue.put(piece)
+
+    def _end(self, generation: Generation) -> None:
+        super()._end(generation)
+        self.queue.put(None)
+
+
+class _Scored:
+    """Reads the log-probabilities of given tokens, all but the last of them in the prompt."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.score: Future[float] = Future()
+        self._tokens = tokens
+        self._likely: list[float] = []
+
+    def receive(self, output: Any) -> bool:
+        if output.prompt_logprobs is not None and len(self._tokens) > 1:
+            read = output.prompt_logprobs[1 - len(self._tokens) :]
+            self._likely += [
+                at[token].logprob for at, token in zip(read, self._tokens, strict=False)
+            ]
+        if output.finished:
+            self._likely.append(output.outputs[0].logprobs[0][self._tokens[-1]].logprob)
+            self.score.set_result(float(np.mean(self._likely)))
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        self.score.set_exception(error)
+
+
+def _new_tokens(output: Any) -> tuple[list[int], Any]:
+    """Tokens that have come, without the one that ends a text, and why it ended, if it did."""
+    completion = output.outputs[0]
+    tokens, reason = list(completion.token_ids), completion.finish_reason
+    if reason == "stop":
+        tokens.pop()
+    return tokens, reason
