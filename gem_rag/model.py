@@ -1,7 +1,7 @@
-"""`Gem`: one shared instance that embeds and generates, and `load`, which finds or makes it.
+"""`Gem`, one shared instance that embeds and generates, and `load`, which finds or makes it.
 
-Turns texts into rows (prompts, over-long texts, batches) and leaves the computing to an engine.
-Knows nothing about indexes, files of text or adapters of other frameworks.
+`Gem` turns texts into token ids (prompts, long texts, batches) and leaves the computing to an
+engine. Indexes, files and other frameworks are built on top of it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,39 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from gem_rag._utils.deprecation import renamed_keyword, warn_renamed
 from gem_rag._utils.progress import progress_bar
-from gem_rag._utils.suggestions import check_choice, did_you_mean
-from gem_rag.core.arrays import FloatArray
+from gem_rag._utils.suggestions import check_choice, check_known
+from gem_rag.core.arrays import FloatArray, check_finite
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.core.config import GemConfig
 from gem_rag.core.layout import Row, plan_batches
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.core.truncation import Truncation, head_length, pieces, token_spans, windows
+from gem_rag.core.truncation import (
+    Truncation,
+    group_spans_into_windows,
+    prefix_length,
+    token_spans,
+    truncate_or_split,
+)
 from gem_rag.engines.engine import Engine
 from gem_rag.errors import GemError, InputError
-from gem_rag.generation.chat import PLAIN_STOP, ChatReply, Message, Tool, Tools
-from gem_rag.generation.chat import encode as encode_chat
-from gem_rag.generation.sampling import Generation, Sampling, stop_strings
+from gem_rag.generation.chat import (
+    PLAIN_STOP,
+    ChatReply,
+    Message,
+    Tool,
+    Tools,
+    tokenize_conversation,
+)
+from gem_rag.generation.sampling import Generation, Sampling, SamplingOptions, normalize_stop
 
 if TYPE_CHECKING:
     import tokenizers
@@ -36,17 +50,19 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "transformers", "vllm"]
 Prompt = Sequence[int] | str
 
-_TEXTS_AT_ONCE = 8192  # tokenised and sorted together: bounds memory, keeps padding low
+_TEXTS_PER_ROUND = 8192  # tokenized and sorted together: bounds memory, keeps padding low
 
 
 class Gem:
-    """One set of weights that embeds and generates; made by `load`, safe from many threads.
+    """One set of weights that embeds and generates; made by `load`, safe to use from many threads.
 
-    config: the checkpoint's `GemConfig`.
-    dim: length of an embedding.
-    max_length: most tokens of one text (its prompt included) in one embedding pass.
-    overlong: what happens to longer texts unless a call says otherwise. "truncate" embeds their
-        beginning and warns once, "windows" averages over pieces that cover them, "error" refuses.
+    Attributes:
+        config: The checkpoint's `GemConfig`.
+        dim: Length of an embedding.
+        max_length: The most tokens of one text, its prompt included, in one embedding pass.
+        truncation: What happens to longer texts unless a call says otherwise: "truncate" embeds
+            the beginning and warns once, "windows" averages over windows that cover the text,
+            "error" raises.
     """
 
     def __init__(
@@ -54,95 +70,167 @@ class Gem:
         checkpoint: Checkpoint,
         engine: Engine,
         *,
-        overlong: Truncation = "truncate",
+        truncation: Truncation = "truncate",
         batch_tokens: int | None = None,
     ) -> None:
+        check_choice("truncation", truncation, get_args(Truncation))
         self._checkpoint = checkpoint
         self._engine_or_none: Engine | None = engine
         self.config: GemConfig = checkpoint.config
         self.dim = engine.dim
-        self.max_length = min(self.config.max_length or engine.longest_text, engine.longest_text)
-        check_choice("overlong", overlong, get_args(Truncation))
-        self.overlong = overlong
+        self.max_length = self.config.effective_max_length(engine.max_text_tokens)
+        self.truncation = truncation
         self._batch_tokens = batch_tokens or engine.batch_tokens
         self._lock = threading.Lock()
         self._references = 0
         self._fingerprint: str | None = None
-        self._warned = False
+        self._truncation_warned = False
 
     # -- embedding ---------------------------------------------------------------------------
 
+    @renamed_keyword("overlong", "truncation")
     def embed_queries(
-        self, texts: Sequence[str], *, overlong: Truncation | None = None, progress: bool = False
+        self, texts: Sequence[str], *, truncation: Truncation | None = None, progress: bool = False
     ) -> FloatArray:
-        """Unit vectors of questions, in order: float32 [n, dim].
+        """Embed questions.
 
-        Raises InputError if a text is empty, or over-long under the policy "error".
+        Args:
+            texts: The questions; the model's query prompt is put before each.
+            truncation: What happens to texts beyond `max_length`; default the instance's setting.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Unit vectors in the order of the texts: float32 [n, dim].
+
+        Raises:
+            InputError: A text is empty, or too long under "error".
         """
-        return self._embed(texts, self.config.prompts["query"], overlong, progress)
+        return self._embed(texts, self.config.prompts["query"], truncation, progress)
 
+    @renamed_keyword("overlong", "truncation")
     def embed_documents(
-        self, texts: Sequence[str], *, overlong: Truncation | None = None, progress: bool = False
+        self, texts: Sequence[str], *, truncation: Truncation | None = None, progress: bool = False
     ) -> FloatArray:
-        """Unit vectors of passages, in order: float32 [n, dim].
-
-        Raises InputError if a text is empty, or over-long under the policy "error".
-        """
-        return self._embed(texts, self.config.prompts["document"], overlong, progress)
+        """Embed passages; as `embed_queries`, with the model's document prompt."""
+        return self._embed(texts, self.config.prompts["document"], truncation, progress)
 
     def embed_chunks(self, document: str, spans: Sequence[tuple[int, int]]) -> FloatArray:
-        """Unit vectors of parts of a document, each computed in its context: float32 [n, dim].
+        """Embed parts of a document, each in the context of what precedes it.
 
-        spans: [start, end) characters of each part. One forward pass gives all of them: the
-        special tokens of each part are observers that see its tokens, and no text token sees
-        them. A document longer than `max_length` is read in windows that end with their parts.
+        One forward pass embeds all of them: the special tokens of each part are observers that see
+        its tokens, and no text token sees them. A document longer than `max_length` is read in
+        windows that end with their parts.
 
-        Raises InputError if a span is empty, outside the document, or longer than `max_length`.
+        Args:
+            document: The whole text.
+            spans: [start, end) characters of each part.
+
+        Returns:
+            Unit vectors in the order of the spans: float32 [n, dim].
+
+        Raises:
+            InputError: A span is empty, outside the document, or longer than `max_length`.
         """
         prompt = self.config.prompts["document"]
-        encoded = self._text.encode([prompt + document])[0]
-        ids, head = encoded.ids, head_length(encoded, prompt)
-        parts = token_spans(encoded, spans, len(prompt), len(document))
+        encoding = self._tokenizer.encode([prompt + document])[0]
+        ids, head = encoding.ids, prefix_length(encoding, prompt)
+        parts = token_spans(encoding, spans, len(prompt), len(document))
+        windows = group_spans_into_windows(parts, head, len(ids), self.max_length)
         vectors = np.empty((len(parts), self.dim), dtype=np.float32)
-        for indices, (start, stop) in windows(parts, head, len(ids), self.max_length):
+        for indices, (start, stop) in windows:
             shift = head - start
             local = [(parts[i][0] + shift, parts[i][1] + shift) for i in indices]
             row = Row(ids[:head] + ids[start:stop], tuple(local))
             vectors[indices] = self._engine.embed([row])
-        _check_finite(vectors, [document[start:end] for start, end in spans])
+        check_finite(vectors, [document[start:end] for start, end in spans])
         return vectors
 
+    def embed_tokens(self, token_ids: Sequence[Sequence[int]]) -> FloatArray:
+        """Embed texts given as token ids, as they are: no prompt is added, nothing is truncated.
+
+        Args:
+            token_ids: Token ids of each text, at most `max_length` of them.
+
+        Returns:
+            Unit vectors in the order of the texts: float32 [n, dim].
+        """
+        rows = [Row.whole(ids) for ids in token_ids]
+        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
+        for batch in plan_batches([row.length(self.config.k) for row in rows], self._batch_tokens):
+            vectors[batch] = self._engine.embed([rows[i] for i in batch])
+        return vectors
+
+    # -- tokens ------------------------------------------------------------------------------
+
     def count_tokens(self, text: str) -> int:
-        """Tokens the model reads for this text, with what its tokenizer puts around it."""
-        return self._text.count(text)
+        """How many tokens the model reads for a text, including those its tokenizer adds."""
+        return self._tokenizer.count_tokens(text)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a plain text, as `generate` reads it."""
+        return self._tokenizer.encode([text])[0].ids
+
+    def tokenize_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of a conversation, as `chat` reads it; raises what `chat` raises."""
+        template = self._tokenizer.chat_template
+        return tokenize_conversation(self._tokenizer, messages, Tools(tools, template=template))
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The model's tokenizer, which reads everything as plain text; for text splitters."""
+        return self._tokenizer.plain_backend
+
+    @property
+    def hf_tokenizer(self) -> Any:
+        """The Hugging Face tokenizer of the checkpoint, chat template included."""
+        return self._tokenizer.hf_tokenizer
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(self._tokenizer.chat_template)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a prompt and its continuation together."""
+        return self._engine.context_length
 
     # -- generating --------------------------------------------------------------------------
 
-    def generate(self, prompts: Sequence[Prompt], **sampling: Any) -> list[Generation]:
-        """Continue prompts; results in order.
+    def generate(
+        self, prompts: Sequence[Prompt], **sampling: Unpack[SamplingOptions]
+    ) -> list[Generation]:
+        """Continue prompts.
 
-        prompts: plain texts, in which special-token names and chat markers are plain text too;
-            or token ids.
-        sampling: the fields of `Sampling` (max_tokens, temperature, top_p, top_k, stop, seed,
-            schema, grammar); max_tokens defaults to 256, or fewer where the context ends.
+        Args:
+            prompts: Plain texts, in which special-token names and chat markers are plain text too;
+                or token ids.
+            **sampling: The fields of `Sampling`.
 
-        Raises InputError if a prompt and `max_tokens` do not fit the model's context.
+        Returns:
+            One `Generation` for each prompt, in order.
+
+        Raises:
+            InputError: A prompt is empty, or does not fit the context together with `max_tokens`.
         """
         if isinstance(prompts, str):
             raise InputError("generate() takes a list of prompts, not one string: put it in a list")
         ids = [self._prompt_ids(prompt) for prompt in prompts]
         settings = self._sampling(sampling, ids)
-        results: list[Generation | None] = [None] * len(ids)
-        lengths = [len(prompt) + settings.max_tokens for prompt in ids]
-        for batch in plan_batches(lengths, self._batch_tokens):
-            generated = self._engine.generate([ids[i] for i in batch], settings)
-            for index, generation in zip(batch, generated, strict=True):
-                results[index] = generation
-        return [result for result in results if result is not None]
+        return self._engine.generate(ids, settings) if ids else []
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Generator[str, None, Generation]:
-        """Continue one prompt, piece by piece; arguments and errors as for `generate`, which gives
-        what the generator returns."""
+    def stream(
+        self, prompt: Prompt, **sampling: Unpack[SamplingOptions]
+    ) -> Generator[str, None, Generation]:
+        """Continue one prompt piece by piece.
+
+        Args:
+            prompt: As for `generate`, which raises the same errors.
+            **sampling: The fields of `Sampling`.
+
+        Returns:
+            A generator of pieces of text; its return value is the `Generation` (see `TextStream`).
+        """
         ids = self._prompt_ids(prompt)
         return self._engine.stream(ids, self._sampling(sampling, [ids]))
 
@@ -151,103 +239,110 @@ class Gem:
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> ChatReply:
         """Answer a conversation, by the model's own chat template, or plainly without one.
 
-        messages: {"role": ..., "content": ...} in order, as OpenAI has them, calls of tools and
-            their results too. Markers inside contents are plain text.
-        tools: {"type": "function", "function": {"name", "description", "parameters"}} each; a call
-            follows the JSON schema in "parameters", whatever the model.
-        tool_choice: "auto", "any", "none", or a tool's name.
+        Args:
+            messages: {"role": ..., "content": ...} in order, in OpenAI's form, tool calls and their
+                results included. Chat markers inside contents are plain text.
+            tools: {"type": "function", "function": {"name", "description", "parameters"}} each; a
+                call always follows the JSON schema in "parameters", whatever the model.
+            tool_choice: "auto", "any", "none", or a tool's name.
+            **sampling: The fields of `Sampling`.
 
-        Raises InputError if the messages or tools are not of this form, the model's template
-        refuses them, or they do not fit its context.
+        Returns:
+            The reply: text, or tool calls.
+
+        Raises:
+            InputError: The messages or tools are not of this form, the model's template refuses
+                them, or they do not fit its context.
         """
-        held = Tools(tools, tool_choice, self._text.template)
-        ids, settings = self._conversation(messages, held, sampling)
-        return held.read(self.generate([ids], **settings)[0])
+        offered = Tools(tools, tool_choice, self._tokenizer.chat_template)
+        ids, settings = self._prepare_chat(messages, offered, sampling)
+        return offered.parse_reply(self.generate([ids], **settings)[0])
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Generator[str, None, ChatReply]:
-        """As `chat`, piece by piece; a call comes with what the generator returns."""
-        held = Tools(tools, tool_choice, self._text.template)
-        ids, settings = self._conversation(messages, held, sampling)
-        return held.read_stream(self.stream(ids, **settings))
+        """As `chat`, piece by piece; tool calls come with the generator's return value."""
+        offered = Tools(tools, tool_choice, self._tokenizer.chat_template)
+        ids, settings = self._prepare_chat(messages, offered, sampling)
+        return offered.parse_stream(self.stream(ids, **settings))
 
-    def _conversation(
-        self, messages: Sequence[Message], tools: Tools, sampling: dict[str, Any]
-    ) -> tuple[list[int], dict[str, Any]]:
-        ids = encode_chat(self._text, messages, tools)
+    def _prepare_chat(
+        self, messages: Sequence[Message], tools: Tools, sampling: SamplingOptions
+    ) -> tuple[list[int], SamplingOptions]:
+        ids = tokenize_conversation(self._tokenizer, messages, tools)
         if not self.has_chat_template:
-            sampling = {**sampling, "stop": (*stop_strings(sampling.get("stop")), *PLAIN_STOP)}
+            sampling = {**sampling, "stop": (*normalize_stop(sampling.get("stop")), *PLAIN_STOP)}
         if tools:
             settings = self._sampling(sampling, [ids])
-            if forms := tools.forms(messages):
-                tools.choose(int(self.score(ids, forms).argmax()))
+            if openings := tools.openings(messages):
+                tools.choose(int(self.score(ids, openings).argmax()))
             sampling = {**sampling, "grammar": tools.grammar(settings.max_tokens)}
         return ids, sampling
 
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> FloatArray:
-        """How well each text continues the prompt: mean log-probability of its tokens, float32 [n].
+        """Score how well each text continues a prompt.
 
-        Raises InputError if a continuation is empty, or does not fit the context.
+        Args:
+            prompt: As for `generate`.
+            continuations: The texts to score.
+
+        Returns:
+            The mean log-probability of each text's tokens, in nats: float32 [n].
+
+        Raises:
+            InputError: A continuation is empty, or does not fit the context.
         """
         ids = self._prompt_ids(prompt)
-        tokens = [self._text.encode_continuation(text) for text in continuations]
-        for text, found in zip(continuations, tokens, strict=True):
-            if not found or len(ids) + len(found) > self.context:
+        tokens = [self._tokenizer.encode_continuation(text) for text in continuations]
+        for text, own in zip(continuations, tokens, strict=True):
+            if not own or len(ids) + len(own) > self.context_length:
                 raise InputError(
-                    f"{text[:60]!r} has {len(found)} tokens after a prompt of {len(ids)}, and the "
-                    f"model's context is {self.context}: give it from 1 to what fits"
+                    f"{text[:60]!r} has {len(own)} tokens after a prompt of {len(ids)}, and the "
+                    f"model's context is {self.context_length}: give it from 1 to what fits"
                 )
         return self._engine.score(ids, tokens)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a plain text, as `generate` reads it."""
-        return self._text.encode([text])[0].ids
+    def language_model(self) -> AbstractContextManager[Any]:
+        """The plain causal language model, for libraries that measure or inspect one.
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Token ids of a conversation, as `chat` reads it; errors as there."""
-        return encode_chat(self._text, messages, Tools(tools, template=self._text.template))
+        It is what `generate` runs: special tokens and adapters act in embedding passes only. Other
+        threads wait to generate until the block ends; generating inside the block deadlocks.
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the model was made for conversations, and says how they look."""
-        return bool(self._text.template)
-
-    @property
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        """The model's tokenizer, for which everything is plain text; for splitters."""
-        return self._text.plain
-
-    @property
-    def context(self) -> int:
-        """Most tokens of a prompt and its continuation together."""
-        return self._engine.context
+        Raises:
+            InputError: The engine keeps its weights to itself (vLLM).
+        """
+        return self._engine.language_model()
 
     # -- identity and lifetime ---------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """What `load` finds it by: a bundled or hub name, or an absolute path."""
+        """What `load` finds the model by: a bundled or hub name, or an absolute path."""
         return self._checkpoint.name
 
     @property
+    def engine_name(self) -> str:
+        """What runs the model: "transformers" or "vllm"."""
+        return self._engine.name
+
+    @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that name the vectors this model gives; see `checkpoint`."""
+        """64 hexadecimal digits that identify the vectors this model gives; see `Checkpoint`."""
         with self._lock:
             if self._fingerprint is None:
                 self._fingerprint = self._checkpoint.fingerprint()
             return self._fingerprint
 
     def close(self) -> None:
-        """Give one reference back; the last one frees the weights."""
+        """Release one reference; releasing the last one frees the weights."""
         with self._lock:
             self._references -= 1
             if self._references > 0 or self._engine_or_none is None:
@@ -275,8 +370,8 @@ class Gem:
         return engine
 
     @property
-    def _text(self) -> SafeTokenizer:
-        return self._engine.text
+    def _tokenizer(self) -> SafeTokenizer:
+        return self._engine.tokenizer
 
     def _retain(self) -> bool:
         """Take a reference, unless the weights are gone."""
@@ -284,31 +379,33 @@ class Gem:
             self._references += self._engine_or_none is not None
             return self._engine_or_none is not None
 
-    # -- texts to rows -----------------------------------------------------------------------
+    # -- texts to token rows -----------------------------------------------------------------
 
     def _embed(
-        self, texts: Sequence[str], prompt: str, overlong: Truncation | None, progress: bool
+        self, texts: Sequence[str], prompt: str, truncation: Truncation | None, progress: bool
     ) -> FloatArray:
         _check_texts(texts)
-        policy = overlong or self.overlong
-        check_choice("overlong", policy, get_args(Truncation))
+        truncation = truncation or self.truncation
+        check_choice("truncation", truncation, get_args(Truncation))
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         with progress_bar("embedding", len(texts), progress) as advance:
-            for start in range(0, len(texts), _TEXTS_AT_ONCE):
-                part = texts[start : start + _TEXTS_AT_ONCE]
-                encoded = self._text.encode([prompt + text for text in part])
-                if policy == "truncate":
-                    self._warn_truncated(max(len(e) for e in encoded))
-                read = [pieces(e, prompt, self.max_length, policy) for e in encoded]
-                vectors[start : start + len(part)] = self._embed_pieces(read, advance)
-        _check_finite(vectors, texts)
+            for start in range(0, len(texts), _TEXTS_PER_ROUND):
+                part = texts[start : start + _TEXTS_PER_ROUND]
+                encodings = self._tokenizer.encode([prompt + text for text in part])
+                if truncation == "truncate":
+                    self._warn_if_truncated(max(len(e) for e in encodings))
+                windows = [
+                    truncate_or_split(e, prompt, self.max_length, truncation) for e in encodings
+                ]
+                vectors[start : start + len(part)] = self._embed_windows(windows, advance)
+        check_finite(vectors, texts)
         return vectors
 
-    def _embed_pieces(
+    def _embed_windows(
         self, texts: Sequence[list[list[int]]], advance: Callable[[int], None]
     ) -> FloatArray:
-        """One vector for each text: the mean of its pieces', weighted by their tokens."""
-        rows = [Row.whole(piece) for text in texts for piece in text]
+        """One vector for each text: the mean of its windows', weighted by their tokens."""
+        rows = [Row.whole(window) for text in texts for window in text]
         owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
         first = np.diff(owner, prepend=-1) > 0
         total = np.zeros((len(texts), self.dim), dtype=np.float32)
@@ -320,55 +417,80 @@ class Gem:
         mean: FloatArray = total / np.linalg.norm(total, axis=1, keepdims=True)
         return mean
 
-    def _warn_truncated(self, longest: int) -> None:
+    def _warn_if_truncated(self, longest: int) -> None:
         if longest <= self.max_length:
             return
         with self._lock:
-            warned, self._warned = self._warned, True
+            warned, self._truncation_warned = self._truncation_warned, True
         if not warned:
             warnings.warn(
                 f"a text has {longest} tokens and only its first {self.max_length} are embedded; "
-                "split it, or use overlong='windows' (said once)",
-                stacklevel=4,
+                "split it, or use truncation='windows' (said once)",
+                stacklevel=5,
             )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise InputError("the prompt is empty: give the model something to continue")
         for token in ids:
-            if not 0 <= token < self._engine.vocabulary:
-                raise InputError(f"the model has no token {token}: its tokens are 0 to "
-                                 f"{self._engine.vocabulary - 1}")  # fmt: skip
+            if not 0 <= token < self._engine.vocab_size:
+                raise InputError(
+                    f"the model has no token {token}: its tokens are 0 to "
+                    f"{self._engine.vocab_size - 1}"
+                )
         return ids
 
-    def _sampling(self, settings: dict[str, Any], prompts: Sequence[Sequence[int]]) -> Sampling:
-        """Checked settings; without `max_tokens`, what fits up to the usual number."""
+    def _sampling(self, options: SamplingOptions, prompts: Sequence[Sequence[int]]) -> Sampling:
+        """Validated settings; without `max_tokens`, what the context leaves room for."""
         known = list(Sampling.__dataclass_fields__)
-        for name in settings:
-            if name not in known:
-                raise InputError(f"there is no sampling setting {name!r}{did_you_mean(name, known)}: "
-                                 f"use {', '.join(known)}")  # fmt: skip
+        check_known(options, known, "there is no sampling setting", f": use {', '.join(known)}")
         longest = max(map(len, prompts), default=0)
-        if settings.get("max_tokens") is None:
-            fitting = max(1, min(Sampling.max_tokens, self.context - longest))
-            settings = {**settings, "max_tokens": fitting}
-        sampling = Sampling(**settings)
-        if longest + sampling.max_tokens > self.context:
+        fields: dict[str, Any] = dict(options)
+        if fields.get("max_tokens") is None:
+            room = self.context_length - longest
+            fields["max_tokens"] = max(1, min(Sampling.max_tokens, room))
+        sampling = Sampling(**fields)
+        if longest + sampling.max_tokens > self.context_length:
             raise InputError(
                 f"the prompt has {longest} tokens and max_tokens is {sampling.max_tokens}, more "
-                f"than the model's context of {self.context}: shorten one of them"
+                f"than the model's context of {self.context_length}: shorten one of them"
             )
         return sampling
+
+    # -- old names -----------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Deprecated: `tokenize`."""
+        warn_renamed("Gem.encode", "Gem.tokenize")
+        return self.tokenize(text)
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Deprecated: `tokenize_chat`."""
+        warn_renamed("Gem.encode_chat", "Gem.tokenize_chat")
+        return self.tokenize_chat(messages, tools)
+
+    @property
+    def context(self) -> int:
+        """Deprecated: `context_length`."""
+        warn_renamed("Gem.context", "Gem.context_length")
+        return self.context_length
+
+    @property
+    def overlong(self) -> Truncation:
+        """Deprecated: `truncation`."""
+        warn_renamed("Gem.overlong", "Gem.truncation")
+        return self.truncation
 
 
 # -- load ------------------------------------------------------------------------------------
 
 _instances: WeakValueDictionary[Any, Gem] = WeakValueDictionary()
 _locks: dict[Any, threading.Lock] = {}
-_GEM_OPTIONS = ("overlong", "batch_tokens")
+_GEM_OPTIONS = ("truncation", "batch_tokens")
 
 
+@renamed_keyword("overlong", "truncation")
 def load(
     model: str | Path | Gem = "gem-tiny",
     engine: EngineName = "auto",
@@ -380,15 +502,23 @@ def load(
 ) -> Gem:
     """The shared instance of a model: the same model and options give the same object.
 
-    model: "gem-tiny" (bundled), a local folder, or a hub name; a `Gem` is handed back.
-    engine: what runs it: "transformers" (which is what "auto" takes), or "vllm".
-    revision: of a hub model.
-    cache_folder: where hub models are kept, if not in the hub's own place.
-    k: special tokens for a model that is not GEM-trained (default 1); its embeddings are poor.
-    options: `overlong` and `batch_tokens` (see `Gem`), and the engine's own.
+    Each call takes a reference, which `Gem.close` releases.
 
-    Each call takes a reference, `Gem.close` gives it back. Raises InputError if there is no such
-    model or option, GemError if the architecture cannot give GEM embeddings.
+    Args:
+        model: "gem-tiny" (bundled), a local folder, or a hub name; a `Gem` is returned as it is.
+        engine: What runs the model: "transformers" (which "auto" stands for) or "vllm".
+        revision: Revision of a hub model.
+        cache_folder: Where hub models are kept, if not in the hub's default cache.
+        k: Special tokens for a model that is not GEM-trained (default 1); its embeddings are poor.
+        **options: `truncation` and `batch_tokens` (tokens in one embedding batch), and the
+            engine's own options (see `TransformersEngine`, `VllmEngine`).
+
+    Returns:
+        The instance.
+
+    Raises:
+        InputError: There is no such model or option.
+        GemError: The architecture cannot give GEM embeddings.
     """
     if isinstance(model, Gem):
         if options or k is not None or revision is not None:
@@ -396,8 +526,8 @@ def load(
         if not model._retain():
             raise GemError("this Gem has been closed: load the model again")
         return model
-    make = _engine_class(engine)
-    _check_options(make, options)
+    engine_class = _engine_class(engine)
+    _check_options(engine_class, options)
     checkpoint = open_checkpoint(model, revision, cache_folder)
     if k is not None:
         checkpoint = checkpoint.with_k(k)
@@ -405,25 +535,23 @@ def load(
         warnings.warn(
             f"{checkpoint.name} has not been GEM-trained: it generates as ever, but its "
             "embeddings are poor",
-            stacklevel=2,
+            stacklevel=3,
         )
-    own_k, settings = checkpoint.config.k, repr(sorted(options.items()))
-    key = (checkpoint.path, checkpoint.stamp(), make, own_k, settings)
+    settings = checkpoint.config.k, repr(sorted(options.items()))
+    key = (checkpoint.path, checkpoint.stamp(), engine_class, *settings)
     with _locks.setdefault(key, threading.Lock()):
         gem = _instances.get(key)
         if gem is None or not gem._retain():
-            own = {name: options.pop(name) for name in _GEM_OPTIONS if name in options}
-            gem = Gem(checkpoint, make(checkpoint, **options), **own)
+            gem_options = {name: options.pop(name) for name in _GEM_OPTIONS if name in options}
+            gem = Gem(checkpoint, engine_class(checkpoint, **options), **gem_options)
             gem._retain()
             _instances[key] = gem
         return gem
 
 
 def _engine_class(engine: str) -> type[Engine]:
-    if engine not in get_args(EngineName):
-        known = get_args(EngineName)
-        raise InputError(f"there is no engine {engine!r}{did_you_mean(engine, known)}: use one of "
-                         f"{', '.join(known)}")  # fmt: skip
+    names = get_args(EngineName)
+    check_known([engine], names, "there is no engine", f": use one of {', '.join(names)}")
     if engine == "vllm":
         try:
             from gem_rag.engines.vllm.vllm_engine import VllmEngine
@@ -437,15 +565,12 @@ def _engine_class(engine: str) -> type[Engine]:
     return TransformersEngine
 
 
-def _check_options(make: type[Engine], options: dict[str, Any]) -> None:
-    parameters = inspect.signature(make).parameters
+def _check_options(engine_class: type[Engine], options: dict[str, Any]) -> None:
+    parameters = inspect.signature(engine_class).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return  # handed on to a library, which the engine asks
+        return  # passed on to a library, which the engine checks them against
     known = [*list(parameters)[1:], *_GEM_OPTIONS]
-    for name in options:
-        if name not in known:
-            raise InputError(f"load() has no option {name!r}{did_you_mean(name, known)}: it takes "
-                             f"{', '.join(known)}")  # fmt: skip
+    check_known(options, known, "load() has no option", f": it takes {', '.join(known)}")
 
 
 def _check_texts(texts: Sequence[str]) -> None:
@@ -456,10 +581,3 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise InputError(f"text {index} is {type(text).__name__}, not a string")
         if not text.strip():
             raise InputError(f"text {index} is empty: leave it out")
-
-
-def _check_finite(vectors: FloatArray, texts: Sequence[str]) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise GemError(f"the model gives NaN for text {bad[0]} ({texts[bad[0]][:60]!r}): its "
-                       "weights or its dtype are not fit for it")  # fmt: skip

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
 from gem_rag.core.attention import lower
-from gem_rag.core.encoder import GemEncoder, check_supported, longest_text
+from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
 from gem_rag.core.layout import Layout, Row
 from gem_rag.errors import GemError
 from gem_rag.training import scopes
@@ -132,6 +132,7 @@ def test_packed_agrees_with_transformers(
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @torch.inference_mode()
+@pytest.mark.slow
 def test_compiled_flex_agrees_with_dense(tiny_model: Any) -> None:
     encoder = tiny_encoder(tiny_model("llama"), 2)
     layout = Layout.build(ragged_rows(9), 2, "packed")
@@ -250,7 +251,7 @@ def test_a_text_beyond_the_sliding_window_is_refused(how: Any) -> None:
 def test_the_longest_text_fits_the_sliding_window(how: Any, reference_model: Any) -> None:
     model = build_model("mistral", sliding_window=12)
     encoder = tiny_encoder(model, 2)
-    length = longest_text(model.config, 2)
+    length = max_text_tokens(model.config, 2)
     rows = [Row.whole(list(range(20, 20 + length)))]
     found = encoder.hidden_states(Layout.build(rows, 2), how)
     reference = reference_model("mistral")  # the same weights, a window of thousands
@@ -278,12 +279,12 @@ def test_training_refuses_a_text_beyond_the_sliding_window() -> None:
     ],
 )
 def test_longest_text(settings: dict[str, Any], longest: int) -> None:
-    assert longest_text(build_model("mistral", **settings).config, 2) == longest
+    assert max_text_tokens(build_model("mistral", **settings).config, 2) == longest
 
 
 def test_an_unused_sliding_window_does_not_shorten_texts() -> None:
     config = build_model("qwen2", use_sliding_window=False, sliding_window=12).config
-    assert longest_text(config, 1) == 255
+    assert max_text_tokens(config, 1) == 255
 
 
 # -- architectures that cannot follow the rule -------------------------------------------------

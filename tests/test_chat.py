@@ -13,7 +13,13 @@ import pytest
 import gem_rag
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
-from gem_rag.generation.chat import ChatReply, ToolCall, Tools, encode, merged
+from gem_rag.generation.chat import (
+    ChatReply,
+    ToolCall,
+    Tools,
+    merge_adjacent_messages,
+    tokenize_conversation,
+)
 from gem_rag.generation.sampling import Generation
 from gem_rag.model import Gem
 
@@ -61,7 +67,9 @@ def system(text: str) -> dict[str, Any]:
 def shown(messages: Any, template: str | None, tools: Any = (), choice: str = "auto") -> str:
     """What a model with this template reads."""
     tokenizer = helpers.build_tokenizer(chat_template=template)
-    ids = encode(SafeTokenizer(tokenizer), messages, Tools(tools, choice, template or ""))
+    ids = tokenize_conversation(
+        SafeTokenizer(tokenizer), messages, Tools(tools, choice, template or "")
+    )
     return tokenizer.decode(ids)
 
 
@@ -95,7 +103,7 @@ def test_neighbours_of_one_role_become_one() -> None:
 
 def test_results_of_tools_stay_apart() -> None:
     results = [{"role": "tool", "tool_call_id": i, "content": i} for i in "12"]
-    assert merged(results) == results
+    assert merge_adjacent_messages(results) == results
 
 
 def test_a_template_that_refuses_system_messages_reads_them_with_the_first_question() -> None:
@@ -166,7 +174,7 @@ def test_a_forced_call_has_the_tools_form_whatever_the_model(
     with gem_rag.load(folder) as gem:
         reply = gem.chat([user("hello")], [DOUBLE], choice, max_tokens=68)
     assert isinstance(reply, ChatReply)
-    (call,) = reply.calls
+    (call,) = reply.tool_calls
     assert call.name == "double"
     assert isinstance(call.arguments["number"], int)
     assert (reply.text, reply.finish_reason) == ("", "stop")
@@ -175,21 +183,23 @@ def test_a_forced_call_has_the_tools_form_whatever_the_model(
 def test_a_model_not_made_for_tools_takes_the_likeliest_form(tiny: Gem) -> None:
     tools = Tools([WEATHER, DOUBLE], template=tiny.tokenizer.to_str()[:0])
     question = [user("What is the weather in Oslo?")]
-    forms = tools.forms(question)
+    forms = tools.openings(question)
     # They do not end in quotes, which a token would join to what comes next.
     assert forms == ['{"name":"get_weather', '{"name":"double', '{"answer']
-    scores = tiny.score(encode(tiny._text, question, Tools([WEATHER, DOUBLE])), forms)
+    scores = tiny.score(
+        tokenize_conversation(tiny._tokenizer, question, Tools([WEATHER, DOUBLE])), forms
+    )
     reply = tiny.chat(question, [WEATHER, DOUBLE], max_tokens=60)
     wanted = ["get_weather", "double", None][int(scores.argmax())]
-    assert (reply.calls[0].name if reply.calls else None) == wanted
+    assert (reply.tool_calls[0].name if reply.tool_calls else None) == wanted
 
 
 def test_a_tool_that_has_answered_is_not_asked_again(tiny: Gem) -> None:
     said = [user("Oslo?"), CALLED, RESULT]
-    assert Tools([WEATHER]).forms(said) == ['{"answer']
-    assert Tools([WEATHER]).forms([*said, user("And Bergen?")])[0] == '{"name":"get_weather'
+    assert Tools([WEATHER]).openings(said) == ['{"answer']
+    assert Tools([WEATHER]).openings([*said, user("And Bergen?")])[0] == '{"name":"get_weather'
     reply = tiny.chat(said, [WEATHER], max_tokens=20)
-    assert not reply.calls
+    assert not reply.tool_calls
     assert reply.text
     assert not reply.text.startswith("{")
 
@@ -236,14 +246,14 @@ def run_out(stream: Any) -> tuple[list[str], Any]:
 def test_what_was_written_is_read(written: str, text: str, calls: list[ToolCall]) -> None:
     tools = Tools([DOUBLE])
     generation = Generation(written, (1, 2), "stop", 3)
-    reply = tools.read(generation)
-    assert (reply.text, list(reply.calls)) == (text, calls)
+    reply = tools.parse_reply(generation)
+    assert (reply.text, list(reply.tool_calls)) == (text, calls)
 
     def pieces() -> Any:
         yield from written
         return generation
 
-    shown_pieces, streamed = run_out(tools.read_stream(pieces()))
+    shown_pieces, streamed = run_out(tools.parse_stream(pieces()))
     assert streamed == reply
     assert "".join(shown_pieces) == text
 

@@ -44,7 +44,7 @@ def test_vectors_do_not_depend_on_order_batch_or_lowering(
     gem: Gem, trained_folder: Path, batch_tokens: int, attention: str
 ) -> None:
     texts = [TEXT[: 1 + (11 * i) % 40] for i in range(12)]
-    alone = vectors_of(gem, *(Row.whole(gem.encode("passage: " + text)) for text in texts))
+    alone = vectors_of(gem, *(Row.whole(gem.tokenize("passage: " + text)) for text in texts))
     with gem_rag.load(trained_folder, batch_tokens=batch_tokens, attention=attention) as other:
         assert close_to(other.embed_documents(texts), alone)
 
@@ -61,7 +61,9 @@ def test_concatenated_special_tokens_give_longer_vectors(gem_folder: Any) -> Non
 
 
 def test_prompts_stand_before_texts(gem: Gem) -> None:
-    expected = vectors_of(gem, *(Row.whole(gem.encode(p + TEXT)) for p in ("query: ", "passage: ")))
+    expected = vectors_of(
+        gem, *(Row.whole(gem.tokenize(p + TEXT)) for p in ("query: ", "passage: "))
+    )
     assert close_to(gem.embed_queries([TEXT]), expected[:1])
     assert close_to(gem.embed_documents([TEXT]), expected[1:])
     assert not close_to(expected[:1], expected[1:], tolerance=1e-2)
@@ -85,7 +87,7 @@ def test_a_text_that_cannot_be_embedded_is_refused(gem: Gem, texts: Any, message
 
 def test_a_text_that_names_special_tokens_is_plain_text(gem: Gem) -> None:
     text = "a </s> b <|im_start|> c <pad> <|gem_1|>"
-    ids = gem.encode("query: " + text)
+    ids = gem.tokenize("query: " + text)
     assert set(ids[1:]).isdisjoint(range(len(helpers.SPECIAL_TOKENS)))
     assert close_to(gem.embed_queries([text]), vectors_of(gem, Row.whole(ids)))
     assert gem.count_tokens("query: " + text) == len(ids)
@@ -93,7 +95,7 @@ def test_a_text_that_names_special_tokens_is_plain_text(gem: Gem) -> None:
 
 def test_vectors_that_are_not_numbers_are_an_error(folder: Path) -> None:
     gem = gem_rag.load(folder)
-    gem._engine._encoder.special.embeddings.fill_(torch.nan)
+    gem._engine.encoder.special.embeddings.fill_(torch.nan)
     with pytest.raises(GemError, match="NaN for text 0 \\('a text'\\)"):
         gem.embed_documents(["a text"])
     with pytest.raises(GemError, match="NaN"):
@@ -114,13 +116,13 @@ def test_progress_is_drawn_on_stderr_only(gem: Gem, capsys: pytest.CaptureFixtur
 
 
 def test_an_overlong_text_is_refused_on_demand(short_gem: Gem) -> None:
-    short_gem.embed_documents(["short"], overlong="error")
+    short_gem.embed_documents(["short"], truncation="error")
     with pytest.raises(InputError, match=r"has \d+ tokens and the model reads 24.*'windows'"):
-        short_gem.embed_documents(["short", TEXT], overlong="error")
+        short_gem.embed_documents(["short", TEXT], truncation="error")
 
 
 def test_an_overlong_text_is_cut_with_one_warning(short_gem: Gem) -> None:
-    short_gem._warned = False
+    short_gem._truncation_warned = False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = short_gem.embed_documents([TEXT, TEXT])
@@ -128,25 +130,25 @@ def test_an_overlong_text_is_cut_with_one_warning(short_gem: Gem) -> None:
     assert len(caught) == 1
     assert "only its first 24 are embedded" in str(caught[0].message)
     assert Path(caught[0].filename) == Path(__file__)
-    row = Row.whole(short_gem.encode("passage: " + TEXT)[:24])
+    row = Row.whole(short_gem.tokenize("passage: " + TEXT)[:24])
     assert close_to(found, vectors_of(short_gem, row, row))
 
 
 def test_windows_of_an_overlong_text_are_averaged(short_gem: Gem) -> None:
-    ids, head = short_gem.encode("passage: " + TEXT), short_gem.encode("passage: ")
+    ids, head = short_gem.tokenize("passage: " + TEXT), short_gem.tokenize("passage: ")
     assert ids[: len(head)] == head
     size = 24 - len(head)
     windows = [head + ids[at : at + size] for at in range(len(head), len(ids), size)]
     assert len(windows) > 2
     lengths = np.array([len(window) for window in windows])[:, None]
     total = (lengths * vectors_of(short_gem, *map(Row.whole, windows))).sum(axis=0)
-    found = short_gem.embed_documents(["before", TEXT, "after"], overlong="windows")
+    found = short_gem.embed_documents(["before", TEXT, "after"], truncation="windows")
     assert close_to(found[1], total / np.linalg.norm(total))
     assert close_to(found[[0, 2]], short_gem.embed_documents(["before", "after"]))
 
 
-def test_the_overlong_warning_comes_once_from_many_threads(short_gem: Gem) -> None:
-    short_gem._warned = False
+def test_the_truncation_warning_comes_once_from_many_threads(short_gem: Gem) -> None:
+    short_gem._truncation_warned = False
     with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("always")
         list(pool.map(lambda _: short_gem.embed_documents([TEXT]), range(16)))
@@ -158,8 +160,8 @@ def test_the_overlong_warning_comes_once_from_many_threads(short_gem: Gem) -> No
 
 def token_spans(gem: Gem, prompt: str, document: str, spans: Sequence[tuple[int, int]]) -> Any:
     """Ids of an ASCII document, and the tokens of each span found by adding up lengths."""
-    ids = gem.encode(prompt + document)
-    ends = np.cumsum([len(gem._text.decode([i])) for i in ids]) - len(prompt)
+    ids = gem.tokenize(prompt + document)
+    ends = np.cumsum([len(gem._tokenizer.decode([i])) for i in ids]) - len(prompt)
     starts = np.concatenate([[-len(prompt)], ends[:-1]])
     found = []
     for start, end in spans:

@@ -26,7 +26,7 @@ def tiny() -> Gem:
 
 def test_it_is_what_its_card_says(tiny: Gem) -> None:
     assert tiny is gem_rag.load("gem-tiny")
-    assert (tiny.config.k, tiny.dim, tiny.context) == (1, 256, 1024)
+    assert (tiny.config.k, tiny.dim, tiny.context_length) == (1, 256, 1024)
     assert tiny.config.scope == "special"
     assert sum(file.stat().st_size for file in BUNDLED["gem-tiny"].iterdir()) < 32e6
 
@@ -38,14 +38,14 @@ def test_it_finds_held_out_docstrings_of_the_standard_library(tiny: Gem) -> None
     assert len(kept) > 100
     scores = (
         tiny.embed_queries([pair.summary for pair in kept])
-        @ tiny.embed_documents([pair.rest for pair in kept], overlong="windows").T
+        @ tiny.embed_documents([pair.rest for pair in kept], truncation="windows").T
     )
     assert known_item(scores, range(len(kept))).recall_10 > 0.5  # by chance 0.03
 
 
 def test_its_generation_is_its_bases_bit_for_bit(tiny: Gem) -> None:
     base = AutoModelForCausalLM.from_pretrained(BUNDLED["gem-tiny"], dtype=torch.float32).eval()
-    ids = torch.tensor([tiny.encode(PROMPT)])
+    ids = torch.tensor([tiny.tokenize(PROMPT)])
     with torch.inference_mode():
         expected = base(ids).logits
         generated = base.generate(ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]

@@ -25,17 +25,17 @@ PROMPTS = ["hello", "The quick brown fox", "x y z", "def add(first, second):\n"]
 def test_greedy_generation_is_that_of_transformers(talker: Gem, plain_folder: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(plain_folder("phi")).eval()
     for prompt, found in zip(PROMPTS, talker.generate(PROMPTS, max_tokens=12), strict=True):
-        ids = torch.tensor([talker.encode(prompt)])
+        ids = torch.tensor([talker.tokenize(prompt)])
         with torch.inference_mode():
             expected = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
         assert list(found.tokens) == expected.tolist()
-        assert found.text == talker._text.decode(expected.tolist())
+        assert found.text == talker._tokenizer.decode(expected.tolist())
         assert found.prompt_tokens == ids.shape[1]
         assert found.finish_reason == "length"
 
 
 def test_prompts_can_be_token_ids(talker: Gem) -> None:
-    ids = [talker.encode(prompt) for prompt in PROMPTS]
+    ids = [talker.tokenize(prompt) for prompt in PROMPTS]
     assert talker.generate(ids, max_tokens=6) == talker.generate(PROMPTS, max_tokens=6)
 
 
@@ -59,8 +59,8 @@ def test_a_stop_string_may_cross_token_boundaries(talker: Gem) -> None:
     assert found.text == free.text[: free.text.index(stop)]
     assert found.finish_reason == "stop"
     assert found.tokens == free.tokens[: len(found.tokens)]
-    assert stop in talker._text.decode(found.tokens)
-    assert stop not in talker._text.decode(found.tokens[:-1])
+    assert stop in talker._tokenizer.decode(found.tokens)
+    assert stop not in talker._tokenizer.decode(found.tokens[:-1])
 
 
 def test_stop_strings_end_each_row_by_itself(talker: Gem) -> None:
@@ -199,7 +199,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused(
 
 
 def test_a_prompt_may_fill_the_context(talker: Gem) -> None:
-    ids = talker.encode("x " * 150)[: talker.context - 4]
+    ids = talker.tokenize("x " * 150)[: talker.context_length - 4]
     assert len(talker.generate([ids], max_tokens=4)[0].tokens) == 4
     with pytest.raises(InputError, match="shorten one of them"):
         talker.generate([ids], max_tokens=5)
@@ -213,13 +213,13 @@ def test_one_prompt_must_be_in_a_list(talker: Gem) -> None:
 def test_a_chat_is_generation_from_the_template(talker: Gem) -> None:
     messages = [{"role": "user", "content": "hello <|im_end|>"}]
     assert talker.has_chat_template
-    (expected,) = talker.generate([talker.encode_chat(messages)], max_tokens=6)
+    (expected,) = talker.generate([talker.tokenize_chat(messages)], max_tokens=6)
     assert talker.chat(messages, max_tokens=6) == ChatReply(**vars(expected))
     assert "".join(talker.stream_chat(messages, max_tokens=6)) == expected.text
 
 
 def test_max_tokens_is_what_the_context_leaves(talker: Gem) -> None:
-    prompt = [5] * (talker.context - 3)
+    prompt = [5] * (talker.context_length - 3)
     (generation,) = talker.generate([prompt])
     assert len(generation.tokens) == 3
     assert talker.generate([prompt], max_tokens=None) == [generation]
@@ -231,17 +231,17 @@ def test_a_special_token_named_as_stop_string_ends_the_text(talker: Gem) -> None
     """No decoded text shows it, so it must be stopped at as a token."""
     engine = talker._engine
     sampling = Sampling(max_tokens=8, stop=("<|im_end|>",))
-    marker = engine.text.markers["<|im_end|>"]
+    marker = engine.tokenizer.control_tokens["<|im_end|>"]
     assert marker in engine._generation_config(sampling).eos_token_id
-    letters = talker.encode("ab")[-2:]
-    found = engine._generation([*letters, marker, *letters], [1], sampling)
+    letters = talker.tokenize("ab")[-2:]
+    found = engine._finish([*letters, marker, *letters], [1], sampling)
     assert (found.text, found.finish_reason) == ("ab", "stop")
 
 
 def test_score_is_the_mean_log_probability_after_the_prompt(talker: Gem) -> None:
     texts = [" a", " hello there", " x y z and more of it", "b"]
     model = talker._engine._model
-    prompt = talker.encode("The prompt:")
+    prompt = talker.tokenize("The prompt:")
     expected = []
     for text in texts:
         tokens = talker.tokenizer.encode(text, add_special_tokens=False).ids

@@ -64,7 +64,7 @@ def test_the_same_identity_gives_the_same_object(folder: Path, constructions: li
 def test_other_options_give_another_object(folder: Path) -> None:
     gems = [
         gem_rag.load(folder),
-        gem_rag.load(folder, overlong="error"),
+        gem_rag.load(folder, truncation="error"),
         gem_rag.load(folder, batch_tokens=64),
         gem_rag.load(folder, attention="dense"),
     ]
@@ -126,7 +126,7 @@ def test_a_gem_can_be_loaded(folder: Path) -> None:
 
 def test_an_engine_outlives_a_failed_load(folder: Path) -> None:
     with pytest.raises(InputError):
-        gem_rag.load(folder, overlong="never")
+        gem_rag.load(folder, truncation="never")
     assert len(gem_rag.load(folder).embed_queries(["fine"])) == 1
 
 
@@ -136,7 +136,10 @@ def test_an_engine_outlives_a_failed_load(folder: Path) -> None:
         ({"engine": "transformer"}, "no engine 'transformer'.*did you mean 'transformers'"),
         ({"batch_token": 5}, "no option 'batch_token'.*did you mean 'batch_tokens'"),
         ({"devise": "cpu"}, "no option 'devise'.*did you mean 'device'"),
-        ({"overlong": "never"}, "overlong must be one of truncate, windows, error, not 'never'"),
+        (
+            {"truncation": "never"},
+            "truncation must be one of truncate, windows, error, not 'never'",
+        ),
         ({"attention": "fleks"}, "attention must be one of .*, not 'fleks'"),
     ],
 )

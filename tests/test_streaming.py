@@ -54,17 +54,17 @@ def test_a_stream_shows_no_half_characters_and_no_stop_strings(
     talker: Gem, text: str, broken: list[int] | None, stop: list[str]
 ) -> None:
     """The pieces of any text, token by token, are the text up to its stop string."""
-    assert all(len(talker.encode(character)) > 2 for character in "é€😀")  # several tokens each
-    ids = talker.encode(text)[1:] if broken is None else broken
+    assert all(len(talker.tokenize(character)) > 2 for character in "é€😀")  # several tokens each
+    ids = talker.tokenize(text)[1:] if broken is None else broken
     pieces: queue.Queue[Any] = queue.Queue()
     text = ""
     for number, i in enumerate(ids, start=1):
         pieces.put([i])
-        text = talker._text.decode(ids[:number])
+        text = talker._tokenizer.decode(ids[:number])
         if any(s in text for s in stop):
             break  # generation ends here
     pieces.put(None)
-    shown = list(talker._engine._shown(pieces, [0], Sampling(stop=stop)))
+    shown = list(talker._engine._decode_stream(pieces, [0], Sampling(stop=stop)))
     assert "".join(shown) == cut_at_stop(text, stop)[0]
     assert "" not in shown
 

@@ -3,15 +3,13 @@
 `may_attend` is the rule. Three lowerings turn it into attention that a transformers model runs:
 
 - dense: the rule as a [B, 1, T, T] mask; the plain reference.
-- split: text tokens attend by causal attention without a mask, and only the few other rows carry
-  a small [B, 1, S, T] mask. Needs one text per row.
+- split: text tokens use causal attention without a mask, and only the few other tokens have a
+  small [B, 1, S, T] mask. Needs one text per row.
 - flex: a FlexAttention block mask; for CUDA, and for packed sequences.
 
 They reach the model through transformers' public attention interface under the name "gem", so
 there is no code per architecture. Without a lowering, "gem" is plain SDPA: generation runs the
 code it always ran.
-
-Knows nothing about tokenizers, pooling or engines.
 """
 
 from __future__ import annotations
@@ -28,19 +26,26 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from gem_rag.core.layout import Layout, Role, Tokens
+from gem_rag.core.layout import Layout, Role, TokenFacts
 from gem_rag.errors import GemError
 
 IMPLEMENTATION = "gem"
 LoweringName = Literal["dense", "split", "flex"]
 
 
-def may_attend(q: Tokens, kv: Tokens) -> Any:
-    """Whether row q attends to kv; any array library, broadcast over the fields' shapes.
+def may_attend(q: TokenFacts, kv: TokenFacts) -> Any:
+    """Whether token q attends to token kv (paper section 3).
 
-    Every row sees itself. Beyond that only earlier tokens of its own text: a text token sees
-    text; a special token sees the text in its span and no special token; a suffix token sees
-    special tokens and suffix, never the text.
+    Every token attends to itself. Beyond that only to earlier tokens of its own text: a text token
+    to text; a special token to the text in its span and to no special token; a suffix token to
+    special tokens and the suffix, never to the text.
+
+    Args:
+        q: Facts about the queries, arrays of any library.
+        kv: Facts about the keys; broadcast against those of `q`.
+
+    Returns:
+        A bool array of the broadcast shape.
     """
     earlier = (kv.column < q.column) & (kv.segment == q.segment)
     text = (q.role == Role.TEXT) & (kv.role == Role.TEXT)
@@ -54,10 +59,11 @@ def may_attend(q: Tokens, kv: Tokens) -> Any:
 class Lowered:
     """A layout's attention, ready for a model's forward: `model(..., **lowered.model_kwargs())`.
 
-    mask: [B, 1, T, T] bool (dense), [B, 1, S, T] bool (split) or a BlockMask (flex).
-    extent: positions the longest row reaches over, to compare with a sliding window.
-    split: the columns that the split lowering treats apart, else None.
-    calls: attention layers that have used it, so that a caller can tell that all have.
+    Attributes:
+        mask: [B, 1, T, T] bool (dense), [B, 1, S, T] bool (split) or a BlockMask (flex).
+        extent: Positions that the longest row spans, to compare with a sliding window.
+        split: The columns that the split lowering treats separately, else None.
+        calls: How many attention layers have used it, so that a caller can check that all have.
     """
 
     mask: Tensor | BlockMask
@@ -66,15 +72,16 @@ class Lowered:
     calls: int = 0
 
     def model_kwargs(self) -> dict[str, Any]:
-        # transformers hands a four-dimensional mask through untouched, whatever it holds.
+        """Keyword arguments of the model's forward."""
+        # transformers passes a four-dimensional mask on untouched, whatever it holds.
         return {"attention_mask": self.mask, "gem": self}
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Columns of text rows and of all other rows: a boundary, or [B, n] indices where ragged.
+    """Columns of text tokens and of all others: a slice, or [B, n] indices if ragged.
 
-    Indices that fill a row up point at column T, which does not exist and is dropped.
+    Indices that pad a row point to column T, which does not exist and is dropped.
     """
 
     text: slice | Tensor
@@ -84,23 +91,40 @@ class _Split:
     def of(cls, layout: Layout, device: torch.device | str) -> _Split:
         tokens, width = layout.tokens, layout.shape[1]
         is_text = tokens.role == Role.TEXT
-        is_rest = (tokens.role == Role.SPECIAL) | (tokens.role == Role.SUFFIX)
-        from_zero = bool((tokens.column == tokens.position)[is_text].all())
-        return cls(
-            slice(0, int(is_text.sum(1).max())) if from_zero else _indices(is_text, device),
-            _indices(is_rest, device) if layout.rest_start is None
-            else slice(layout.rest_start, width),
-        )  # fmt: skip
+        text: slice | Tensor
+        rest: slice | Tensor
+        if (tokens.column == tokens.position)[is_text].all():
+            text = slice(0, int(is_text.sum(1).max()))
+        else:
+            text = _column_indices(is_text, device)
+        if layout.rest_start is not None:
+            rest = slice(layout.rest_start, width)
+        else:
+            is_rest = (tokens.role == Role.SPECIAL) | (tokens.role == Role.SUFFIX)
+            rest = _column_indices(is_rest, device)
+        return cls(text, rest)
 
 
-def tokens_on(layout: Layout, device: torch.device | str) -> Tokens:
-    """The layout's facts as torch tensors."""
-    return Tokens(*torch.as_tensor(np.stack(layout.tokens), device=device))
+def facts_as_tensors(layout: Layout, device: torch.device | str) -> TokenFacts:
+    """The layout's facts as torch tensors on a device."""
+    return TokenFacts(*torch.as_tensor(np.stack(layout.tokens), device=device))
 
 
 def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu") -> Lowered:
-    """Lower the rule for one batch; the result serves every layer of one forward pass."""
-    tokens = tokens_on(layout, device)
+    """Lower the rule for one batch.
+
+    Args:
+        layout: The batch.
+        how: Which lowering.
+        device: Where the model runs.
+
+    Returns:
+        What every layer of one forward pass uses.
+
+    Raises:
+        GemError: The split lowering is asked of a packed layout.
+    """
+    tokens = facts_as_tensors(layout, device)
     extent = int(layout.tokens.position.max()) + 1
     if how == "flex":
         return Lowered(_block_mask(tokens, layout.shape, device), extent)
@@ -109,31 +133,33 @@ def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu")
     if layout.packed:
         raise GemError("the split lowering needs one text per row: lower a packed layout to flex")
     split = _Split.of(layout, device)
-    rest = Tokens(*(_take(field, split.rest, dim=1) for field in tokens))
+    rest = TokenFacts(*(_take(field, split.rest, dim=1) for field in tokens))
     return Lowered(_mask(rest, tokens), extent, split)
 
 
 def lower_over_cached_text(layout: Layout, device: torch.device | str = "cpu") -> Lowered:
-    """The split lowering of an "aligned" layout's rest alone, for a pass over its special (and
-    suffix) rows that is handed the keys and values of the text: a [B, 1, S, T] mask."""
+    """Lower the rule for a pass over the special (and suffix) tokens of an "aligned" layout alone,
+    with the keys and values of the texts from a cache: a [B, 1, S, T] mask."""
     return replace(lower(layout, "split", device), split=None)
 
 
-def _mask(q: Tokens, kv: Tokens) -> Tensor:
-    """The rule as a bool mask [B, 1, rows of q, rows of kv]."""
-    rows = Tokens(*(field[:, :, None] for field in q))
-    columns = Tokens(*(field[:, None, :] for field in kv))
-    mask: Tensor = may_attend(rows, columns)
+def _mask(q: TokenFacts, kv: TokenFacts) -> Tensor:
+    """The rule as a bool mask [B, 1, tokens of q, tokens of kv]."""
+    queries = TokenFacts(*(field[:, :, None] for field in q))
+    keys = TokenFacts(*(field[:, None, :] for field in kv))
+    mask: Tensor = may_attend(queries, keys)
     return mask[:, None]
 
 
-def _block_mask(tokens: Tokens, shape: tuple[int, int], device: torch.device | str) -> BlockMask:
+def _block_mask(
+    tokens: TokenFacts, shape: tuple[int, int], device: torch.device | str
+) -> BlockMask:
     facts = torch.stack(tokens)  # one captured tensor compiles where six do not
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         allowed: Tensor = may_attend(
-            Tokens(*(facts[i, b, q] for i in range(len(tokens)))),
-            Tokens(*(facts[i, b, kv] for i in range(len(tokens)))),
+            TokenFacts(*(facts[i, b, q] for i in range(len(tokens)))),
+            TokenFacts(*(facts[i, b, kv] for i in range(len(tokens)))),
         )
         return allowed
 
@@ -141,19 +167,19 @@ def _block_mask(tokens: Tokens, shape: tuple[int, int], device: torch.device | s
     return create_block_mask(mask_mod, batch, None, length, length, device=str(device))
 
 
-def _indices(chosen: np.ndarray, device: torch.device | str) -> Tensor:
-    """Columns chosen in each row, [B, n], filled up with T."""
-    width = int(chosen.sum(1).max())
-    order = np.argsort(~chosen, axis=1, kind="stable")[:, :width]
-    filled = np.where(np.take_along_axis(chosen, order, axis=1), order, chosen.shape[1])
-    return torch.as_tensor(filled, device=device)
+def _column_indices(selected: np.ndarray, device: torch.device | str) -> Tensor:
+    """Columns selected in each row, [B, n], padded with T."""
+    width = int(selected.sum(1).max())
+    order = np.argsort(~selected, axis=1, kind="stable")[:, :width]
+    indices = np.where(np.take_along_axis(selected, order, axis=1), order, selected.shape[1])
+    return torch.as_tensor(indices, device=device)
 
 
 def _take(x: Tensor, where: slice | Tensor, dim: int) -> Tensor:
-    """Columns of x, whose dimension 0 is the batch and dimension `dim` the sequence."""
+    """Columns of x, whose dimension 0 is the batch and whose dimension `dim` is the sequence."""
     if isinstance(where, slice):
         return x.narrow(dim, where.start, where.stop - where.start)
-    index = where.clamp(max=x.shape[dim] - 1)  # filler rows compute something, and are dropped
+    index = where.clamp(max=x.shape[dim] - 1)  # padding computes something that is dropped
     shape = [1] * x.ndim
     shape[0], shape[dim] = index.shape
     size = list(x.shape)
@@ -170,13 +196,24 @@ def gem_attention_forward(
     gem: Lowered | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers calls it: query [B, H, T, D] -> output [B, T, H, D].
+    """Attention in the form that transformers calls.
 
-    Raises GemError where the model asks of attention what the GEM lowerings do not do.
+    Args:
+        module: The attention layer.
+        query: [B, heads, T, head_dim]; `key` and `value` likewise.
+        attention_mask: The lowering's mask.
+        gem: The lowering; None for plain attention.
+        **kwargs: What else the model asks of attention.
+
+    Returns:
+        The output, [B, T, heads, head_dim], and None for the attention weights.
+
+    Raises:
+        GemError: The model needs attention that the lowerings do not compute.
     """
     if gem is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    _check_plain(module, gem.extent, kwargs)
+    _check_plain_softmax(module, gem.extent, kwargs)
     gem.calls += 1
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -203,16 +240,16 @@ def _split_forward(
         return torch.cat([text, rest], dim=1)
     batch, heads, length, width = query.shape
     out = text.new_zeros(batch, length + 1, heads, width)
-    for rows, where in ((text, split.text), (rest, split.rest)):
-        if isinstance(where, slice):
-            out[:, where] = rows
+    for attended, columns in ((text, split.text), (rest, split.rest)):
+        if isinstance(columns, slice):
+            out[:, columns] = attended
         else:
-            out.scatter_(1, where[:, :, None, None].expand_as(rows), rows)
+            out.scatter_(1, columns[:, :, None, None].expand_as(attended), attended)
     return out[:, :length]
 
 
-def _check_plain(module: Any, extent: int, kwargs: dict[str, Any]) -> None:
-    """Refuse what would make the rule silently wrong."""
+def _check_plain_softmax(module: Any, extent: int, kwargs: dict[str, Any]) -> None:
+    """Raise GemError for attention that would make the rule silently wrong."""
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise GemError(

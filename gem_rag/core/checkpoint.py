@@ -1,10 +1,8 @@
-"""Checkpoint folders: resolving a name, reading, writing without loss, and the fingerprint.
+"""Checkpoint folders: finding one by name, reading, writing atomically, and the fingerprint.
 
 A checkpoint is an ordinary Hugging Face folder plus `gem_config.json` and
-`gem/adapter.safetensors` (the special tokens' input rows and, in the `special` scope, their
+`gem/adapter.safetensors` (the special tokens' input embeddings and, in the `special` scope, their
 adapters). Weights are read from safetensors only.
-
-Knows nothing about how a model is run.
 """
 
 from __future__ import annotations
@@ -12,19 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from gem_rag._utils.files import replace_folder
 from gem_rag.core.config import CONFIG_NAME, GemConfig
-from gem_rag.errors import GemError, InputError
+from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +31,7 @@ BUNDLED = {"gem-tiny": Path(__file__).parents[1] / "assets" / "gem-tiny"}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Keys of config.json that say how a file was written, not what the model computes.
 _NEUTRAL_KEYS = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
-# What the fingerprint reads of each file.
+# Which keys of each file the fingerprint reads.
 _HASHED_KEYS: dict[str, Callable[[str], bool]] = {
     "config.json": lambda key: key not in _NEUTRAL_KEYS,
     "tokenizer.json": lambda key: True,
@@ -45,11 +41,12 @@ _HASHED_KEYS: dict[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that has been looked at: it holds a model, and `config` is valid.
+    """A checkpoint folder that holds a model and whose configuration is valid.
 
-    name: the bundled or hub name it was asked for by, or its absolute path.
-    path: the folder.
-    config: its GEM configuration; the default one for a plain language model.
+    Attributes:
+        name: The bundled or hub name it was opened by, or its absolute path.
+        path: The folder.
+        config: Its GEM configuration; the default one for a plain language model.
     """
 
     name: str
@@ -62,7 +59,7 @@ class Checkpoint:
         return self.config.scope is not None
 
     def adapter(self) -> dict[str, Tensor] | None:
-        """The special tokens' weights by name, or None for a model without them."""
+        """The special tokens' weights by name, or None for a model that has none."""
         from safetensors.torch import load_file
 
         path = self.path / ADAPTER_NAME
@@ -76,7 +73,7 @@ class Checkpoint:
         return None
 
     def with_k(self, k: int) -> Checkpoint:
-        """The same checkpoint with k special tokens, which one that is not trained may choose."""
+        """The same checkpoint with k special tokens; only an untrained one may choose its k."""
         if k == self.config.k:
             return self
         if self.trained:
@@ -96,10 +93,10 @@ class Checkpoint:
         return sorted(name for name in names if (self.path / name).is_file())
 
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that name the vectors this checkpoint gives.
+        """64 hexadecimal digits that identify the vectors this checkpoint gives.
 
-        Hashes every weight (whatever the sharding), the adapter, the tokenizer and what changes
-        vectors in config.json and gem_config.json; never the path.
+        A hash of every weight (however they are sharded), the adapter, the tokenizer and what
+        changes vectors in config.json and gem_config.json; never of the path.
         """
         digest = hashlib.sha256()
         for file, counts in _HASHED_KEYS.items():
@@ -107,7 +104,7 @@ class Checkpoint:
             state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             kept = {key: value for key, value in state.items() if counts(key)}
             digest.update(json.dumps(kept, sort_keys=True).encode())
-        digest.update(json.dumps(self.config.vector_state(), sort_keys=True).encode())
+        digest.update(json.dumps(self.config.fingerprint_state(), sort_keys=True).encode())
         files = [self.path / name for name in self.files() if name.endswith(".safetensors")]
         for name, dtype, shape, data in _tensors(files):
             digest.update(f"{name} {dtype} {shape}".encode())
@@ -118,21 +115,25 @@ class Checkpoint:
 def open_checkpoint(
     model: str | Path, revision: str | None = None, cache_folder: str | Path | None = None
 ) -> Checkpoint:
-    """Find a model by bundled name, local folder or hub name, and check that it is one.
+    """Find a model and check that the folder holds one.
 
-    cache_folder: where hub models are kept, if not in the hub's own place.
+    Args:
+        model: A bundled name, a local folder or a hub name.
+        revision: Revision of a hub model.
+        cache_folder: Where hub models are kept, if not in the hub's default cache.
 
-    Raises InputError with the remedy if it is not.
+    Raises:
+        InputError: There is no such model, or the folder holds none; the message says what to do.
     """
     path = _locate(str(model), revision, cache_folder)
-    known_by = str(path) if Path(model).expanduser().is_dir() else str(model)
-    for name, what in (
-        ("config.json", "model configuration"),
-        ("tokenizer.json", "fast tokenizer"),
-    ):
-        if not (path / name).is_file():
+    name = str(path) if Path(model).expanduser().is_dir() else str(model)
+    for file, kind in {
+        "config.json": "model configuration",
+        "tokenizer.json": "fast tokenizer",
+    }.items():
+        if not (path / file).is_file():
             raise InputError(
-                f"{path} is not a model folder: it has no {name} ({what}); give a folder saved "
+                f"{path} is not a model folder: it has no {file} ({kind}); give a folder saved "
                 "with save_pretrained, a hub name or 'gem-tiny'"
             )
     if not any(path.glob("*.safetensors")):
@@ -140,7 +141,7 @@ def open_checkpoint(
             f"{path} has no *.safetensors weights: save the model with safe serialization "
             "(pickled weights are not read)"
         )
-    return Checkpoint(known_by, path, GemConfig.read(path) or GemConfig())
+    return Checkpoint(name, path, GemConfig.read(path) or GemConfig())
 
 
 def _locate(model: str, revision: str | None, cache_folder: str | Path | None) -> Path:
@@ -176,22 +177,32 @@ def save_checkpoint(
     special: dict[str, Tensor],
     save_weights: Callable[[Path], None] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint: a base model's files, its special tokens, and new weights if it has any.
+    """Write a checkpoint: a base model's files, the special tokens, and new weights if any.
 
-    special: the special tokens' weights (`SpecialTokens.tensors`).
-    save_weights: writes the language model's weights and config.json; without it the base's are
-        copied byte for byte, and generation is the base's.
-
-    The folder appears whole or not at all; one that exists is replaced only when the new one is
+    The folder appears whole or not at all; an existing one is replaced only once the new one is
     complete.
+
+    Args:
+        folder: Where to write.
+        base: The base model's folder.
+        config: The GEM configuration.
+        special: The special tokens' weights (`SpecialTokens.tensors`).
+        save_weights: Writes the language model's weights and config.json; without it the base's
+            are copied byte for byte, and generation is the base's.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        GemError: The folder could not be written.
     """
     from safetensors.torch import save_file
 
-    own = {CONFIG_NAME, "README.md"}
+    not_copied = {CONFIG_NAME, "README.md"}
     with replace_folder(folder) as new:
         for file in base.iterdir():
             weights = ".safetensors" in file.name  # and the index of their shards
-            if file.is_file() and file.name not in own and not (save_weights and weights):
+            if file.is_file() and file.name not in not_copied and not (save_weights and weights):
                 shutil.copyfile(file, new / file.name)
         if save_weights:
             save_weights(new)
@@ -203,43 +214,13 @@ def save_checkpoint(
     return open_checkpoint(folder)
 
 
-@contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder that takes `folder`'s place when the block ends without an error.
-
-    Whatever stood there stays until then, and is left alone if the block fails.
-    """
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        old = new.with_name(new.name + "-old")
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except OSError:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise GemError(
-            f"could not write {folder} ({error}): what was there is unchanged"
-        ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def _tensors(files: list[Path]) -> Iterator[tuple[str, str, list[int], memoryview]]:
-    """Name, dtype, shape and bytes of all tensors in safetensors files, in order of name.
+    """Name, dtype, shape and bytes of all tensors in safetensors files, sorted by name.
 
-    Reads the header (eight bytes of length, then JSON) itself: the library's readers make
-    arrays, and numpy has no bfloat16.
+    Parses the header (eight bytes of length, then JSON) itself: the library's readers make arrays,
+    and numpy has no bfloat16.
     """
-    places: list[tuple[str, Any, memoryview]] = []
+    entries: list[tuple[str, Any, memoryview]] = []
     for file in files:
         with file.open("rb") as handle:
             view = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
@@ -247,6 +228,6 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, str, list[int], memoryvie
         for name, entry in json.loads(bytes(view[8 : 8 + size])).items():
             if name != "__metadata__":
                 start, stop = (8 + size + offset for offset in entry["data_offsets"])
-                places.append((name, entry, view[start:stop]))
-    for name, entry, data in sorted(places, key=lambda place: place[0]):
+                entries.append((name, entry, view[start:stop]))
+    for name, entry, data in sorted(entries, key=lambda entry: entry[0]):
         yield name, entry["dtype"], entry["shape"], data

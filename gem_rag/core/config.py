@@ -1,7 +1,4 @@
-"""`gem_config.json`: what makes an ordinary language-model folder a GEM checkpoint.
-
-Knows nothing about weights, tokenizers or engines.
-"""
+"""`gem_config.json`: what makes an ordinary language-model folder a GEM checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from gem_rag._utils.suggestions import check_choice, did_you_mean
+from gem_rag._utils.suggestions import check_choice, check_known
 from gem_rag.errors import InputError
 
 CONFIG_NAME = "gem_config.json"
@@ -23,14 +20,25 @@ Scope = Literal["full", "lora", "special"]
 AnswerStyle = Literal["free", "quote"]
 T = TypeVar("T")
 
+# Fields that do not change vectors.
+_NOT_IN_FINGERPRINT = (
+    "tokens",
+    "answer_prompt",
+    "answer_style",
+    "answer_margin",
+    "base_model",
+    "scope",
+)
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """Low-rank adapters that act on special-token rows only.
 
-    rank: inner dimension of every adapter.
-    alpha: adapters are scaled by alpha / rank, as in LoRA (arXiv 2106.09685).
-    targets: names of the adapted linear modules, relative to the base model.
+    Attributes:
+        rank: Inner dimension of every adapter.
+        alpha: Adapters are scaled by alpha / rank, as in LoRA (arXiv 2106.09685).
+        targets: Names of the adapted linear modules, relative to the base model.
     """
 
     rank: int
@@ -47,20 +55,27 @@ class AdapterConfig:
 class GemConfig:
     """Everything gem-rag must know about a checkpoint that `config.json` does not say.
 
-    k: special tokens per embedding, 1 to 16 (paper section 3).
-    pooling: how the k output rows become one vector.
-    scope: which weights GEM training moved; None means it has not been GEM-trained.
-    tokens: the special tokens' names, used where a tokenizer must carry them (export, vLLM).
-    prompts: text put before what is embedded, by use: "query" and "document".
-    answer_prompt: the model's own form of a grounded question, with {passages} and {question};
-        None leaves it to the chat template.
-    answer_style: "free" writes an answer, "quote" words of one passage, word for word, or that
-        none of them answers: for models too small to write, or where every word must be checked.
-    answer_margin: passages whose cosine with the question is lower than the best one's by more than
-        this are not read for an answer; None reads all. For models that find better than they read.
-    max_length: most text tokens in one embedding pass; None means what the model can hold.
-    adapter: the special-row adapters, if there are any.
-    base_model: name of the model that was GEM-trained, for people to read.
+    Attributes:
+        k: Special tokens in an embedding, 1 to 16 (paper section 3).
+        pooling: How the k outputs become one vector.
+        scope: Which weights GEM training moved; None means the model is not GEM-trained.
+        tokens: Names of the special tokens, where a tokenizer must have them (export, vLLM).
+        prompts: Text put before what is embedded, by use: "query" and "document".
+        answer_prompt: The model's own form of a grounded question, with {passages} and {question};
+            None leaves it to the chat template.
+        answer_style: "free" writes an answer; "quote" gives words of one passage, verbatim, or says
+            that no passage answers. For models too small to write, or where every word must be
+            checkable.
+        answer_margin: Passages whose cosine with the question is lower than the best one's by more
+            than this are not read for an answer; None reads all. For models that retrieve better
+            than they read.
+        max_length: The most text tokens in one embedding pass; None means the model's limit.
+        adapter: The adapters on special-token rows, if there are any.
+        base_model: Name of the model that was GEM-trained, for people to read.
+        format_version: Version of the file's format.
+
+    Raises:
+        InputError: A value cannot be used.
     """
 
     k: int = 1
@@ -78,8 +93,10 @@ class GemConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MAX_K:
-            raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {self.k!r}: "
-                             "an embedding is read from k special tokens")  # fmt: skip
+            raise InputError(
+                f"k must be a whole number from 1 to {MAX_K}, not {self.k!r}: an embedding is read "
+                "from k special tokens"
+            )
         check_choice("pooling", self.pooling, get_args(Pooling))
         check_choice("answer_style", self.answer_style, get_args(AnswerStyle))
         check_margin("answer_margin", self.answer_margin)
@@ -99,26 +116,32 @@ class GemConfig:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
 
     def dim(self, hidden: int) -> int:
-        """Length of an embedding of a model whose outputs have this length."""
+        """Length of an embedding, for a model whose outputs have length `hidden`."""
         return hidden * self.k if self.pooling == "concat" else hidden
 
-    def vector_state(self) -> dict[str, Any]:
-        """The part that changes vectors, for the fingerprint."""
+    def effective_max_length(self, limit: int) -> int:
+        """The most tokens of a text, where the model and the engine allow `limit`."""
+        return min(self.max_length or limit, limit)
+
+    def fingerprint_state(self) -> dict[str, Any]:
+        """The fields that change vectors."""
         state = dataclasses.asdict(self)
-        other = ("tokens", "answer_prompt", "answer_style", "answer_margin", "base_model", "scope")
-        for name in other:
-            del state[name]
-        return state
+        return {name: value for name, value in state.items() if name not in _NOT_IN_FINGERPRINT}
 
     def save(self, folder: Path) -> None:
+        """Write `gem_config.json`."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
         (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> GemConfig | None:
-        """The folder's GEM configuration, or None where it has none (a plain language model).
+        """Read a folder's `gem_config.json`.
 
-        Raises InputError if the file is there and cannot be used.
+        Returns:
+            The configuration, or None for a plain language model, which has none.
+
+        Raises:
+            InputError: The file is there and cannot be used.
         """
         path = folder / CONFIG_NAME
         if not path.exists():
@@ -135,7 +158,7 @@ class GemConfig:
 
 
 def check_margin(name: str, margin: object) -> None:
-    """Raises InputError unless it is None or a difference of cosines."""
+    """Raise InputError unless `margin` is None or a difference of cosines."""
     if margin is None:
         return
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= 2:
@@ -145,20 +168,20 @@ def check_margin(name: str, margin: object) -> None:
 
 
 def check_prompts(prompts: object) -> None:
-    """Raises InputError unless there is a prompt for queries and one for documents."""
+    """Raise InputError unless there is a prompt for queries and one for documents."""
     if not isinstance(prompts, dict) or set(prompts) != {"query", "document"}:
         raise InputError(f"prompts must have the two keys 'query' and 'document', not {prompts!r}")
 
 
 def from_dict(cls: type[T], state: dict[str, Any], where: str) -> T:
-    """A dataclass from a dict; an unknown key raises InputError with the nearest right name.
+    """Make a dataclass from a dict.
 
-    A missing key, or a value of a type that the class cannot use, raises InputError too.
+    Raises:
+        InputError: A key is unknown or missing, or a value cannot be used; the message begins with
+            `where`.
     """
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in state:
-        if key not in known:
-            raise InputError(f"{where} has an unknown key {key!r}{did_you_mean(key, known)}")
+    check_known(state, known, f"{where} has an unknown key")
     try:
         return cls(**state)
     except InputError as error:

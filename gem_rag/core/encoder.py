@@ -1,8 +1,6 @@
-"""One forward pass of a transformers model under a GEM layout: rows in, special rows out.
+"""`GemEncoder`: one forward pass of a transformers model under a GEM layout.
 
-Shared by the transformers engine and by training, so both compute the same thing.
-
-Knows nothing about tokenizers, prompts, files or batching.
+The transformers engine and training share it, so both compute the same vectors.
 """
 
 from __future__ import annotations
@@ -29,12 +27,16 @@ from gem_rag.errors import GemError
 class GemEncoder(nn.Module):
     """A causal language model and its special tokens.
 
-    model: any transformers causal LM; its attention implementation is set to "gem", which is
-        plain SDPA for everything but GEM passes.
-    k, pooling, adapter: as in `GemConfig`.
+    Args:
+        model: Any transformers causal LM; its attention implementation is set to "gem", which is
+            plain SDPA for everything but GEM passes.
+        k: Special tokens in a group.
+        pooling: How their outputs become one vector.
+        adapter: The adapters on special-token rows, or None.
 
-    Raises GemError if the model cannot follow the attention rule; `check_supported` runs it to
-    make sure.
+    Raises:
+        GemError: The model's configuration says that it cannot follow the attention rule;
+            `check_supported` runs it to make sure.
     """
 
     def __init__(
@@ -65,20 +67,28 @@ class GemEncoder(nn.Module):
         return self.special.embeddings.device
 
     def forward(self, layout: Layout, how: LoweringName = "split") -> Tensor:
-        """Unit vectors, one for each group of special tokens: [groups, dim] float32."""
-        return self._pooled(self.hidden_states(layout, how), layout)
+        """Embed a batch.
+
+        Args:
+            layout: The batch.
+            how: Which lowering of the attention rule to use.
+
+        Returns:
+            Unit vectors, one for each group of special tokens: float32 [groups, dim].
+        """
+        return self._pool(self.hidden_states(layout, how), layout)
 
     def hidden_states(self, layout: Layout, how: LoweringName = "split") -> Tensor:
-        """Output of the last layer after the final norm, [B, T, hidden]."""
+        """Outputs of the last layer after the final norm: [B, T, hidden]."""
         return self._run(layout, lower(layout, how, self.device))
 
     def _run(self, layout: Layout, lowered: Lowered) -> Tensor:
-        columns: slice | Tensor
+        special: slice | Tensor
         if layout.rest_start is not None and not (layout.tokens.role == Role.SUFFIX).any():
-            columns = slice(layout.rest_start, layout.shape[1])
+            special = slice(layout.rest_start, layout.shape[1])
         else:
-            columns = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
-        with self.special.active(columns):
+            special = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
+        with self.special.active(special):
             hidden: Tensor = self.base(
                 inputs_embeds=self._embed(layout),
                 position_ids=torch.as_tensor(layout.tokens.position, device=self.device),
@@ -88,19 +98,25 @@ class GemEncoder(nn.Module):
         return hidden
 
     def _embed(self, layout: Layout) -> Tensor:
-        """Input rows [B, T, hidden]: the vocabulary's, and the special tokens' own."""
-        special = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
+        """Input embeddings [B, T, hidden]: the vocabulary's, and the special tokens' own."""
+        is_special = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
         ids = torch.as_tensor(layout.ids, device=self.device)
-        text: Tensor = self.base.get_input_embeddings()(ids.masked_fill(special, 0))
-        slots = self.special.embeddings[ids.clamp(max=self.k - 1)].to(text.dtype)
-        return torch.where(special[..., None], slots, text)
+        text: Tensor = self.base.get_input_embeddings()(ids.masked_fill(is_special, 0))
+        special = self.special.embeddings[ids.clamp(max=self.k - 1)].to(text.dtype)
+        return torch.where(is_special[..., None], special, text)
 
     def frozen_forward(self, layout: Layout) -> Tensor:
-        """As `forward`, with gradients for special rows only; "aligned" layouts without suffixes.
+        """As `forward`, with gradients for special tokens only.
 
-        In the `special` scope nothing that a text token computes can change, so texts are run
-        once without gradients and their keys and values kept; the special rows then run over
-        them like a decoding step. Same numbers, at the cost of a forward pass.
+        In the `special` scope nothing that a text token computes can change, so texts run once
+        without gradients and their keys and values are kept; the special tokens then run over them
+        like a decoding step. The numbers are the same, at the cost of a forward pass.
+
+        Args:
+            layout: An "aligned" batch without suffixes.
+
+        Returns:
+            As `forward`.
         """
         assert layout.rest_start is not None
         boundary = layout.rest_start
@@ -122,16 +138,16 @@ class GemEncoder(nn.Module):
                 use_cache=True,
                 **lowered.model_kwargs(),
             ).last_hidden_state
-        return self._pooled(hidden, layout, boundary)
+        return self._pool(hidden, layout, boundary)
 
-    def _pooled(self, hidden: Tensor, layout: Layout, first: int = 0) -> Tensor:
-        """Vectors from last-layer outputs, of which the first is that of column `first`."""
+    def _pool(self, hidden: Tensor, layout: Layout, first: int = 0) -> Tensor:
+        """Pool last-layer outputs, the first of which is that of column `first`."""
         rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
         return pool(hidden[rows, columns - first].unflatten(0, (-1, self.k)), self.pooling)
 
 
 def check_config(model: Any) -> None:
-    """Refuse architectures known to break the rule. Raises GemError naming the reason."""
+    """Raise GemError, with the reason, for architectures known to break the attention rule."""
     config = model.config.get_text_config()
     if not model._can_set_attn_implementation():
         raise GemError(
@@ -155,10 +171,13 @@ def check_config(model: Any) -> None:
 
 @torch.inference_mode()
 def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
-    """Run a few tokens and refuse a model that does not follow the rule.
+    """Run a few tokens through a model to check that it follows the attention rule.
 
-    A model follows it if every layer uses the lowered attention, and no text token's output
-    changes when special tokens are added. Raises GemError.
+    It does if every layer uses the lowered attention, and no text token's output changes when
+    special tokens are added.
+
+    Raises:
+        GemError: It does not; the message says why.
     """
     config = encoder.model.config.get_text_config()
     name = config.model_type
@@ -191,8 +210,8 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
         )
 
 
-def longest_text(config: Any, k: int) -> int:
-    """Most text tokens that leave room for k special tokens and never meet a sliding window."""
+def max_text_tokens(config: Any, k: int) -> int:
+    """The most text tokens that leave room for k special tokens and fit a sliding window."""
     config = config.get_text_config()
     limits = [int(config.max_position_embeddings)]
     window = getattr(config, "sliding_window", None)
@@ -201,7 +220,7 @@ def longest_text(config: Any, k: int) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         # These scale by the batch's longest row: beyond the original length a text's vector
-        # would depend on its neighbours.
+        # would depend on its neighbors.
         original = rope.get("original_max_position_embeddings")
         limits.append(int(original or config.max_position_embeddings))
     return min(limits) - k

@@ -1,10 +1,8 @@
-"""A batch of texts with special tokens, as plain arrays: what stands where, and what it is.
+"""A batch of texts with special tokens as plain numpy arrays.
 
-A `Row` is one text, the spans its special tokens look at, and in training a suffix. A `Layout`
-places rows in a rectangle or packs them into one flat sequence, and records for every place the
-facts the attention rule needs (`Tokens`). The rule itself is in `attention.py`.
-
-Knows nothing about torch, models or tokenizers; everything is numpy.
+A `Row` is one text, the spans its special tokens see, and in training a suffix. A `Layout` arranges
+rows in a rectangle or packs them into one sequence, and records what the attention rule needs to
+know of every position (`TokenFacts`). The rule itself is in `attention.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ Arrangement = Literal["aligned", "right", "left", "packed"]
 
 
 class Role:
-    """What stands at a place.
+    """What is at a position.
 
     Plain integers: inside a FlexAttention mask, torch.compile compares a tensor with a member of
-    an enum as objects, and finds them unequal.
+    an enum as objects, and they are never equal.
     """
 
     TEXT = 0
@@ -34,14 +32,16 @@ class Role:
     PAD = 3
 
 
-class Tokens(NamedTuple):
-    """The facts about tokens that decide who attends to whom; equal-shaped integer arrays.
+class TokenFacts(NamedTuple):
+    """What decides which tokens attend to which; integer arrays of one shape.
 
-    column: place in the sequence.
-    segment: which text it belongs to.
-    role: a `Role`.
-    position: position id; for a text token its index in its text.
-    start, stop: for a special token, the positions [start, stop) of the text it sees.
+    Attributes:
+        column: Index in the sequence.
+        segment: Which text the token belongs to.
+        role: A `Role`.
+        position: Position id; for a text token its index in its text.
+        start: For a special token, the first position of the text that it sees.
+        stop: And the first position after that span.
     """
 
     column: Any
@@ -56,11 +56,15 @@ class Tokens(NamedTuple):
 class Row:
     """One text with its special tokens (paper section 3).
 
-    text: token ids of the text (the paper's prefix).
-    spans: one group of k special tokens for each [start, stop) of the text. A group whose span
-        ends before the text does is an observer: it stands as if right after its span, and no
-        text token sees it.
-    suffix: token ids that see the special tokens and never the text (training).
+    Attributes:
+        text: Token ids of the text (the paper's prefix).
+        spans: [start, stop) tokens of the text, with a group of k special tokens for each. A group
+            whose span ends before the text does is an observer: its positions continue its span,
+            and no text token sees it.
+        suffix: Token ids that see the special tokens and never the text (training).
+
+    Raises:
+        InputError: A span is not a non-empty part of the text, or a suffix has not exactly one.
     """
 
     text: Sequence[int]
@@ -83,37 +87,42 @@ class Row:
         return cls(text, ((0, len(text)),), suffix)
 
     def length(self, k: int) -> int:
-        """Places the row takes."""
+        """Positions the row takes."""
         return len(self.text) + k * len(self.spans) + len(self.suffix)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows placed in a [B, T] rectangle; every field is an int64 array of that shape.
+    """Rows arranged in a [B, T] rectangle.
 
-    ids: token id of a text or suffix token, slot number 0..k-1 of a special token, 0 for padding.
-    tokens: the facts the attention rule reads.
-    k: special tokens in a group.
-    rest_start: the first column after the text block where the arrangement is "aligned"
-        (text in columns [0, rest_start), everything else behind), else None.
+    Attributes:
+        ids: int64 [B, T]: the id of a text or suffix token, the index 0..k-1 of a special token in
+            its group, 0 for padding.
+        tokens: What the attention rule needs to know; int64 [B, T] each.
+        k: Special tokens in a group.
+        rest_start: In the arrangement "aligned", the first column after the block of texts: texts
+            are in columns [0, rest_start), everything else behind them. Otherwise None.
     """
 
     ids: IntArray
-    tokens: Tokens
+    tokens: TokenFacts
     k: int
     rest_start: int | None
 
     @classmethod
     def build(cls, rows: Sequence[Row], k: int, arrangement: Arrangement = "aligned") -> Layout:
-        """Place rows.
+        """Arrange rows.
 
-        "aligned" puts texts right-padded side by side and special tokens in common columns
-        behind them, which is what needs no T x T mask; "right" and "left" pad whole rows;
-        "packed" puts all rows one after another in a single sequence (B = 1).
+        Args:
+            rows: At least one.
+            k: Special tokens in a group.
+            arrangement: "aligned" pads texts on the right and puts special tokens in common columns
+                behind them, which needs no T x T mask; "right" and "left" pad whole rows; "packed"
+                puts all rows one after another in a single sequence (B = 1).
         """
         if not rows:
             raise InputError("a layout needs at least one row")
-        bodies = [_columns(row, k, number) for number, row in enumerate(rows)]
+        bodies = [_row_columns(row, k, number) for number, row in enumerate(rows)]
         if arrangement == "packed":
             return _assemble([np.concatenate(bodies, axis=1)], k, None)
         if arrangement == "aligned":
@@ -137,7 +146,7 @@ class Layout:
 
     @property
     def specials(self) -> tuple[IntArray, IntArray]:
-        """Row and column of every special token: groups in order of row, then span, k each."""
+        """Rows and columns of all special tokens, group after group: by row, then span, k each."""
         rows, columns = np.nonzero(self.tokens.role == Role.SPECIAL)
         return rows, columns
 
@@ -145,19 +154,19 @@ class Layout:
 _FIELDS = 6  # ids, segment, role, position, start, stop
 
 
-def _columns(row: Row, k: int, segment: int) -> IntArray:
-    """The row's places in order: text, its groups of special tokens, suffix; [6, length]."""
+def _row_columns(row: Row, k: int, segment: int) -> IntArray:
+    """The row's text, groups of special tokens and suffix, one after another: [6, length]."""
     n, groups, m = len(row.text), len(row.spans), len(row.suffix)
     spans = np.repeat(np.asarray(row.spans, dtype=np.int64).reshape(-1, 2), k, axis=0)
-    slots = np.tile(np.arange(k), groups)
+    slot = np.tile(np.arange(k), groups)
     role = np.repeat([Role.TEXT, Role.SPECIAL, Role.SUFFIX], [n, groups * k, m])
     out = np.zeros((_FIELDS, row.length(k)), dtype=np.int64)
     out[0] = np.concatenate(
-        [np.asarray(row.text, np.int64), slots, np.asarray(row.suffix, np.int64)]
+        [np.asarray(row.text, np.int64), slot, np.asarray(row.suffix, np.int64)]
     )
     out[1] = segment
     out[2] = role
-    out[3] = np.concatenate([np.arange(n), spans[:, 1] + slots, np.arange(n + k, n + k + m)])
+    out[3] = np.concatenate([np.arange(n), spans[:, 1] + slot, np.arange(n + k, n + k + m)])
     out[4, role == Role.SPECIAL] = spans[:, 0]
     out[5, role == Role.SPECIAL] = spans[:, 1]
     return out
@@ -168,7 +177,7 @@ def _pad(bodies: Sequence[IntArray], side: Literal["right", "left"]) -> list[Int
     padded = []
     for number, body in enumerate(bodies):
         out = np.zeros((_FIELDS, width), dtype=np.int64)
-        out[1] = number  # body is empty where a row has no special tokens
+        out[1] = number  # the body of a row without special tokens is empty
         out[2] = Role.PAD
         start = width - body.shape[1] if side == "left" else 0
         out[:, start : start + body.shape[1]] = body
@@ -179,22 +188,29 @@ def _pad(bodies: Sequence[IntArray], side: Literal["right", "left"]) -> list[Int
 def _assemble(bodies: Sequence[IntArray], k: int, rest_start: int | None) -> Layout:
     ids, segment, role, position, start, stop = np.stack(bodies, axis=1)
     column = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    return Layout(ids, Tokens(column, segment, role, position, start, stop), k, rest_start)
+    return Layout(ids, TokenFacts(column, segment, role, position, start, stop), k, rest_start)
 
 
 def plan_batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:
-    """Indices of rows in batches of like length, longest first, at most `budget` places each.
+    """Group rows of similar length into batches, longest first.
 
-    A batch is a rectangle as wide as its longest row, of which at most the share `padding` is
-    padding; a row longer than the budget goes alone. Longest first, so that running out of memory
-    shows at once and not after an hour.
+    Longest first, so that running out of memory shows at once and not after an hour.
+
+    Args:
+        lengths: Of the rows.
+        budget: The most positions in a batch, which is a rectangle as wide as its longest row. A
+            row longer than the budget is a batch of its own.
+        padding: The largest share of a batch that may be padding.
+
+    Yields:
+        Indices of the rows in each batch.
     """
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch:
-            places = (len(batch) + 1) * lengths[batch[0]]
-            if places > budget or tokens + lengths[index] < (1 - padding) * places:
+            positions = (len(batch) + 1) * lengths[batch[0]]
+            if positions > budget or tokens + lengths[index] < (1 - padding) * positions:
                 yield batch
                 batch, tokens = [], 0
         batch.append(index)

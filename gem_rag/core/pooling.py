@@ -1,7 +1,4 @@
-"""Output rows of special tokens to embeddings.
-
-Knows nothing about how the rows were computed.
-"""
+"""Outputs of special tokens to embeddings."""
 
 from __future__ import annotations
 
@@ -11,10 +8,16 @@ from torch import Tensor
 from gem_rag.core.config import Pooling
 
 
-def pool(rows: Tensor, pooling: Pooling) -> Tensor:
-    """Unit vectors from special rows: [groups, k, hidden] -> [groups, dim], float32.
+def pool(outputs: Tensor, pooling: Pooling) -> Tensor:
+    """Pool the outputs of each group of special tokens (paper section 3).
 
-    dim is hidden for "mean" and k x hidden for "concat" (paper section 3).
+    Args:
+        outputs: Last-layer outputs, [groups, k, hidden].
+        pooling: "mean" or "concat".
+
+    Returns:
+        Unit vectors, float32 [groups, dim]; dim is hidden for "mean", k x hidden for "concat".
     """
-    vectors = rows.float().mean(dim=1) if pooling == "mean" else rows.float().flatten(1)
+    vectors = outputs.float()
+    vectors = vectors.mean(dim=1) if pooling == "mean" else vectors.flatten(1)
     return F.normalize(vectors, dim=-1)

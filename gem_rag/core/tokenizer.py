@@ -1,10 +1,8 @@
 """Text to token ids, so that text never becomes a special token.
 
-A document may contain `</s>`, `<|im_start|>` or a GEM token's own name; it is tokenised as the
-characters it is made of. GEM's special tokens are not in the vocabulary at all (their input rows
-live in the checkpoint's adapter file), so no text and no generated token can ever be one.
-
-Knows nothing about models, layouts or prompts.
+A document may contain `</s>`, `<|im_start|>` or the name of a GEM token; it is tokenized as the
+characters it is made of. GEM's special tokens are not in the vocabulary at all (their input
+embeddings are in the checkpoint's adapter file), so no text and no generated token can be one.
 """
 
 from __future__ import annotations
@@ -12,47 +10,69 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from gem_rag.errors import InputError
 
-# Splits a marker in two so that it is no longer one; a noncharacter that no real text contains.
+# Splits a control token in two so that it is no longer one; a noncharacter that no text contains.
 _BREAK = "\ufdd0"
 
 
 class SafeTokenizer:
-    """Safe encoding and decoding around a Hugging Face fast tokenizer.
+    """A Hugging Face fast tokenizer that never reads a special token in a text.
 
-    Safe to use from many threads: nothing is changed after construction.
+    Safe to use from many threads: nothing changes after construction.
 
-    tokenizer: the Hugging Face tokenizer.
-    template: its chat template, or those it has under several names; empty without one.
-    plain: its backend, for which everything is text.
-    markers: names, with their ids, that are special tokens where a template writes them, and
-        text elsewhere.
+    Args:
+        hf_tokenizer: The Hugging Face tokenizer.
+
+    Attributes:
+        hf_tokenizer: As given.
+        chat_template: Its chat template, or those it has under several names as JSON; "" without.
+        plain_backend: Its backend, for which everything is plain text.
+        control_tokens: Ids by name of the tokens that are special where a chat template writes
+            them, and plain text elsewhere.
+
+    Raises:
+        InputError: The tokenizer has no fast form.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "is_fast", False):
+    def __init__(self, hf_tokenizer: Any) -> None:
+        if not getattr(hf_tokenizer, "is_fast", False):
             raise InputError(
-                f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json form: convert it "
-                "to a fast tokenizer (tokenizer.json) and save it in the model folder"
+                f"the tokenizer {type(hf_tokenizer).__name__} has no tokenizer.json form: convert "
+                "it to a fast tokenizer (tokenizer.json) and save it in the model folder"
             )
-        self.tokenizer = tokenizer
-        template = tokenizer.chat_template or ""
-        self.template = template if isinstance(template, str) else json.dumps(template)
-        self.markers = _markers(tokenizer, self.template)
-        self.plain = _plain_backend(tokenizer, self.markers)
-        self._marker_pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
+        self.hf_tokenizer = hf_tokenizer
+        template = hf_tokenizer.chat_template or ""
+        self.chat_template = template if isinstance(template, str) else json.dumps(template)
+        self.control_tokens = _control_tokens(hf_tokenizer, self.chat_template)
+        self.plain_backend = _plain_backend(hf_tokenizer, self.control_tokens)
+        names = map(re.escape, self.control_tokens)
+        self._control_pattern = re.compile("|".join(names) or r"(?!)")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> SafeTokenizer:
+        """The tokenizer of a checkpoint folder."""
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
     def encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Plain texts as token `ids` and the character `offsets` they stand for, with what the
-        tokenizer puts around a text (BOS, say), which stands for no characters.
+        """Tokenize plain texts.
+
+        Returns:
+            For each text its token `ids` and the character `offsets` they stand for, including
+            what the tokenizer adds around a text (BOS, say), which stands for no characters.
+
+        Raises:
+            InputError: A text holds a lone surrogate.
         """
         try:
-            return self.plain.encode_batch(list(texts), add_special_tokens=True)
+            return self.plain_backend.encode_batch(list(texts), add_special_tokens=True)
         except TypeError:
             raise InputError(
                 "a text holds a lone surrogate (\\ud800 to \\udfff), which no Unicode text does: "
@@ -60,79 +80,87 @@ class SafeTokenizer:
             ) from None
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Token ids of a plain text that stands behind another: nothing is put around it."""
-        return self.plain.encode(text, add_special_tokens=False).ids
+        """Token ids of a plain text that follows another: nothing is added around it."""
+        return self.plain_backend.encode(text, add_special_tokens=False).ids
 
-    def count(self, text: str) -> int:
-        """How many tokens `encode` makes of the text."""
+    def count_tokens(self, text: str) -> int:
+        """How many tokens `encode` makes of a text."""
         return len(self.encode([text])[0])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, without special tokens and with spaces as they are."""
-        text = self.tokenizer.decode(
+        """The text of generated ids, without special tokens, its spaces unchanged."""
+        text = self.hf_tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
 
+    def stop_token_ids(self, stop: Sequence[str]) -> list[int]:
+        """Ids of the stop strings that are control tokens, which no decoded text shows."""
+        return [self.control_tokens[name] for name in stop if name in self.control_tokens]
+
     def encode_chat(self, messages: Sequence[dict[str, Any]], **template_kwargs: Any) -> list[int]:
         """Token ids of a conversation by the model's own chat template, ready to be continued.
 
-        Markers that the template writes become special tokens; the same markers inside a
+        Control tokens that the template writes become special tokens; the same names inside a
         message are plain text.
 
-        Raises InputError if the model has no chat template or the template refuses the messages.
+        Raises:
+            InputError: The model has no chat template, or the template rejects the messages.
         """
-        if not self.template:
+        if not self.chat_template:
             raise InputError(
                 "this model has no chat template: use generate() with a plain prompt, or add "
                 "chat_template.jinja to the model folder"
             )
-        messages = [self._defused(message) for message in messages]
+        messages = [self._break_control_tokens(message) for message in messages]
         try:
-            rendered = self.tokenizer.apply_chat_template(
+            rendered = self.hf_tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **template_kwargs
             )
         except Exception as error:  # a template is a program of the model's author
             raise InputError(f"the model's chat template refuses these messages: {error}") from None
-        # Only a broken marker's inside is a boundary, so ordinary text is tokenised in one piece.
-        pieces = rendered.split(_BREAK)
+        # Only the inside of a broken control token is a boundary, so ordinary text is tokenized in
+        # one piece.
+        encode = self.hf_tokenizer.encode
         return [
-            i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False)
+            token_id
+            for piece in rendered.split(_BREAK)
+            for token_id in encode(piece, add_special_tokens=False)
         ]
 
-    def _defused(self, value: Any) -> Any:
-        """A message, or a part of one, with a break inside every marker in its texts."""
+    def _break_control_tokens(self, value: Any) -> Any:
+        """A message, or a part of one, with a break inside every control token in its texts."""
         if isinstance(value, str):
             text = value.replace(_BREAK, "")
-            return self._marker_pattern.sub(lambda m: m[0][:1] + _BREAK + m[0][1:], text)
+            return self._control_pattern.sub(lambda m: m[0][:1] + _BREAK + m[0][1:], text)
         if isinstance(value, dict):
-            return {key: self._defused(part) for key, part in value.items()}
+            return {key: self._break_control_tokens(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
-            return [self._defused(part) for part in value]
+            return [self._break_control_tokens(part) for part in value]
         return value
 
 
-def _markers(tokenizer: Any, template: str) -> dict[str, int]:
-    """Names that text must not be able to spell, longest first, and their ids: control tokens and
-    the chat template's own."""
-    found = {
-        token.content: id
-        for id, token in tokenizer.added_tokens_decoder.items()
+def _control_tokens(tokenizer: Any, template: str) -> dict[str, int]:
+    """Names, longest first, that text must not be able to spell: special tokens, and the added
+    tokens that the chat template writes."""
+    names = {
+        token.content: token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
         if token.content.strip()
         and (token.special or (len(token.content) > 1 and token.content in template))
     }
-    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+    return dict(sorted(names.items(), key=lambda item: -len(item[0])))
 
 
-def _plain_backend(tokenizer: Any, markers: Collection[str]) -> tokenizers.Tokenizer:
-    """A copy of the backend for which every marker is special, and special tokens are text.
+def _plain_backend(tokenizer: Any, control_tokens: Collection[str]) -> tokenizers.Tokenizer:
+    """A copy of the backend that reads every control token as plain text.
 
     Other added tokens (runs of spaces in GPT-NeoX, newlines in Gemma) are part of how the model
     reads text and stay.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
-        token["special"] = token["content"] in markers
+        token["special"] = token["content"] in control_tokens
     plain = tokenizers.Tokenizer.from_str(json.dumps(state))
     plain.encode_special_tokens = True
     plain.no_padding()

@@ -1,6 +1,6 @@
-"""How texts are read: over-long ones in pieces, parts of one in windows that hold their context.
+"""How long texts are read: truncated, in windows, or one window around spans of a document.
 
-Plain functions on token counts and offsets. Knows nothing about engines or vectors.
+Plain functions of token counts and offsets.
 """
 
 from __future__ import annotations
@@ -18,50 +18,74 @@ if TYPE_CHECKING:
 Truncation = Literal["truncate", "windows", "error"]
 
 
-def head_length(encoding: tokenizers.Encoding, prompt: str) -> int:
-    """Tokens that stand before the text itself: BOS and the prompt."""
+def prefix_length(encoding: tokenizers.Encoding, prompt: str) -> int:
+    """How many tokens precede the text itself: BOS and the prompt."""
     return next(
         (i for i, (_, end) in enumerate(encoding.offsets) if end > len(prompt)), len(encoding.ids)
     )
 
 
-def pieces(
-    encoding: tokenizers.Encoding, prompt: str, size: int, policy: Truncation
+def truncate_or_split(
+    encoding: tokenizers.Encoding, prompt: str, max_length: int, truncation: Truncation
 ) -> list[list[int]]:
-    """The token rows, at most `size` long, that a text is read in: itself unless it is over-long.
+    """The token rows that a text is embedded from.
 
-    What stands before the text (BOS, the prompt) stands before every window of it.
+    Args:
+        encoding: The prompt and the text, tokenized together.
+        prompt: The prompt.
+        max_length: The most tokens in a row.
+        truncation: What happens to a longer text.
 
-    Raises InputError for an over-long text under the policy "error", and for a head that leaves
-    no room for text.
+    Returns:
+        Token ids of each row: the text itself, its beginning, or windows that cover it. What
+        precedes the text (BOS, the prompt) precedes every window.
+
+    Raises:
+        InputError: The text is too long under "error", or what precedes it leaves no room.
     """
     ids = encoding.ids
-    if len(ids) <= size:
+    if len(ids) <= max_length:
         return [ids]
-    if policy == "error":
+    if truncation == "error":
         raise InputError(
-            f"a text has {len(ids)} tokens and the model reads {size}: shorten it, or choose "
-            "overlong='truncate' or 'windows'"
+            f"a text has {len(ids)} tokens and the model reads {max_length}: shorten it, or choose "
+            "truncation='truncate' or 'windows'"
         )
-    if policy == "truncate":
-        return [ids[:size]]
-    head = head_length(encoding, prompt)
-    step = _room(head, size)
-    return [ids[:head] + ids[at : at + step] for at in range(head, len(ids), step)]
+    if truncation == "truncate":
+        return [ids[:max_length]]
+    return split_into_windows(ids, prefix_length(encoding, prompt), max_length)
+
+
+def split_into_windows(ids: list[int], prefix: int, max_length: int) -> list[list[int]]:
+    """Consecutive windows of at most `max_length` tokens, each after the first `prefix` tokens.
+
+    Raises:
+        InputError: The prefix leaves no room.
+    """
+    step = _room_after(prefix, max_length)
+    return [ids[:prefix] + ids[at : at + step] for at in range(prefix, len(ids), step)]
 
 
 def token_spans(
     encoding: tokenizers.Encoding, spans: Sequence[tuple[int, int]], shift: int, length: int
 ) -> list[tuple[int, int]]:
-    """[start, stop) tokens of [start, end) character spans of a document of `length` characters.
+    """[start, stop) tokens of [start, end) character spans of a document.
 
-    The document begins at character `shift` of what was encoded. A span from its very beginning
-    takes what stands before it along, as a whole text does.
+    Args:
+        encoding: The document, and what precedes it, tokenized together.
+        spans: Characters of the document. A span from its very beginning takes along what precedes
+            the document, as a whole text does.
+        shift: The character of the encoded text at which the document begins.
+        length: Characters of the document.
 
-    Raises InputError for a span that is empty or outside the document, or holds no token.
+    Returns:
+        The spans in tokens, in order.
+
+    Raises:
+        InputError: A span is empty, outside the document, or holds no token.
     """
     starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
-    found = []
+    token_ranges = []
     for start, end in spans:
         inside = np.flatnonzero((ends > start + shift) & (starts < end + shift))
         if not 0 <= start < end <= length or not inside.size:
@@ -69,49 +93,59 @@ def token_spans(
                 f"span ({start}, {end}) is not a non-empty part of a document of {length} "
                 "characters"
             )
-        found.append((0 if start == 0 else int(inside[0]), int(inside[-1]) + 1))
-    return found
+        token_ranges.append((0 if start == 0 else int(inside[0]), int(inside[-1]) + 1))
+    return token_ranges
 
 
-def windows(
-    parts: Sequence[tuple[int, int]], head: int, length: int, size: int
+def group_spans_into_windows(
+    spans: Sequence[tuple[int, int]], prefix: int, length: int, max_length: int
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """Groups of parts (their indices), and the [start, stop) of the text to read them in.
+    """Group spans of a text so that each group fits one window.
 
-    With the `head` tokens before the text, a window is at most `size` long. It ends with its last
-    part and reaches as far back as it may: in a causal model context comes before.
+    A window ends with its last span and reaches back as far as it may: in a causal model context
+    comes before.
 
-    Raises InputError for a part longer than a window.
+    Args:
+        spans: [start, stop) tokens.
+        prefix: How many tokens precede the text; they precede every window.
+        length: Tokens of the text, the prefix included.
+        max_length: The most tokens in a window, the prefix included.
+
+    Yields:
+        Indices of spans, and the [start, stop) of the window to read them in.
+
+    Raises:
+        InputError: A span is longer than a window, or the prefix leaves no room.
     """
-    room = _room(head, size)
-    if length - head <= room:
-        if parts:
-            yield list(range(len(parts))), (head, length)
+    room = _room_after(prefix, max_length)
+    if length - prefix <= room:
+        if spans:
+            yield list(range(len(spans))), (prefix, length)
         return
     group: list[int] = []
     first = 0
-    for index in sorted(range(len(parts)), key=lambda i: (parts[i][1], parts[i][0])):
-        start, stop = max(parts[index][0], head), parts[index][1]
+    for index in sorted(range(len(spans)), key=lambda i: (spans[i][1], spans[i][0])):
+        start, stop = max(spans[index][0], prefix), spans[index][1]
         if stop - start > room:
             raise InputError(
                 f"a span has {stop - start} tokens and the model reads {room}: use shorter spans"
             )
         if group and stop - min(first, start) > room:
-            yield group, _before(parts[group[-1]][1], head, room)
+            yield group, _window_before(spans[group[-1]][1], prefix, room)
             group = []
         first = min(first, start) if group else start
         group.append(index)
     if group:
-        yield group, _before(parts[group[-1]][1], head, room)
+        yield group, _window_before(spans[group[-1]][1], prefix, room)
 
 
-def _before(stop: int, head: int, room: int) -> tuple[int, int]:
-    return max(head, stop - room), stop
+def _window_before(stop: int, prefix: int, room: int) -> tuple[int, int]:
+    return max(prefix, stop - room), stop
 
 
-def _room(head: int, size: int) -> int:
-    if head >= size:
+def _room_after(prefix: int, max_length: int) -> int:
+    if prefix >= max_length:
         raise InputError(
-            f"the prompt has {head} tokens and the model reads {size}: shorten the prompt"
+            f"the prompt has {prefix} tokens and the model reads {max_length}: shorten the prompt"
         )
-    return size - head
+    return max_length - prefix

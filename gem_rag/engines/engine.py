@@ -1,36 +1,40 @@
-"""What an engine must do, and what it hands back.
-
-Knows nothing about how any engine does it, nor about prompts and long texts (see `model.py`).
-"""
+"""`Engine`: what every engine does, whatever runs the model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.layout import Row
 from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.errors import InputError
 from gem_rag.generation.sampling import Generation, Sampling
 
 
 class Engine(ABC):
     """A loaded model that embeds rows and continues token ids. Safe to use from many threads.
 
-    text: the model's tokenizer.
-    dim: length of an embedding.
-    vocabulary: token ids are below this.
-    context: most positions in one sequence.
-    longest_text: most text tokens in one embedding pass; leaves room for the special tokens.
-    batch_tokens: tokens in one batch unless the caller says otherwise.
+    Attributes:
+        name: What `gem_rag.load` calls the engine.
+        tokenizer: The model's tokenizer.
+        dim: Length of an embedding.
+        vocab_size: Token ids are below this.
+        context_length: The most tokens of a prompt and its continuation together.
+        max_text_tokens: The most text tokens in one embedding pass; leaves room for the special
+            tokens.
+        batch_tokens: Tokens in one embedding batch unless the caller says otherwise.
     """
 
-    text: SafeTokenizer
+    name: ClassVar[str]
+    tokenizer: SafeTokenizer
     dim: int
-    vocabulary: int
-    context: int
-    longest_text: int
+    vocab_size: int
+    context_length: int
+    max_text_tokens: int
     batch_tokens: int
 
     @abstractmethod
@@ -39,21 +43,31 @@ class Engine(ABC):
 
     @abstractmethod
     def embed(self, rows: Sequence[Row]) -> FloatArray:
-        """Unit vectors of one batch, one for each span, in order: [spans, dim]."""
+        """Unit vectors of one batch, one for each span, in order: float32 [spans, dim]."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        """Continuations of prompts of token ids, in order; calls of many threads run together."""
+        """Continuations of prompts of token ids, in order, in batches of the engine's choice.
+
+        Calls of many threads run together where the engine can.
+        """
 
     @abstractmethod
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        """Pieces of one continuation as they come; joined, they are what `generate` gives, and
-        what the generator returns."""
+        """Pieces of one continuation as they are generated; the return value is what `generate`
+        gives, and the pieces joined are its text."""
 
     @abstractmethod
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
-        """Mean log-probability of each continuation's tokens after the prompt, in order."""
+        """Mean log-probability of each continuation's tokens after the prompt: float32 [n]."""
 
     @abstractmethod
     def close(self) -> None:
         """Free the weights."""
+
+    def language_model(self) -> AbstractContextManager[Any]:
+        """The plain causal language model; see `Gem.language_model`."""
+        raise InputError(
+            f"the engine {self.name!r} keeps its weights to itself: load the model with "
+            "engine='transformers'"
+        )

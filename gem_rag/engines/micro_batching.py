@@ -1,7 +1,4 @@
-"""Calls from many threads that wait for one engine, run together.
-
-Knows nothing about models.
-"""
+"""`MicroBatcher`: concurrent calls with equal settings, coalesced into one batch."""
 
 from __future__ import annotations
 
@@ -12,65 +9,68 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-Setting = TypeVar("Setting")
+Settings = TypeVar("Settings")
 Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
-class _Call(Generic[Item, Setting, Result]):
+class _Call(Generic[Item, Settings, Result]):
     items: Sequence[Item]
-    setting: Setting
+    settings: Settings
     cost: int
     results: Future[list[Result]] = field(default_factory=Future)
 
 
-class MicroBatcher(Generic[Item, Setting, Result]):
-    """Runs calls in turn; whoever's turn it is takes along all that wait with its settings.
+class MicroBatcher(Generic[Item, Settings, Result]):
+    """Runs one batch at a time; each batch coalesces waiting calls with equal settings.
 
-    run: gives a result for each item, in order.
-    budget: most cost of calls that run together.
-    alone: whether a call with these settings shares its turn with nobody.
+    Args:
+        run: Computes a result for each item, in order.
+        max_cost: The most cost of the calls in one batch; a single call may exceed it.
+        exclusive: Whether a call with these settings must run alone.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item], Setting], list[Result]],
-        budget: int,
-        alone: Callable[[Setting], bool],
+        run: Callable[[Sequence[Item], Settings], list[Result]],
+        max_cost: int,
+        exclusive: Callable[[Settings], bool],
     ) -> None:
-        self._run, self._budget, self._alone = run, budget, alone
-        self._turn, self._change = threading.Lock(), threading.Lock()
-        self._waiting: list[_Call[Item, Setting, Result]] = []
+        self._run, self._max_cost, self._exclusive = run, max_cost, exclusive
+        self._running, self._queue_lock = threading.Lock(), threading.Lock()
+        self._waiting: list[_Call[Item, Settings, Result]] = []
 
-    def __call__(self, items: Sequence[Item], setting: Setting, cost: int) -> list[Result]:
-        """The items' results; an error is raised for everyone who ran together."""
-        call = _Call[Item, Setting, Result](items, setting, cost)
-        with self._change:
+    def __call__(self, items: Sequence[Item], settings: Settings, cost: int) -> list[Result]:
+        """The items' results; an error is raised in every call of the batch that caused it."""
+        call = _Call[Item, Settings, Result](items, settings, cost)
+        with self._queue_lock:
             self._waiting.append(call)
-        with self._turn:
-            if not call.results.done():
-                self._serve(self._taken_along(call))
+        with self._running:
+            if not call.results.done():  # else it ran in another call's batch
+                self._run_batch(self._take_batch(call))
         return call.results.result()
 
-    def _taken_along(
-        self, first: _Call[Item, Setting, Result]
-    ) -> list[_Call[Item, Setting, Result]]:
-        with self._change:
+    def _take_batch(
+        self, first: _Call[Item, Settings, Result]
+    ) -> list[_Call[Item, Settings, Result]]:
+        """Remove a call, and the waiting ones that can run with it, from the queue."""
+        with self._queue_lock:
             self._waiting.remove(first)
-            taken, cost = [first], first.cost
-            for call in [] if self._alone(first.setting) else list(self._waiting):
-                if call.setting == first.setting and cost + call.cost <= self._budget:
+            batch, cost = [first], first.cost
+            for call in [] if self._exclusive(first.settings) else list(self._waiting):
+                if call.settings == first.settings and cost + call.cost <= self._max_cost:
                     self._waiting.remove(call)
-                    taken.append(call)
+                    batch.append(call)
                     cost += call.cost
-        return taken
+        return batch
 
-    def _serve(self, calls: Sequence[_Call[Item, Setting, Result]]) -> None:
+    def _run_batch(self, batch: Sequence[_Call[Item, Settings, Result]]) -> None:
+        items = [item for call in batch for item in call.items]
         try:
-            results = iter(self._run([i for call in calls for i in call.items], calls[0].setting))
+            results = iter(self._run(items, batch[0].settings))
         except BaseException as error:
-            for call in calls:
+            for call in batch:
                 call.results.set_exception(error)
             return
-        for call in calls:
+        for call in batch:
             call.results.set_result([next(results) for _ in call.items])

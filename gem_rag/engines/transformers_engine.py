@@ -1,7 +1,7 @@
 """The transformers engine: any causal language model on CPU or GPU.
 
-Embeds with `encoder.GemEncoder` and generates with the model's own `generate`; both run on the
-same weights. Knows nothing about prompts, long texts or batches (see `model.py`).
+It embeds with `core.encoder.GemEncoder` and generates with the model's own `generate`; both run on
+the same weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.attention import IMPLEMENTATION, LoweringName
 from gem_rag.core.checkpoint import Checkpoint
-from gem_rag.core.encoder import GemEncoder, check_supported, longest_text
+from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
 from gem_rag.core.layout import Arrangement, Layout, Row, plan_batches
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.engine import Engine
@@ -41,19 +41,25 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.generation.sampling import FinishReason, Generation, Sampling
 from gem_rag.generation.stop_strings import StopStringBuffer, cut_at_stop
 
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 8192
+
 
 class TransformersEngine(Engine):
     """A transformers model on one device.
 
-    checkpoint: the folder to load.
-    device: a torch device, or "auto" for CUDA where there is a GPU.
-    dtype: a torch dtype's name, or "auto": float32 on CPU, the checkpoint's own elsewhere.
-    attention: a lowering of the attention rule, or "auto": flex on CUDA, split elsewhere.
-    model_kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
+    Args:
+        checkpoint: The folder to load.
+        device: A torch device, or "auto" for CUDA if there is a GPU.
+        dtype: The name of a torch dtype, or "auto": float32 on a CPU, the checkpoint's elsewhere.
+        attention: A lowering of the attention rule, or "auto": flex on CUDA, split elsewhere.
+        model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
 
-    Raises InputError if the folder cannot be loaded, GemError if the architecture cannot follow
-    the attention rule.
+    Raises:
+        InputError: The folder cannot be loaded.
+        GemError: The architecture cannot follow the attention rule.
     """
+
+    name = "transformers"
 
     def __init__(
         self,
@@ -67,107 +73,103 @@ class TransformersEngine(Engine):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         on_cpu = torch.device(device).type == "cpu"
-        path = str(checkpoint.path)
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=("float32" if on_cpu else "auto") if dtype == "auto" else dtype,
-                attn_implementation=IMPLEMENTATION,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **(model_kwargs or {}),
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(
-                f"{path} cannot be loaded as a causal language model: {reason}"
-            ) from error
-        if report["missing_keys"]:  # transformers fills them with random numbers
-            missing = sorted(report["missing_keys"])
-            raise InputError(
-                f"{path} cannot be loaded: its weights lack {missing[0]} and {len(missing) - 1} "
-                "more: copy it whole"
-            )
-        config = checkpoint.config
+        if dtype == "auto" and on_cpu:
+            dtype = "float32"
+        self.tokenizer, model = _load(checkpoint, dtype, model_kwargs or {})
         if "device_map" not in (model_kwargs or {}):
             model = model.to(device)
+        config = checkpoint.config
         encoder = GemEncoder(model, config.k, config.pooling, config.adapter)
         adapter = checkpoint.adapter()
         if adapter is not None:
             encoder.special.load_tensors(adapter)
         self._encoder_or_none: GemEncoder | None = encoder.eval().requires_grad_(False)
-        self._how = self._checked_lowering(attention, on_cpu)
+        self.lowering = self._choose_lowering(attention, on_cpu)
 
-        self.text = SafeTokenizer(tokenizer)
-        self.dim = self._encoder.dim
-        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
-        self.context = int(model.config.get_text_config().max_position_embeddings)
-        self.longest_text = longest_text(model.config, config.k)
-        self.batch_tokens = 4096 if on_cpu else 8192
-        self._eos, self._pad = _take_ends(model)
+        self.dim = encoder.dim
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.context_length = int(model.config.get_text_config().max_position_embeddings)
+        self.max_text_tokens = max_text_tokens(model.config, config.k)
+        self.batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS
+        self._generation_tokens = self.batch_tokens  # in one batch of one call
+        self._eos, self._pad = _take_end_tokens(model)
         # One pass of each kind at a time bounds memory; an embedding never waits for a long
         # generation to end.
-        self._embedding = threading.Lock()
-        self._generating = threading.Lock()
-        # A seed belongs to one call's sampling.
-        self._gathered = MicroBatcher(
-            self._generate, 4 * self.batch_tokens, alone=lambda s: s.seed is not None
+        self._embedding_lock = threading.Lock()
+        self._generation_lock = threading.Lock()
+        self._generate_coalesced = MicroBatcher(
+            self._generate_batch,
+            max_cost=4 * self._generation_tokens,
+            exclusive=lambda sampling: sampling.seed is not None,  # a seed is one call's
         )
 
-    def _checked_lowering(
+    def _choose_lowering(
         self, attention: LoweringName | Literal["auto"], on_cpu: bool
     ) -> LoweringName:
-        """The lowering to use, run once on this model."""
+        """The lowering to use, tried once on this model."""
         check_choice("attention", attention, ("auto", *get_args(LoweringName)))
-        how: LoweringName = ("split" if on_cpu else "flex") if attention == "auto" else attention
+        lowering: LoweringName
+        lowering = ("split" if on_cpu else "flex") if attention == "auto" else attention
         try:
-            check_supported(self._encoder, how)
+            check_supported(self.encoder, lowering)
         except GemError as error:
             # FlexAttention compiles for the GPU at hand, or does not.
-            if attention != "auto" or how == "split":
+            if attention != "auto" or lowering == "split":
                 raise
-            how = "split"
-            check_supported(self._encoder, how)
-            warnings.warn(f"using SDPA, since FlexAttention fails here: {error}", stacklevel=4)
-        return how
+            lowering = "split"
+            check_supported(self.encoder, lowering)
+            warnings.warn(f"using SDPA, since FlexAttention fails here: {error}", stacklevel=5)
+        return lowering
+
+    @property
+    def encoder(self) -> GemEncoder:
+        """The model and its special tokens. Raises GemError once the engine is closed."""
+        if self._encoder_or_none is None:  # another thread closed the engine meanwhile
+            raise GemError("this Gem has been closed: load the model again")
+        return self._encoder_or_none
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
-        arrangement: Arrangement = "packed" if self._how == "flex" else "aligned"
-        layout = Layout.build(rows, self._encoder.k, arrangement)
-        with self._embedding, torch.inference_mode():
-            vectors: FloatArray = self._encoder(layout, self._how).cpu().numpy()
+        arrangement: Arrangement = "packed" if self.lowering == "flex" else "aligned"
+        layout = Layout.build(rows, self.encoder.k, arrangement)
+        with self._embedding_lock, torch.inference_mode():
+            vectors: FloatArray = self.encoder(layout, self.lowering).cpu().numpy()
         return vectors
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        cost = (max(map(len, prompts)) + sampling.max_tokens) * len(prompts)
-        return self._gathered(prompts, sampling, cost)
+        results: dict[int, Generation] = {}
+        lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
+        for batch in plan_batches(lengths, self._generation_tokens):
+            cost = max(lengths[i] for i in batch) * len(batch)
+            generations = self._generate_coalesced([prompts[i] for i in batch], sampling, cost)
+            results.update(zip(batch, generations, strict=True))
+        return [results[i] for i in range(len(prompts))]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        output = self._run(prompts, sampling)
-        start = max(map(len, prompts))
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[Generation]:
+        output = self._run_generate(prompts, sampling)
+        width = max(map(len, prompts))
         return [
-            self._generation(row[start:], prompt, sampling)
+            self._finish(row[width:], prompt, sampling)
             for row, prompt in zip(output.tolist(), prompts, strict=True)
         ]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        sink = _Sink(len(prompt))
+        streamer = _QueueStreamer(len(prompt))
 
         def work() -> None:
             try:
-                self._run([prompt], sampling, sink)
+                self._run_generate([prompt], sampling, streamer)
             except BaseException as error:  # carried to the consumer's thread
-                sink.pieces.put(error)
+                streamer.pieces.put(error)
             finally:
-                sink.pieces.put(None)
+                streamer.pieces.put(None)
 
         threading.Thread(target=work, name="gem-rag-stream", daemon=True).start()
         try:
-            return (yield from self._shown(sink.pieces, prompt, sampling))
+            return (yield from self._decode_stream(streamer.pieces, prompt, sampling))
         finally:  # also when the consumer walks away; the worker then ends at its next token
-            sink.cancelled.event.set()
+            streamer.cancelled.event.set()
 
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
         scores = np.empty(len(continuations), dtype=np.float32)
@@ -178,51 +180,41 @@ class TransformersEngine(Engine):
             for row, i in enumerate(batch):
                 ids[row, : lengths[i]] = torch.tensor([*prompt, *continuations[i]])
             ids = ids.to(self._model.device)
-            # Padding is on the right, where no scored token sees it. Only the places that
+            # Padding is on the right, where no scored token sees it. Only the positions that
             # predict a continuation go through the head, whose output is large.
-            places = torch.arange(len(prompt) - 1, width - 1, device=ids.device)
-            with self._generating, torch.inference_mode():
-                logits = self._model(ids, logits_to_keep=places, use_cache=False).logits
-                likely = logits.float().log_softmax(-1)
-                likely = likely.gather(-1, ids[:, len(prompt) :, None])[..., 0]
+            positions = torch.arange(len(prompt) - 1, width - 1, device=ids.device)
+            with self._generation_lock, torch.inference_mode():
+                logits = self._model(ids, logits_to_keep=positions, use_cache=False).logits
+                log_probs = logits.float().log_softmax(-1)
+                log_probs = log_probs.gather(-1, ids[:, len(prompt) :, None])[..., 0]
             for row, i in enumerate(batch):
-                scores[i] = float(likely[row, : len(continuations[i])].mean())
+                scores[i] = float(log_probs[row, : len(continuations[i])].mean())
         return scores
 
     @contextmanager
     def language_model(self) -> Iterator[Any]:
-        """The plain causal language model itself, for libraries that measure one.
-
-        It is what `generate` runs: special tokens and their adapters act in embedding passes only.
-        Other threads' generations wait until the block ends; one in the block never would.
-        """
-        with self._generating:
+        """The plain causal language model; see `Gem.language_model`."""
+        with self._generation_lock:
             yield self._model
 
     def close(self) -> None:
-        with self._embedding, self._generating:
+        with self._embedding_lock, self._generation_lock:
             self._encoder_or_none = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @property
-    def _encoder(self) -> GemEncoder:
-        if self._encoder_or_none is None:  # another thread closed the engine meanwhile
-            raise GemError("this Gem has been closed: load the model again")
-        return self._encoder_or_none
-
-    @property
     def _model(self) -> Any:
-        return self._encoder.model
+        return self.encoder.model
 
-    def _run(
+    def _run_generate(
         self,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
-        sink: _Sink | None = None,
+        streamer: _QueueStreamer | None = None,
     ) -> Tensor:
-        """Prompts, left-padded, and their continuations: [prompts, width]."""
+        """Prompts, left-padded, and their continuations: int64 [prompts, width]."""
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -230,25 +222,25 @@ class TransformersEngine(Engine):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         device = self._model.device
-        criteria: list[StoppingCriteria] = [sink.cancelled] if sink else []
+        criteria: list[StoppingCriteria] = [streamer.cancelled] if streamer else []
         if sampling.stop:
-            criteria.append(_StopStrings(self.text, sampling.stop, width))
+            criteria.append(_StopStringCriteria(self.tokenizer, sampling.stop, width))
         processors = []
         if sampling.constraint is not None:
-            processors.append(_GrammarConstraint(self._grammar_tokens, sampling.constraint, width))
-        with self._generating, torch.inference_mode(), _seeded(sampling.seed, device):
+            processors.append(_GrammarConstraint(self._llguidance, sampling.constraint, width))
+        with self._generation_lock, torch.inference_mode(), _seeded(sampling.seed, device):
             output: Tensor = self._model.generate(
                 ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=self._generation_config(sampling),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 logits_processor=LogitsProcessorList(processors),
-                streamer=sink,
+                streamer=streamer,
             )
         return output.cpu()
 
     @cached_property
-    def _grammar_tokens(self) -> Any:
+    def _llguidance(self) -> Any:
         """The vocabulary as llguidance reads it."""
         import llguidance.hf
 
@@ -257,14 +249,13 @@ class TransformersEngine(Engine):
                 "this model has no end token, so no text of it can be held to a schema: set "
                 "eos_token_id in its generation_config.json"
             )
-        tokenizer = self.text.tokenizer
-        vocabulary = max(self.vocabulary, len(tokenizer))
-        return llguidance.hf.from_tokenizer(tokenizer, vocabulary, eos_token=sorted(self._eos))
+        tokenizer = self.tokenizer.hf_tokenizer
+        size = max(self.vocab_size, len(tokenizer))
+        return llguidance.hf.from_tokenizer(tokenizer, size, eos_token=sorted(self._eos))
 
-    def _ends(self, sampling: Sampling) -> set[int]:
-        """Tokens that end a text: the model's own, and special tokens named as stop strings,
-        which no decoded text shows."""
-        return self._eos | {self.text.markers[s] for s in sampling.stop if s in self.text.markers}
+    def _end_tokens(self, sampling: Sampling) -> set[int]:
+        """Tokens that end a text: the model's own, and control tokens among the stop strings."""
+        return self._eos | set(self.tokenizer.stop_token_ids(sampling.stop))
 
     def _generation_config(self, sampling: Sampling) -> transformers.GenerationConfig:
         sample = sampling.temperature > 0
@@ -274,88 +265,118 @@ class TransformersEngine(Engine):
             temperature=sampling.temperature if sample else None,
             top_p=sampling.top_p if sample else None,
             top_k=sampling.top_k if sample else None,
-            eos_token_id=sorted(self._ends(sampling)) or None,
+            eos_token_id=sorted(self._end_tokens(sampling)) or None,
             pad_token_id=self._pad,
         )
 
-    def _generation(
-        self, tokens: list[int], prompt: Sequence[int], sampling: Sampling
-    ) -> Generation:
-        ends = self._ends(sampling)
-        end = next((at for at, token in enumerate(tokens) if token in ends), None)
+    def _finish(self, tokens: list[int], prompt: Sequence[int], sampling: Sampling) -> Generation:
+        """A row of generated and padding tokens as a `Generation`."""
+        end_tokens = self._end_tokens(sampling)
+        end = next((at for at, token in enumerate(tokens) if token in end_tokens), None)
         tokens = tokens[:end]
-        text, stopped = cut_at_stop(self.text.decode(tokens), sampling.stop)
+        text, stopped = cut_at_stop(self.tokenizer.decode(tokens), sampling.stop)
         while stopped and tokens[-1] == self._pad:  # only a row that has ended is padded
             tokens.pop()
         ended = stopped or end is not None
         return Generation(text, tuple(tokens), "stop" if ended else "length", len(prompt))
 
-    def _shown(
+    def _decode_stream(
         self,
         pieces: queue.Queue[list[int] | BaseException | None],
         prompt: Sequence[int],
         sampling: Sampling,
     ) -> Generator[str, None, Generation]:
-        ends, ended = self._ends(sampling), False
-        writing = StopStringBuffer(self.text.decode, sampling.stop)
+        end_tokens, ended = self._end_tokens(sampling), False
+        buffer = StopStringBuffer(self.tokenizer.decode, sampling.stop)
         while (piece := pieces.get()) is not None:
             if isinstance(piece, GemError):
                 raise piece
             if isinstance(piece, BaseException):
                 raise GemError(f"generation failed: {piece}") from piece
-            ended = ended or not ends.isdisjoint(piece)
-            if shown := writing.add([i for i in piece if i not in ends]):
-                yield shown
-        if shown := writing.rest():
-            yield shown
-        why: FinishReason = "stop" if writing.stopped or ended else "length"
-        return Generation(writing.text, tuple(writing.tokens), why, len(prompt))
+            ended = ended or not end_tokens.isdisjoint(piece)
+            if text := buffer.add([token for token in piece if token not in end_tokens]):
+                yield text
+        if text := buffer.flush():
+            yield text
+        reason: FinishReason = "stop" if buffer.stopped or ended else "length"
+        return Generation(buffer.text, tuple(buffer.tokens), reason, len(prompt))
+
+
+def _load(
+    checkpoint: Checkpoint, dtype: str, model_kwargs: dict[str, Any]
+) -> tuple[SafeTokenizer, Any]:
+    path = str(checkpoint.path)
+    try:
+        tokenizer = SafeTokenizer.from_folder(path)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **model_kwargs,
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path} cannot be loaded as a causal language model: {reason}") from error
+    if report["missing_keys"]:  # transformers fills them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"{path} cannot be loaded: its weights lack {missing[0]} and {len(missing) - 1} more: "
+            "copy it whole"
+        )
+    return tokenizer, model
 
 
 class _GrammarConstraint(LogitsProcessor):
-    """Leaves each row only the tokens that its grammar allows next."""
+    """Constrained decoding: masks every token that a row's grammar does not allow next."""
 
-    def __init__(self, tokens: Any, grammar: str, start: int) -> None:
-        self._tokens, self._grammar, self._start = tokens, grammar, start
-        self._rows: list[Any] = []
+    def __init__(self, tokenizer: Any, grammar: str, prompt_width: int) -> None:
+        self._tokenizer, self._grammar, self._prompt_width = tokenizer, grammar, prompt_width
+        self._matchers: list[Any] = []  # one for each row
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         from llguidance import LLMatcher
         from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
 
-        if not self._rows:
+        if not self._matchers:
             grammar = LLMatcher.grammar_from_lark(self._grammar)
-            self._rows = [LLMatcher(self._tokens, grammar) for _ in input_ids]
-        allowed = allocate_token_bitmask(len(self._rows), self._tokens.vocab_size)
-        for number, (row, ids) in enumerate(zip(self._rows, input_ids.tolist(), strict=True)):
-            if len(ids) > self._start and not row.is_stopped():
-                row.consume_token(ids[-1])
-            if row.is_error():
-                raise GemError(f"the text left its grammar: {row.get_error()}")
-            fill_next_token_bitmask(row, allowed, number)  # the end tokens, once it has stopped
-        return scores.masked_fill(~_bits(allowed, scores.shape[1]).to(scores.device), -torch.inf)
+            self._matchers = [LLMatcher(self._tokenizer, grammar) for _ in input_ids]
+        allowed = allocate_token_bitmask(len(self._matchers), self._tokenizer.vocab_size)
+        for row, (matcher, ids) in enumerate(zip(self._matchers, input_ids.tolist(), strict=True)):
+            if len(ids) > self._prompt_width and not matcher.is_stopped():
+                matcher.consume_token(ids[-1])
+            if matcher.is_error():
+                raise GemError(f"the text left its grammar: {matcher.get_error()}")
+            fill_next_token_bitmask(matcher, allowed, row)  # the end tokens, once it has stopped
+        mask = _unpack_bits(allowed, scores.shape[1]).to(scores.device)
+        return scores.masked_fill(~mask, -torch.inf)
 
 
-def _bits(mask: Tensor, width: int) -> Tensor:
+def _unpack_bits(words: Tensor, width: int) -> Tensor:
     """int32 [rows, words] as bool [rows, width], the lowest bit of a word first."""
-    places = torch.arange(32, dtype=torch.int32)
-    return (mask[..., None] >> places & 1).bool().flatten(1)[:, :width]
+    shifts = torch.arange(32, dtype=torch.int32)
+    return (words[..., None] >> shifts & 1).bool().flatten(1)[:, :width]
 
 
-class _StopStrings(StoppingCriteria):
-    """Ends each row whose own generated text holds a stop string; prompts do not count."""
+class _StopStringCriteria(StoppingCriteria):
+    """Ends each row whose generated text holds a stop string; prompts do not count."""
 
-    def __init__(self, text: SafeTokenizer, stop: Sequence[str], start: int) -> None:
-        self.text, self.stop, self.start = text, stop, start
+    def __init__(self, tokenizer: SafeTokenizer, stop: Sequence[str], prompt_width: int) -> None:
+        self._tokenizer, self._stop, self._prompt_width = tokenizer, stop, prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        texts = (self.text.decode(row) for row in input_ids[:, self.start :].tolist())
-        done = [any(s in text for s in self.stop) for text in texts]
+        rows = input_ids[:, self._prompt_width :].tolist()
+        texts = (self._tokenizer.decode(row) for row in rows)
+        done = [any(s in text for s in self._stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
 
 
 class _Cancelled(StoppingCriteria):
-    """Ends generation when nobody listens any more."""
+    """Ends generation once nobody reads it any more."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -364,8 +385,8 @@ class _Cancelled(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
 
 
-class _Sink(BaseStreamer):
-    """Takes token ids from `generate` and queues all but the prompt."""
+class _QueueStreamer(BaseStreamer):
+    """Queues the token ids that `generate` produces, without the prompt."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self.pieces: queue.Queue[list[int] | BaseException | None] = queue.Queue()
@@ -379,23 +400,23 @@ class _Sink(BaseStreamer):
             self.pieces.put(tokens[skipped:])
 
     def end(self) -> None:
-        """The worker thread says when it is done, also when it fails."""
+        """The worker thread signals the end itself, also when it fails."""
 
 
-def _take_ends(model: Any) -> tuple[set[int], int]:
-    """A model's end tokens and padding token; its other generation settings are dropped.
+def _take_end_tokens(model: Any) -> tuple[set[int], int]:
+    """A model's end tokens and its padding token; its other generation settings are dropped.
 
-    What a call leaves open, `generate` takes from the model's own settings: without this its
+    `generate` takes what a call leaves open from the model's own settings: without this its
     sampling defaults and penalties would leak in.
     """
-    own = model.generation_config
-    eos = own.eos_token_id
-    ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
-    pad = own.pad_token_id if own.pad_token_id is not None else min(ends, default=0)
+    defaults = model.generation_config
+    eos = defaults.eos_token_id
+    end_tokens = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    pad = defaults.pad_token_id
     model.generation_config = transformers.GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=eos, pad_token_id=own.pad_token_id
+        bos_token_id=defaults.bos_token_id, eos_token_id=eos, pad_token_id=pad
     )
-    return ends, int(pad)
+    return end_tokens, int(min(end_tokens, default=0) if pad is None else pad)
 
 
 @contextmanager

@@ -5,29 +5,50 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from gem_rag.errors import InputError
-from gem_rag.generation.grammars import checked, schema_grammar
+from gem_rag.generation.grammars import schema_grammar, validate_grammar
 
 FinishReason = Literal["stop", "length"]
+DEFAULT_MAX_TOKENS = 256
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` as keyword arguments, all of them optional.
+
+    Without `max_tokens`, up to 256 tokens are generated, or as many as the context leaves room for.
+    """
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: str | Sequence[str] | None
+    seed: int | None
+    schema: dict[str, Any] | None
+    grammar: str | None
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How to generate.
 
-    max_tokens: most tokens to generate.
-    temperature: 0 takes the likeliest token always; above, tokens are sampled.
-    top_p: sample among the likeliest tokens that together have this probability.
-    top_k: sample among this many likeliest tokens; 0 for all.
-    stop: generation ends before the first of these strings, wherever token boundaries fall.
-    seed: makes sampling repeatable.
-    schema: a JSON schema that the text is held to while it is written.
-    grammar: a Lark grammar (llguidance's) that it is held to instead.
+    Attributes:
+        max_tokens: The most tokens to generate.
+        temperature: 0 always takes the most likely token; above 0, tokens are sampled.
+        top_p: Sample among the most likely tokens that together have this probability.
+        top_k: Sample among this many of the most likely tokens; 0 for all.
+        stop: Generation ends before the first of these strings, wherever token boundaries fall.
+        seed: Makes sampling repeatable.
+        schema: A JSON schema; only tokens that keep the text valid are generated.
+        grammar: A Lark grammar (llguidance's dialect) instead of a schema.
+
+    Raises:
+        InputError: A value is out of range, or both a schema and a grammar are given.
     """
 
-    max_tokens: int = 256
+    max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -37,7 +58,7 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        stop = stop_strings(self.stop)
+        stop = normalize_stop(self.stop)
         object.__setattr__(self, "stop", stop)
         if self.max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}")
@@ -56,15 +77,19 @@ class Sampling:
 
     @cached_property
     def constraint(self) -> str | None:
-        """What llguidance holds the text to. Raises InputError if it cannot be followed."""
+        """The grammar that decoding is constrained to, from `schema` or `grammar`, or None.
+
+        Raises:
+            InputError: llguidance cannot compile it.
+        """
         grammar = self.grammar
         if self.schema is not None:
             grammar = schema_grammar(self.schema, self.max_tokens)
-        return None if grammar is None else checked(grammar)
+        return None if grammar is None else validate_grammar(grammar)
 
 
-def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One stop string, several or none, as callers write them."""
+def normalize_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple: callers write one string, several, or None."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
@@ -72,10 +97,11 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 class Generation:
     """One generated text.
 
-    text: without the stop string.
-    tokens: ids of all generated tokens, those of a stop string too.
-    finish_reason: "stop" (end of text or a stop string) or "length".
-    prompt_tokens: tokens that were read.
+    Attributes:
+        text: The text, without the stop string.
+        tokens: Ids of all generated tokens, including those of a stop string.
+        finish_reason: "stop" (end of text, or a stop string) or "length" (`max_tokens`).
+        prompt_tokens: How many tokens the prompt had.
     """
 
     text: str
@@ -88,9 +114,13 @@ G = TypeVar("G", bound=Generation)
 
 
 class TextStream(Iterator[str], Generic[G]):
-    """Pieces of a text as they come, and when all have come, what was generated.
+    """Iterates over the pieces of a streamed text and keeps the result.
 
-    pieces: what `Gem.stream` or `Gem.stream_chat` gives.
+    Args:
+        pieces: The generator that `Gem.stream` or `Gem.stream_chat` returns.
+
+    Attributes:
+        generation: The complete result; set once the iterator is exhausted.
     """
 
     generation: G

@@ -70,7 +70,7 @@ def test_generation_within_an_embedding_pass_is_the_base_models(
     """Another thread that generates while adapters are active does not meet them."""
     base, gem = base_and_gem
     engine = gem._engine
-    with ThreadPoolExecutor(1) as pool, engine._encoder.special.active(slice(0, None)):
+    with ThreadPoolExecutor(1) as pool, engine.encoder.special.active(slice(0, None)):
         here = engine._model(IDS).logits
         there = pool.submit(lambda: outputs(engine._model)[0]).result()
     assert torch.equal(there, outputs(base)[0])
@@ -83,7 +83,7 @@ def test_generation_within_an_embedding_pass_is_the_base_models(
 def test_every_adapter_changes_vectors(gem_folder: Any) -> None:
     with gem_rag.load(gem_folder("llama")) as gem:
         before = gem.embed_documents(["some text"])
-        for update in gem._engine._encoder.special.lora.values():
+        for update in gem._engine.encoder.special.lora.values():
             update.lora_B.weight.mul_(-1)
             changed = gem.embed_documents(["some text"])
             assert abs(changed - before).max() > 1e-5
@@ -153,7 +153,7 @@ def test_weights_survive_saving_and_loading(plain_folder: Any, tmp_path: Path) -
     helpers.randomise(encoder.special)
     save_checkpoint(tmp_path / "gem", base, config, encoder.special.tensors())
     with gem_rag.load(tmp_path / "gem") as gem, torch.inference_mode():
-        ids = gem.encode("a text")
+        ids = gem.tokenize("a text")
         expected = encoder(Layout.build([Row.whole(ids)], 2))
         assert abs(gem.embed_documents(["a text"]) - expected.numpy()).max() < 1e-6
 
@@ -200,7 +200,7 @@ def test_an_adapter_where_tokens_lose_their_rows_is_refused() -> None:
     model = helpers.build_model("opt", ffn_dim=64, word_embed_proj_dim=32)
     layout = Layout.build([Row.whole([9, 10, 11])], 1)
     for names, refused in ((("q_proj", "v_proj"), False), (("fc1",), True)):
-        adapter = AdapterConfig(4, 8.0, linear_targets(model, only=names))
+        adapter = AdapterConfig(4, 8.0, linear_targets(model, last_names=names))
         encoder = GemEncoder(model, 1, adapter=adapter)
         if refused:
             with pytest.raises(GemError, match=r"fc1 cannot tell special tokens from text"):
@@ -210,5 +210,5 @@ def test_an_adapter_where_tokens_lose_their_rows_is_refused() -> None:
 
 
 def test_targets_can_be_chosen_by_name() -> None:
-    targets = linear_targets(helpers.build_model("llama"), only=("q_proj", "v_proj"))
+    targets = linear_targets(helpers.build_model("llama"), last_names=("q_proj", "v_proj"))
     assert [name.rsplit(".", 1)[1] for name in targets] == ["q_proj", "v_proj"] * 2

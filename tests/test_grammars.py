@@ -11,7 +11,7 @@ import pytest
 
 import gem_rag
 from gem_rag.errors import InputError
-from gem_rag.generation.grammars import closed, tool_call_schema
+from gem_rag.generation.grammars import bound_schema, tool_call_schema
 from gem_rag.model import Gem
 
 PERSON = {
@@ -65,19 +65,22 @@ def test_strings_numbers_and_lists_come_to_an_end() -> None:
     schema = {"type": "object", "properties": {
         "text": {"type": "string"}, "code": {"type": "string", "pattern": "^a+$"},
         "many": {"type": "array", "items": {"type": "number", "maximum": 5}}}}  # fmt: skip
-    bounded = closed(schema, 100)["properties"]
+    bounded = bound_schema(schema, 100)["properties"]
     assert 8 <= bounded["text"]["maxLength"] <= 200
     assert bounded["code"] == {"type": "string", "pattern": "^a+$"}
     assert bounded["many"]["maxItems"] >= 1
     assert bounded["many"]["items"]["maximum"] == 5
     assert bounded["many"]["items"]["minimum"] < 0
-    assert closed(schema, 100)["additionalProperties"] is False
+    assert bound_schema(schema, 100)["additionalProperties"] is False
     assert schema["properties"]["text"] == {"type": "string"}  # the caller's own stays as it was
 
 
-def test_a_text_of_a_closed_schema_is_one_of_the_schema() -> None:
+def test_a_text_of_a_bounded_schema_is_one_of_the_schema() -> None:
     open_schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
-    assert closed({**open_schema, "additionalProperties": True}, 50)["additionalProperties"] is True
+    assert (
+        bound_schema({**open_schema, "additionalProperties": True}, 50)["additionalProperties"]
+        is True
+    )
 
 
 def test_definitions_of_tools_do_not_meet() -> None:

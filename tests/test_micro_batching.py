@@ -21,21 +21,21 @@ class Recorder:
         self.free = threading.Event()
         self.runs: list[tuple[list[int], str]] = []
 
-    def __call__(self, items: Sequence[int], setting: str) -> list[int]:
-        self.runs.append((list(items), setting))
+    def __call__(self, items: Sequence[int], settings: str) -> list[int]:
+        self.runs.append((list(items), settings))
         assert self.free.wait(30)
         if 13 in items:
             raise ValueError("unlucky")
         return [2 * item for item in items]
 
 
-def run_all(gathering: MicroBatcher[int, str, int], recorder: Recorder, calls: list) -> list:
+def run_all(batcher: MicroBatcher[int, str, int], recorder: Recorder, calls: list) -> list:
     """The results, or errors, of calls that all wait while the first one runs."""
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = []
-        for items, setting in calls:
-            futures.append(pool.submit(gathering, items, setting, len(items)))
-            while not recorder.runs or len(gathering._waiting) < len(futures) - 1:
+        for items, settings in calls:
+            futures.append(pool.submit(batcher, items, settings, len(items)))
+            while not recorder.runs or len(batcher._waiting) < len(futures) - 1:
                 threading.Event().wait(0.001)
         recorder.free.set()
         return [future.exception() or future.result() for future in futures]
@@ -43,23 +43,23 @@ def run_all(gathering: MicroBatcher[int, str, int], recorder: Recorder, calls: l
 
 def test_those_that_wait_run_together_with_their_like() -> None:
     recorder = Recorder()
-    gathering = MicroBatcher(recorder, 4, alone=lambda setting: setting == "seed")
+    batcher = MicroBatcher(recorder, 4, exclusive=lambda settings: settings == "seed")
     calls = [([0], "a"), ([1], "a"), ([2, 3], "a"), ([4], "b"), ([5, 6], "a"), ([7], "seed"),
              ([8], "seed")]  # fmt: skip
-    assert run_all(gathering, recorder, calls) == [[2 * i for i in items] for items, _ in calls]
-    ran = sorted((sorted(items), setting) for items, setting in recorder.runs)
+    assert run_all(batcher, recorder, calls) == [[2 * i for i in items] for items, _ in calls]
+    ran = sorted((sorted(items), settings) for items, settings in recorder.runs)
     assert ([4], "b") in ran
     assert ([7], "seed") in ran
     assert ([8], "seed") in ran
-    together = [items for items, setting in ran if setting == "a"]
+    together = [items for items, settings in ran if settings == "a"]
     assert len(together) < 4  # not one by one
     assert max(map(len, together)) <= 4
 
 
 def test_an_error_reaches_those_who_ran_and_nobody_else() -> None:
     recorder = Recorder()
-    gathering = MicroBatcher(recorder, 2, alone=lambda setting: False)
-    found = run_all(gathering, recorder, [([0], "a"), ([13], "b"), ([1], "a")])
+    batcher = MicroBatcher(recorder, 2, exclusive=lambda settings: False)
+    found = run_all(batcher, recorder, [([0], "a"), ([13], "b"), ([1], "a")])
     assert found[0] == [0]
     assert isinstance(found[1], ValueError)
     assert found[2] == [2]
