@@ -1,9 +1,10 @@
-"""How long an event loop stands still while texts are embedded beside it.
+"""How long an event loop stalls while texts are embedded by asynchronous calls.
 
-A task wakes up every millisecond and notes how late it is, first alone, then while `GemEmbeddings`
-(LangChain) and `GemEmbedding` (LlamaIndex) embed 2,000 chunks with their async methods. What the
-imports left behind is frozen first, as servers do when they have started: Python's collector would
-look through all of it once, whoever embeds, and stop every thread for a third of a second.
+A task wakes up every millisecond and records how late it is: first alone, then while
+`GemEmbeddings` (LangChain) and `GemEmbedding` (LlamaIndex) embed 2,000 chunks with their
+asynchronous methods. The objects that the imports created are frozen first, as servers do after
+start-up: otherwise Python's garbage collector would traverse all of them once, whoever embeds, and
+stop every thread for a third of a second.
 
     python benchmarks/event_loop.py [--model NAME] [--chunks N]
 """
@@ -28,9 +29,8 @@ from rich.table import Table
 import gem_rag
 from gem_rag.documents.document import Document
 from gem_rag.documents.splitting import Splitter
-from gem_rag.documents.splitting import chunks as split
 
-TICK = 0.001  # seconds
+INTERVAL = 0.001  # seconds
 
 
 def main(model: str = "gem-tiny", chunks: int = 2000) -> None:
@@ -38,9 +38,9 @@ def main(model: str = "gem-tiny", chunks: int = 2000) -> None:
     gem = gem_rag.load(model)
     splitter = Splitter(gem.tokenizer, min(64, gem.max_length))
     documents = [Document(name, text) for name, text in topics.items()]
-    passages = [c.passage for d in documents for c in split(d, splitter.spans(d))]
+    passages = [chunk.passage for document in documents for chunk in splitter.split(document)]
     passages = list(itertools.islice(itertools.cycle(passages), chunks))
-    ways: dict[str, Callable[[], Awaitable[object]]] = {
+    workloads: dict[str, Callable[[], Awaitable[object]]] = {
         "nothing": lambda: asyncio.sleep(3),
         "GemEmbeddings.aembed_documents": lambda: GemEmbeddings(model=model).aembed_documents(
             passages
@@ -51,31 +51,35 @@ def main(model: str = "gem-tiny", chunks: int = 2000) -> None:
     }
     gc.collect()
     gc.freeze()
-    table = Table("beside", "seconds", "longest stall, ms", "wake-ups")
-    for name, way in ways.items():
-        late, seconds = asyncio.run(stalls(way))
-        table.add_row(name, f"{seconds:.1f}", f"{1000 * max(late):.1f}", str(len(late)))
+    table = Table("workload", "seconds", "longest stall, ms", "wake-ups")
+    for name, workload in workloads.items():
+        delays, seconds = asyncio.run(measure_delays(workload))
+        table.add_row(name, f"{seconds:.1f}", f"{1000 * max(delays):.1f}", str(len(delays)))
     Console().print(table)
-    print(f"{len(passages)} chunks; {gem.name}; {platform.machine()}, {torch.get_num_threads()} "
-          f"threads, torch {torch.__version__}")  # fmt: skip
+    print(
+        f"{len(passages)} chunks; {gem.name}; {platform.machine()}, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}"
+    )
 
 
-async def stalls(way: Callable[[], Awaitable[object]]) -> tuple[list[float], float]:
-    """How late each wake-up came, and how long it all took, in seconds."""
-    late: list[float] = []
+async def measure_delays(
+    workload: Callable[[], Awaitable[object]],
+) -> tuple[list[float], float]:
+    """The delay of each wake-up, and the duration of the workload, in seconds."""
+    delays: list[float] = []
 
     async def watch() -> None:
         while True:
-            asleep = time.perf_counter()
-            await asyncio.sleep(TICK)
-            late.append(time.perf_counter() - asleep - TICK)
+            slept_at = time.perf_counter()
+            await asyncio.sleep(INTERVAL)
+            delays.append(time.perf_counter() - slept_at - INTERVAL)
 
     watcher = asyncio.create_task(watch())
     start = time.perf_counter()
-    await way()
+    await workload()
     seconds = time.perf_counter() - start
     watcher.cancel()
-    return late, seconds
+    return delays, seconds
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ batch, data and seed. Finished rows are kept and not trained again.
     python benchmarks/paper_tables.py --base FOLDER --packages FOLDER [--steps N] [--table NAME]
 
 BASE is a plain language model that has not been GEM-trained; gem-tiny stands for the one it was
-made from. The packages are those of gem_rag/training/tiny/packages.txt.
+made from. The packages are those of models/gem-tiny/gem_tiny/packages.txt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from gem_tiny.corpus import Pair, cached_pairs, held_out, write_rows
+from gem_tiny.docstring_pairs import DocstringPair, load_docstring_pairs
+from gem_tiny.files import write_jsonl
+from gem_tiny.texts import is_held_out
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -99,7 +101,7 @@ def main(
     table: Annotated[str, typer.Option(help="only tables whose name holds this")] = "",
 ) -> None:
     """Train every row that is not there yet; print the tables and write them to WORK."""
-    corpus = cached_pairs(work / "pairs.jsonl", packages)
+    corpus = load_docstring_pairs(work / "pairs.jsonl", packages)
     data = Data.of(corpus, count, work)
     model = open_checkpoint(base)
     console = Console()
@@ -130,13 +132,13 @@ class Data:
     held_out: HeldOut
 
     @classmethod
-    def of(cls, corpus: list[Pair], count: int, work: Path) -> Data:
-        learned = [pair for pair in corpus if not held_out(pair.module)]
-        kept = [pair for pair in corpus if held_out(pair.module)][:count]
+    def of(cls, corpus: list[DocstringPair], count: int, work: Path) -> Data:
+        learned = [pair for pair in corpus if not is_held_out(pair.module)]
+        kept = [pair for pair in corpus if is_held_out(pair.module)][:count]
         texts, pairs, whole = (work / f"{name}.jsonl" for name in ("texts", "pairs-train", "whole"))
-        write_rows(texts, ({"text": f"{p.summary}\n\n{p.rest}"} for p in learned))
-        write_rows(pairs, ({"query": p.summary, "document": p.rest} for p in learned))
-        write_rows(whole, ({"text": f"{p.summary}\n\n{p.rest}"} for p in kept[::3]))
+        write_jsonl(texts, ({"text": f"{p.summary}\n\n{p.rest}"} for p in learned))
+        write_jsonl(pairs, ({"query": p.summary, "document": p.rest} for p in learned))
+        write_jsonl(whole, ({"text": f"{p.summary}\n\n{p.rest}"} for p in kept[::3]))
         rows = HeldOut("docstrings", "text", read_source("whole", Source(str(whole))))
         queries, documents = [p.summary for p in kept], [p.rest for p in kept]
         return cls(texts, pairs, queries, documents, rows)
@@ -177,7 +179,7 @@ def untrained(base: Checkpoint, data: Data, work: Path) -> dict[str, dict[str, f
         assert generation is not None
         plain = {"perplexity": generation.before, "logits differ by": 0.0}
         with gem_rag.load(base.path) as gem:
-            ids = [[gem.encode(text) for text in texts] for texts in cut(gem, data)]
+            ids = [[gem.tokenize(text) for text in texts] for texts in cut(gem, data)]
         model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
         encoder = GemEncoder(model, k=1).eval()
         found = {
@@ -199,8 +201,8 @@ def by_special_token(encoder: GemEncoder, ids: list[list[int]]) -> np.ndarray:
 
 def cut(gem: gem_rag.Gem, data: Data) -> tuple[list[str], list[str]]:
     """Beginnings of texts, so that every method reads the same words."""
-    queries = [gem.tokenizer.decode(gem.encode(text)[:64]) for text in data.queries]
-    documents = [gem.tokenizer.decode(gem.encode(text)[:128]) for text in data.documents]
+    queries = [gem.tokenizer.decode(gem.tokenize(text)[:64]) for text in data.queries]
+    documents = [gem.tokenizer.decode(gem.tokenize(text)[:128]) for text in data.documents]
     return queries, documents
 
 

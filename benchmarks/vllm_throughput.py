@@ -172,7 +172,7 @@ def _gem(model: Path, engine: str, **options: Any) -> tuple[Callable[[list[str]]
     import gem_rag
 
     gem = gem_rag.load(model, engine=engine, dtype="bfloat16", **options)
-    return gem.embed_documents, gem._engine.text.tokenizer
+    return gem.embed_documents, gem._engine.tokenizer.hf_tokenizer
 
 
 def _vllm(model: Path) -> tuple[Callable[[list[str]], Any], Any]:
@@ -214,7 +214,7 @@ def generation(model: Path, tokens: int) -> dict[str, tuple[float, float]]:
             model, engine="vllm", dtype="bfloat16", in_process=True,
             embed_share=share or 0.5, kv_cache_memory_bytes=KV_BYTES,
         )  # fmt: skip
-        texts, _ = mixed_texts(gem._engine.text.tokenizer, tokens)
+        texts, _ = mixed_texts(gem._engine.tokenizer.hf_tokenizer, tokens)
         prompts = [texts[i] for i in range(8)]
         done, embedded = threading.Event(), 0
 

@@ -1,7 +1,7 @@
-"""The main job on real input: index Python's language reference, ask it three questions.
+"""Index Python's language reference and ask it three questions.
 
-Runs the `gem-rag` commands a user would type, and shows them. The reference is the one that
-`help()` reads, in `pydoc_data`: half a megabyte of text on every machine that has Python.
+Runs and prints the `gem-rag` commands that a user would type. The reference is the one that
+`help()` reads, in `pydoc_data`: half a megabyte of text that comes with Python.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ QUESTIONS = (
 )
 
 
-def gem_rag(*arguments: str) -> None:
+def run_gem_rag(*arguments: str) -> None:
     print(f"\n$ gem-rag {shlex.join(arguments)}", flush=True)
     subprocess.run([Path(sys.executable).with_name("gem-rag"), *arguments], check=True)
 
 
 def write_reference() -> Path:
-    """Python's language reference as a folder of files."""
+    """Write Python's language reference to a folder, one file per topic."""
     docs = WORK / "python-reference"
     docs.mkdir(parents=True, exist_ok=True)
     for name, text in topics.items():
@@ -38,13 +38,13 @@ def write_reference() -> Path:
 
 def main() -> None:
     start = time.perf_counter()
-    shutil.rmtree(WORK, ignore_errors=True)  # an index by another gem-tiny would be refused
+    shutil.rmtree(WORK, ignore_errors=True)  # an index built with another gem-tiny would be refused
     docs = write_reference()
     size = sum(map(len, topics.values())) // 1000
     print(f"Python's language reference: {len(topics)} topics, {size} kB, in {docs}")
-    gem_rag("index", str(docs), "--index", str(WORK / "index"))
+    run_gem_rag("index", str(docs), "--index", str(WORK / "index"))
     for question in QUESTIONS:
-        gem_rag("ask", question, "--index", str(WORK / "index"))
+        run_gem_rag("ask", question, "--index", str(WORK / "index"))
     print(f"\ndone in {time.perf_counter() - start:.0f} s, set-up not counted")
 
 

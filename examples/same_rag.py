@@ -1,8 +1,9 @@
-"""The same RAG in LangChain and in LlamaIndex, with FAISS and with Chroma: one set of weights.
+"""The same RAG in LangChain and LlamaIndex, with FAISS and Chroma, on one set of weights.
 
-Reads one folder (Python's language reference, as `examples/demo.py` writes it), builds the four
-stores, asks each of them the same questions, lets both frameworks answer, and shows what the
-process holds after each step. Needs `langchain-gem`, both LlamaIndex packages, and the stores:
+Reads a folder (Python's language reference, as `examples/demo.py` writes it), builds the four
+vector stores, asks each of them the same questions, lets both frameworks answer, and shows the
+memory of the process after each step. Needs `langchain-gem`, both LlamaIndex packages, and the
+stores:
 
     pip install langchain-gem llama-index-llms-gem llama-index-embeddings-gem langchain-chroma
     pip install langchain-community llama-index-vector-stores-faiss llama-index-vector-stores-chroma
@@ -38,9 +39,9 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 import gem_rag
-from gem_rag.documents.document import Chunk, Document
+from gem_rag import Chunk, Document
 from gem_rag.documents.readers import read_paths
-from gem_rag.documents.splitting import Splitter, chunks
+from gem_rag.documents.splitting import Splitter
 
 QUESTIONS = (
     "What is a lambda expression?",
@@ -57,14 +58,14 @@ def main(
     folder: Annotated[Path | None, typer.Argument(help="default: Python's reference")] = None,
     model: str = "gem-tiny",
 ) -> None:
-    """Build the four, compare their hits, and count the copies of the weights."""
+    """Build the four stores, compare their results, and count the copies of the weights."""
     memory = Memory()
     gem = gem_rag.load(model)
     splitter = Splitter(gem.tokenizer, min(256, gem.max_length))
-    read = read_paths([folder or write_reference()], Path.cwd())
-    documents = [document for document in read if isinstance(document, Document)]
-    parts = [chunk for d in documents for chunk in chunks(d, splitter.spans(d))]
-    memory.note("gem_rag.load, once")
+    files = read_paths([folder or write_reference()], Path.cwd())
+    documents = [document for document in files if isinstance(document, Document)]
+    passages = [chunk for document in documents for chunk in splitter.split(document)]
+    memory.record("gem_rag.load, once")
     stores: dict[str, Search] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, build in {
@@ -73,91 +74,100 @@ def main(
             "LlamaIndex, FAISS": llama_faiss,
             "LlamaIndex, Chroma": llama_chroma,
         }.items():
-            stores[name] = build(parts, model, Path(scratch) / name)
-            memory.note(name)
-        found = {
+            stores[name] = build(passages, model, Path(scratch) / name)
+            memory.record(name)
+        hits = {
             name: [search(question) for question in QUESTIONS] for name, search in stores.items()
         }
-        passages = found["LangChain, FAISS"][0]
-    answers = ask(model, passages)
-    memory.note("ChatGem and GemLLM answer")
+    reference = hits["LangChain, FAISS"]
+    answers = ask(model, reference[0][0])
+    memory.record("ChatGem and GemLLM answer")
     memory.show()
-    first, *others = found.values()
-    same = all(other == first for other in others)
-    for name, hits in found.items():
+    for name, own_hits in hits.items():
         differing = [
-            q for q, own, theirs in zip(QUESTIONS, hits, first, strict=True) if own != theirs
+            question
+            for question, own, other in zip(QUESTIONS, own_hits, reference, strict=True)
+            if own != other
         ]
         if differing:
             print(f"{name} differs from LangChain, FAISS: {differing}")
-    print(f"{len(parts)} chunks, {len(QUESTIONS)} questions, {K} hits each: "
-          f"{'the same in all four' if same else 'NOT the same'}")  # fmt: skip
+    same = all(own_hits == reference for own_hits in hits.values())
+    print(
+        f"{len(passages)} chunks, {len(QUESTIONS)} questions, {K} hits each: "
+        f"{'the same in all four' if same else 'NOT the same'}"
+    )
     for name, text in answers.items():
         print(f"{name}: {text.strip()!r}")
-    models = sum(isinstance(thing, PreTrainedModel) and thing.can_generate()
-                 for thing in gc.get_objects())  # fmt: skip
+    models = count_language_models()
     print(f"language models in this process: {models}")
     raise typer.Exit(0 if same and models == 1 else 1)
 
 
-def langchain_faiss(parts: Sequence[Chunk], model: str, place: Path) -> Search:
-    store = FAISS.from_documents(as_documents(parts), GemEmbeddings(model=model))
+def count_language_models() -> int:
+    return sum(
+        isinstance(thing, PreTrainedModel) and thing.can_generate() for thing in gc.get_objects()
+    )
+
+
+def langchain_faiss(passages: Sequence[Chunk], model: str, folder: Path) -> Search:
+    store = FAISS.from_documents(to_documents(passages), GemEmbeddings(model=model))
     return lambda question: [d.page_content for d in store.similarity_search(question, k=K)]
 
 
-def langchain_chroma(parts: Sequence[Chunk], model: str, place: Path) -> Search:
+def langchain_chroma(passages: Sequence[Chunk], model: str, folder: Path) -> Search:
     embeddings = GemEmbeddings(model=model)
     store = Chroma(
-        "langchain", embeddings, persist_directory=str(place), collection_configuration=EXACT
+        "langchain", embeddings, persist_directory=str(folder), collection_configuration=EXACT
     )
-    store.add_documents(as_documents(parts))
+    store.add_documents(to_documents(passages))
     return lambda question: [d.page_content for d in store.similarity_search(question, k=K)]
 
 
-def llama_faiss(parts: Sequence[Chunk], model: str, place: Path) -> Search:
+def llama_faiss(passages: Sequence[Chunk], model: str, folder: Path) -> Search:
     embedding = GemEmbedding(model=model)
     store = FaissVectorStore(faiss.IndexFlatIP(gem_rag.load(model).dim))
-    return llama(parts, embedding, store)
+    return llama_index_search(passages, embedding, store)
 
 
-def llama_chroma(parts: Sequence[Chunk], model: str, place: Path) -> Search:
-    client = chromadb.PersistentClient(str(place))
+def llama_chroma(passages: Sequence[Chunk], model: str, folder: Path) -> Search:
+    client = chromadb.PersistentClient(str(folder))
     collection = client.create_collection("llama-index", configuration=EXACT)
-    return llama(parts, GemEmbedding(model=model), ChromaVectorStore(collection))
+    return llama_index_search(passages, GemEmbedding(model=model), ChromaVectorStore(collection))
 
 
-def llama(parts: Sequence[Chunk], embedding: GemEmbedding, store: object) -> Search:
+def llama_index_search(passages: Sequence[Chunk], embedding: GemEmbedding, store: object) -> Search:
     context = StorageContext.from_defaults(vector_store=store)
-    nodes = [TextNode(text=part.passage) for part in parts]
+    nodes = [TextNode(text=chunk.passage) for chunk in passages]
     index = VectorStoreIndex(nodes, storage_context=context, embed_model=embedding)
     retriever = index.as_retriever(similarity_top_k=K)
     return lambda question: [hit.node.get_content() for hit in retriever.retrieve(question)]
 
 
-def ask(model: str, passages: Sequence[str]) -> dict[str, str]:
-    """Both frameworks' chat models read the same passage."""
-    context = f"[1] {passages[0]}"
-    said = [("system", context), ("human", QUESTIONS[0])]
-    theirs = [ChatMessage(role=role.replace("human", "user"), content=text) for role, text in said]
+def ask(model: str, passage: str) -> dict[str, str]:
+    """The answers of both frameworks' chat models to the first question, from one passage."""
+    messages = [("system", f"[1] {passage}"), ("user", QUESTIONS[0])]
+    chat_messages = [ChatMessage(role=role, content=text) for role, text in messages]
     return {
-        "ChatGem": ChatGem(model=model, max_tokens=40).invoke(said).text,
-        "GemLLM": str(GemLLM(model=model, max_tokens=40).chat(theirs).message.content),
+        "ChatGem": ChatGem(model=model, max_tokens=40).invoke(messages).text,
+        "GemLLM": str(GemLLM(model=model, max_tokens=40).chat(chat_messages).message.content),
     }
 
 
-def as_documents(parts: Sequence[Chunk]) -> list[LangChainDocument]:
-    return [LangChainDocument(part.passage, metadata={"source": part.source}) for part in parts]
+def to_documents(passages: Sequence[Chunk]) -> list[LangChainDocument]:
+    return [
+        LangChainDocument(chunk.passage, metadata={"source": chunk.source}) for chunk in passages
+    ]
 
 
 class Memory:
-    """What the process holds, step by step."""
+    """The resident memory of this process after each step."""
 
     def __init__(self) -> None:
-        self._table = Table("step", "process, MiB", "more, MiB")
+        self._table = Table("step", "process, MiB", "added, MiB")
         self._last = 0.0
-        self.note("libraries imported")
+        self.record("libraries imported")
 
-    def note(self, step: str) -> None:
+    def record(self, step: str) -> None:
         gc.collect()
         now = psutil.Process().memory_info().rss / 2**20
         self._table.add_row(step, f"{now:.0f}", f"{now - self._last:.0f}")

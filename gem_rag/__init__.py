@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gem_rag._utils import moved_modules
+
 __version__ = "0.1.0"
 
 _MODULE_OF = {
@@ -16,7 +18,7 @@ _MODULE_OF = {
     "AnswerStyle": "gem_rag.core.config",
     "ChatReply": "gem_rag.generation.chat",
     "Chunk": "gem_rag.documents.document",
-    "Citation": "gem_rag.rag.answer",
+    "Citation": "gem_rag.rag.citations",
     "Document": "gem_rag.documents.document",
     "EngineName": "gem_rag.model",
     "Gem": "gem_rag.model",
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from gem_rag.generation.chat import ChatReply, ToolCall
     from gem_rag.generation.sampling import Generation, Sampling, TextStream
     from gem_rag.model import EngineName, Gem, load
-    from gem_rag.rag.answer import Answer, Citation
+    from gem_rag.rag.answer import Answer
+    from gem_rag.rag.citations import Citation
     from gem_rag.rag.hits import Hit
     from gem_rag.rag.index import Index, StoreName, SyncReport
 
@@ -80,3 +83,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+moved_modules.install()

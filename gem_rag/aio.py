@@ -1,7 +1,7 @@
-"""Blocking calls from asyncio, in threads of their own.
+"""Blocking calls from asyncio, run in threads.
 
-The event loop's usual pool has a few threads; here many calls wait at once, so that an engine can
-run them together. Knows nothing about what is called.
+The event loop's default pool has only a few threads. This one has many, so that many calls can wait
+at once and an engine can batch them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,44 @@ _END = object()
 
 
 async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of a blocking call, which sees the caller's context variables."""
+    """Run a blocking function in a thread, with the caller's context variables.
+
+    Args:
+        function: The function.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        Exception: What the function raises.
+    """
     call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_pool, call)
 
 
 async def iterate_in_thread(generator: Generator[T, Any, Any]) -> AsyncGenerator[T, None]:
-    """What a blocking generator yields; it is closed when nobody listens any more."""
-    turn = threading.Lock()  # a generator that is running cannot be closed
+    """Run a blocking generator in threads.
 
-    def pull() -> Any:
-        with turn:
+    Args:
+        generator: The generator; it is closed when the iteration ends, for whatever reason.
+
+    Yields:
+        What the generator yields.
+    """
+    lock = threading.Lock()  # a running generator cannot be closed
+
+    def advance() -> Any:
+        with lock:
             return next(generator, _END)
 
     def close() -> None:
-        with turn:
+        with lock:
             generator.close()
 
     try:
-        while (item := await run_in_thread(pull)) is not _END:
+        while (item := await run_in_thread(advance)) is not _END:
             yield item
     finally:
         await run_in_thread(close)

@@ -1,4 +1,4 @@
-"""The old home of `GemModule`: exported folders name `gem_rag.sentence_transformers_module`."""
+"""`GemModule` by the name that modules.json of exported folders gives."""
 
 from gem_rag.interop.sentence_transformers import GemModule
 

@@ -13,6 +13,7 @@ import tempfile
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="gem-rag-tests-")
 
 import atexit
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -35,6 +36,16 @@ torch.set_num_threads(1)  # two test runs go side by side
 settings.register_profile("gem", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gem"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of garbage collection: every closed model starts one."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Collect it after all, at the end: libraries complain about what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

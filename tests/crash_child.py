@@ -1,12 +1,15 @@
-"""A process that syncs an index and kills itself, for `test_index_crash.py`.
+"""A process that syncs indexes in children that kill themselves, for `test_index_crash.py`.
 
-Usage: crash_child.py FOLDER STORE AT. It makes FOLDER/docs the index's documents and dies by
-SIGKILL at the AT-th step that touches the disk; it exits with 0 if it lives.
+Usage: crash_child.py STORE. It imports everything once and forks a child for each line of standard
+input, which is [FOLDER, STEP] in JSON. The child makes FOLDER/docs the documents of FOLDER/index
+and dies by SIGKILL at that step of those that touch the disk. A line of standard output is the
+child's exit code: 0 if it lived.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -19,44 +22,53 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeGem
 
 from gem_rag.rag.index import Index
-from gem_rag.rag.stores import chroma_store as chroma
-from gem_rag.rag.stores import faiss_store as faiss
+from gem_rag.rag.stores.chroma_store import ChromaStore
+from gem_rag.rag.stores.faiss_store import FaissStore
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
-steps = itertools.count(1)
 
 
-def step() -> None:
-    """Count a step, and die if it is the one."""
-    if next(steps) == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
+def sync(folder: Path, store: str, last: int) -> None:
+    """Bring the index in sync, up to a step."""
+    steps = itertools.count(1)
 
+    def step() -> None:
+        if next(steps) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def around(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Steps before and after a store's method, whose writes happen outside Python."""
+    def around(method: Callable[..., Any]) -> Callable[..., Any]:
+        """Steps before and after a store's method, whose writes happen outside Python."""
 
-    def stepping(*args: Any, **kwargs: Any) -> Any:
-        step()
-        result = method(*args, **kwargs)
-        step()
-        return result
+        def stepping(*args: Any, **kwargs: Any) -> Any:
+            step()
+            result = method(*args, **kwargs)
+            step()
+            return result
 
-    return stepping
-
-
-def main() -> None:
-    folder, store = Path(sys.argv[1]), sys.argv[2]
-    index = Index.open(folder / "index", FakeGem(), store)  # type: ignore[arg-type]
-    for kind in (faiss.FaissStore, chroma.ChromaStore):
-        kind.stage = around(kind.stage)  # type: ignore[method-assign]
-        kind.clean = around(kind.clean)  # type: ignore[method-assign]
+        return stepping
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in EVENTS and str(folder / "index") in " ".join(map(str, args)):
             step()
 
+    index = Index.open(folder / "index", FakeGem(), store)  # type: ignore[arg-type]
+    for kind in (FaissStore, ChromaStore):
+        kind.stage = around(kind.stage)  # type: ignore[method-assign]
+        kind.clean = around(kind.clean)  # type: ignore[method-assign]
     sys.addaudithook(hook)
     index.sync([folder / "docs"])
+
+
+def main() -> None:
+    for line in sys.stdin:
+        folder, step = json.loads(line)
+        assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
+        child = os.fork()
+        if not child:
+            sync(Path(folder), sys.argv[1], step)
+            return
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class FakeGem:
     """Vectors are sums of the texts' word vectors; a token is a word or a mark."""
 
     has_chat_template = False
-    context = 1000
+    context_length = 1000
     max_length = 64
 
     def __init__(self, name: str = "fake", dim: int = 64) -> None:

@@ -307,4 +307,4 @@ def close_to(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> 
 
 def written(gem: Gem, tokens: Sequence[int]) -> list[str]:
     """What each token says."""
-    return [gem._text.decode([token]) for token in tokens]
+    return [gem._tokenizer.decode([token]) for token in tokens]

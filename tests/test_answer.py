@@ -14,9 +14,10 @@ from llguidance import LLMatcher, LLTokenizer
 from gem_rag.core.config import GemConfig
 from gem_rag.documents.document import Chunk
 from gem_rag.errors import InputError
-from gem_rag.generation.grammars import checked, quote_grammar
+from gem_rag.generation.grammars import quote_grammar, validate_grammar
 from gem_rag.generation.sampling import Generation
-from gem_rag.rag.answer import REFUSAL, Answer, answer, cite
+from gem_rag.rag.answer import REFUSAL, Answer, answer
+from gem_rag.rag.citations import cite
 from gem_rag.rag.hits import Hit
 
 
@@ -25,16 +26,16 @@ class Answering(FakeGem):
 
     def __init__(self, reply: str = "", context: int = 1000, **config: Any) -> None:
         super().__init__()
-        self.reply, self.context = reply, context
+        self.reply, self.context_length = reply, context
         self.config = GemConfig(**config)
         self.asked: list[str] = []
         self.sampling: dict[str, Any] = {}
 
-    def encode(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        return self.encode(
+    def tokenize_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        return self.tokenize(
             "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
         )
 
@@ -205,10 +206,15 @@ def test_words_of_a_title_cite_the_whole_chunk() -> None:
     assert citation.quote == STORY.chunk.text
 
 
-@pytest.mark.parametrize("reply", [REFUSAL, "A lamp gives"])
-def test_refusals_and_cut_quotes_cite_nothing(reply: str) -> None:
+@pytest.mark.parametrize("reply", [REFUSAL, REFUSAL[:12], ""])
+def test_refusals_cite_nothing(reply: str) -> None:
     found = ask(Answering(reply), LAMP, style="quote")
     assert (found.text, found.citations) == (reply, [])
+
+
+def test_a_quote_cut_by_max_tokens_cites_its_passage() -> None:
+    (citation,) = ask(Answering("A lamp gives"), PUMP, LAMP, style="quote").citations
+    assert (citation.number, citation.quote) == (2, "A lamp gives")
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4), st.data())
@@ -218,7 +224,7 @@ def test_any_run_of_any_passages_words_may_be_quoted(texts: list[str], data: st.
     words = passages[number - 1].split(" ")
     first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(words) - 1)] * 2)))
     quote = " ".join(words[first : last + 1])
-    grammar = checked(quote_grammar(passages, REFUSAL))
+    grammar = validate_grammar(quote_grammar(passages, REFUSAL))
     assert allowed(grammar, f" {quote} [{number}]")
     assert not allowed(grammar, f" {quote} [{len(passages) + 1}]")
     assert not allowed(grammar, f" {quote}  [{number}]")

@@ -237,4 +237,4 @@ def test_chat_answers_every_line_and_forgets_the_oldest(
         assert (code, out.count("\n\n") >= 3) == (0, True)
         assert [messages[-1]["content"][:6] for messages in asked] == ["First?", "Second", "Third?"]
         assert all(messages[0]["content"] == "Be brief." for messages in asked)
-        assert all(len(gem.encode_chat(messages)) + 8 <= gem.context for messages in asked)
+        assert all(len(gem.tokenize_chat(messages)) + 8 <= gem.context_length for messages in asked)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gem_rag.documents.document import Document, Skipped
+from gem_rag.documents.document import Document, PassedOver, Skipped
 from gem_rag.documents.readers import read_paths
 from gem_rag.errors import InputError
 
@@ -51,7 +51,7 @@ def test_folder_gives_documents_in_order_of_name(tmp_path: Path) -> None:
     found = read(tmp_path, base=tmp_path)
     assert [(d.source, d.title, d.kind) for d in found if isinstance(d, Document)] == [
         ("a.txt", "One line", "text"),
-        ("c.rst", "Three", "text"),
+        ("c.rst", "Three", "rst"),
         ("b/two.md", "Two", "markdown"),
     ]
     assert found[0].text == "\n\nOne line\nand another"
@@ -63,7 +63,9 @@ def test_hidden_and_unknown_files_in_a_folder_are_passed_over(tmp_path: Path) ->
     (tmp_path / ".hidden.txt").write_text("hidden")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
     (tmp_path / "seen.txt").write_text("seen")
-    assert [d.source for d in read(tmp_path, base=tmp_path)] == ["seen.txt"]
+    seen, passed_over = read(tmp_path, base=tmp_path)
+    assert seen.source == "seen.txt"
+    assert passed_over == PassedOver({".png": 1})
 
 
 def test_python_file_gives_one_document_for_each_docstring(tmp_path: Path) -> None:

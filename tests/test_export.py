@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,22 @@ STANDARD = ["Transformer", "Pooling", "Normalize"]
 OWN = ["GemModule"]
 
 
+@cache
+def gem_vectors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What gem-rag gives for the texts as queries and as documents."""
+    with gem_rag.load(folder) as gem:
+        return gem.embed_queries(TEXTS), gem.embed_documents(TEXTS)
+
+
 def assert_same_vectors(model: SentenceTransformer, folder: Path) -> None:
     """Queries and documents of mixed lengths get the vectors that gem-rag gives them."""
     texts = list(TEXTS)
-    with gem_rag.load(folder) as gem:
-        assert model.get_embedding_dimension() == gem.dim
-        queries = model.encode_query(texts, batch_size=4)
-        assert close_to(queries, gem.embed_queries(texts))
-        documents = model.encode_document(texts, batch_size=4)
-        assert close_to(documents, gem.embed_documents(texts))
+    gem_queries, gem_documents = gem_vectors(folder)
+    assert model.get_embedding_dimension() == gem_queries.shape[1]
+    queries = model.encode_query(texts, batch_size=4)
+    assert close_to(queries, gem_queries)
+    documents = model.encode_document(texts, batch_size=4)
+    assert close_to(documents, gem_documents)
     assert not close_to(queries, documents)
 
 
@@ -157,7 +165,7 @@ def test_the_same_text_tokens_are_read(longest: int | None, full_folder: Any, ou
         read = model.preprocess(list(TEXTS))
         for text, ids, mask in zip(TEXTS, read["input_ids"], read["attention_mask"], strict=True):
             ids = ids[mask.bool()].tolist()
-            assert ids[:-1] == gem.encode(text)[: gem.max_length]
+            assert ids[:-1] == gem.tokenize(text)[: gem.max_length]
             assert ids[-1] == model.tokenizer.convert_tokens_to_ids("<|gem_1|>")
 
 
@@ -246,6 +254,15 @@ def test_sentence_transformers_wants_to_be_told(trained_folder: Path, out: Path)
     assert 'folder", trust_remote_code=True)' in (out / "README.md").read_text()
 
 
+def test_folders_name_the_module_as_they_always_have(
+    trained_folder: Path, out: Path, tmp_path: Path
+) -> None:
+    loaded(to_sentence_transformers(trained_folder, out)).save(str(tmp_path / "saved"))
+    for folder in (out, tmp_path / "saved"):
+        (module,) = json.loads((folder / "modules.json").read_text())
+        assert module["type"] == "gem_rag.sentence_transformers_module.GemModule"
+
+
 def test_an_older_gem_rag_is_told_of(
     trained_folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +308,8 @@ def test_weights_are_loaded_where_the_model_is(
 def test_a_type_can_be_asked_for(asked: Any, trained_folder: Path, out: Path) -> None:
     model = loaded(to_sentence_transformers(trained_folder, out), model_kwargs=asked)
     with gem_rag.load(trained_folder) as gem:
-        difference = np.abs(model.encode(["text"]) - gem._embed(["text"], "", None, False)).max()
+        wanted = gem.embed_tokens([gem.tokenize("text")])
+    difference = np.abs(model.encode(["text"]) - wanted).max()
     assert 1e-5 < difference < 0.05
 
 
@@ -419,10 +437,10 @@ def test_a_file_is_not_replaced(trained_folder: Path, out: Path) -> None:
     [
         pytest.param(lambda out: (out / "notes.txt").write_text("mine"), id="notes"),
         pytest.param(lambda out: loaded(out).save(str(out)), id="saved again"),
-        pytest.param(lambda out: (out / export._CONFIG).unlink(), id="no mark"),
-        pytest.param(lambda out: (out / export._CONFIG).write_text("["), id="no JSON"),
-        pytest.param(lambda out: (out / export._CONFIG).write_text("[]"), id="a list"),
-        pytest.param(lambda out: edit_json(out / export._CONFIG, gem_rag_files=5), id="a number"),
+        pytest.param(lambda out: (out / export.CONFIG_FILE).unlink(), id="no mark"),
+        pytest.param(lambda out: (out / export.CONFIG_FILE).write_text("["), id="no JSON"),
+        pytest.param(lambda out: (out / export.CONFIG_FILE).write_text("[]"), id="a list"),
+        pytest.param(lambda out: edit_json(out / export.CONFIG_FILE, gem_rag_files=5), id="a number"),
     ],
 )
 def test_an_export_that_has_changed_is_not_replaced(

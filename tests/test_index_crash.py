@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +20,45 @@ CHILD = Path(__file__).with_name("crash_child.py")
 BEFORE = {"a.txt": "water pump", "b.txt": "night lamp"}
 AFTER = {"a.txt": "water pump", "b.txt": "day lamp", "c.txt": "open door"}
 
+pytestmark = pytest.mark.slow
+
+
+class ForkingChild:
+    """`crash_child.py`, which forks a process for each sync."""
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+        self._process = subprocess.Popen(
+            [sys.executable, str(CHILD), store],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def sync(self, root: Path, step: int) -> int:
+        """The exit code of a sync that is killed at a step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([str(root), step]), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module", params=["faiss", "chroma"])
+def child(request: pytest.FixtureRequest) -> Iterator[ForkingChild]:
+    child = ForkingChild(request.param)
+    yield child
+    child.close()
+
 
 def write_docs(root: Path, texts: dict[str, str]) -> None:
     shutil.rmtree(root / "docs", ignore_errors=True)
     (root / "docs").mkdir(parents=True)
     for name, text in texts.items():
         (root / "docs" / name).write_text(text)
-
-
-def run_child(root: Path, store: str, at: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(CHILD), str(root), store, str(at)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def texts(root: Path, store: str) -> set[str]:
@@ -42,10 +69,10 @@ def texts(root: Path, store: str) -> set[str]:
     return {hit.chunk.text for hit in index.search("lamp", 10)}
 
 
-@pytest.mark.parametrize("store", ["faiss", "chroma"])
 @pytest.mark.parametrize("first", [True, False], ids=["first-commit", "later-commit"])
-def test_killed_at_every_step(tmp_path: Path, store: str, first: bool) -> None:
+def test_killed_at_every_step(tmp_path: Path, child: ForkingChild, first: bool) -> None:
     """Before or after, never between; and the next sync ends where it should."""
+    store = child.store
     start = tmp_path / "start"
     if not first:
         write_docs(start, BEFORE)
@@ -56,11 +83,11 @@ def test_killed_at_every_step(tmp_path: Path, store: str, first: bool) -> None:
     for at in range(1, 100):
         root = tmp_path / f"killed-at-{at}"
         shutil.copytree(start, root)
-        done = run_child(root, store, at)
-        if done.returncode == 0:
+        code = child.sync(root, at)
+        if code == 0:
             assert at > 8, "there are more steps than these"
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert code == -signal.SIGKILL
         left = texts(root, store)
         assert left in (before, set(AFTER.values()))
         seen.add(frozenset(left))

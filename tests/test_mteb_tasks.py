@@ -247,7 +247,7 @@ def test_an_empty_text_is_similar_to_nothing(gem: Gem) -> None:
 def test_nan_stops_the_run_and_names_the_text(tiny: Gem, tmp_path: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     bad = mteb_local.PAIRS[7][0]
-    ids, embed = tiny.encode(bad), tiny._engine.embed
+    ids, embed = tiny.tokenize(bad), tiny._engine.embed
 
     def broken(rows: Any) -> np.ndarray:
         vectors = embed(rows)

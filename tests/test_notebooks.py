@@ -34,6 +34,7 @@ def test_all_six_are_here() -> None:
     assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=NAMES)
 def test_it_runs_from_a_clean_kernel(file: Path) -> None:
     if "vllm" in file.stem:
@@ -83,6 +84,7 @@ def test_the_readme_says_what_each_is_for() -> None:
         assert f"(notebooks/{file.name})" in readme
 
 
+@pytest.mark.slow
 def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) -> None:
     notebook = new_notebook(
         cells=[

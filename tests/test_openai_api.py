@@ -44,7 +44,7 @@ def refused(codec: EmbeddingCodec, **fields: Any) -> ApiError:
 def codec(gem: Gem) -> EmbeddingCodec:
     """For a model with prompts."""
     return EmbeddingCodec(
-        gem._text, gem.config, vocabulary=VOCABULARY, max_length=LONGEST, dim=gem.dim,
+        gem._tokenizer, gem.config, vocabulary=VOCABULARY, max_length=LONGEST, dim=gem.dim,
         names=["tiny", "alias"],
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def codec(gem: Gem) -> EmbeddingCodec:
 def plain_codec(gem: Gem) -> EmbeddingCodec:
     """For a model without prompts."""
     return EmbeddingCodec(
-        gem._text, GemConfig(), vocabulary=VOCABULARY, max_length=LONGEST, dim=gem.dim,
+        gem._tokenizer, GemConfig(), vocabulary=VOCABULARY, max_length=LONGEST, dim=gem.dim,
         names=["tiny"],
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_texts_get_the_prompt_of_their_use(
     codec: EmbeddingCodec, gem: Gem, fields: dict[str, str], prompt: str
 ) -> None:
     texts = ["The quick brown fox", "a lazy dog"]
-    wanted = [found.ids for found in gem._text.encode([prompt + text for text in texts])]
+    wanted = [found.ids for found in gem._tokenizer.encode([prompt + text for text in texts])]
     assert codec.rows(request(input=texts, **fields)) == wanted
 
 
@@ -190,7 +190,7 @@ def test_two_uses_that_differ_are_refused(codec: EmbeddingCodec) -> None:
 def test_names_of_special_tokens_are_plain_text(codec: EmbeddingCodec, gem: Gem) -> None:
     text = "".join(SPECIAL_TOKENS)
     [row] = codec.rows(request(input=text))
-    assert row == gem._text.encode(["passage: " + text])[0].ids
+    assert row == gem._tokenizer.encode(["passage: " + text])[0].ids
     assert row[0] == BOS
     assert not set(row[1:]) & set(range(len(SPECIAL_TOKENS)))
     assert "".join(written(gem, row)) == "passage: " + text

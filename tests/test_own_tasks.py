@@ -54,7 +54,7 @@ class Lexical:
     """Counts of words as vectors: right wherever words decide."""
 
     name = fingerprint = "lexical"
-    overlong, max_length = "truncate", 1000
+    truncation, max_length = "truncate", 1000
 
     def __init__(self) -> None:
         self.words = " ".join(WORDS.values()).split()

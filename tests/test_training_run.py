@@ -96,7 +96,7 @@ def test_a_run_learns_and_its_folder_loads_everywhere(
     texts = ["the fox", "a line of text", "some answer to some model"]
     with gem_rag.load(tmp_path / "out") as gem:
         assert (gem.config.scope, gem.config.k, gem.max_length) == (scope, 2, 40)
-        rows = [Row.whole(gem.encode("query: " + text)) for text in texts]
+        rows = [Row.whole(gem.tokenize("query: " + text)) for text in texts]
         with torch.no_grad():
             trained = model.encoder(Layout.build(rows, 2)).numpy()
         assert np.abs(gem.embed_queries(texts) - trained).max() < 1e-5

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from gem_rag.errors import GemError
 
@@ -19,11 +20,21 @@ def write_atomically(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as handle:  # never through a link
+        handle.write(text)
     flush_to_disk(temporary)
     flush_to_disk(path.parent)  # names of other new files, before anything refers to them
     os.replace(temporary, path)
     flush_to_disk(path.parent)
+
+
+def create_file(path: Path) -> BinaryIO:
+    """A new file, open for writing; what an unfinished commit left under its name is removed, and a
+    link is never followed."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Progress bars, on a terminal or in a notebook, or none.
-
-Knows nothing about what is being done.
-"""
+"""Progress bars on a terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -22,14 +19,23 @@ from rich.progress import (
 
 
 class Advance(Protocol):
-    """To be called with how many more are done, and with a new label if there is one."""
+    """Advance a progress bar by `count`, and change its label if one is given."""
 
     def __call__(self, count: int, label: str | None = None) -> None: ...
 
 
 @contextmanager
 def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
-    """Draws only if `shown`: on stderr, or in a notebook below the cell."""
+    """Draw a progress bar on stderr, or in a notebook below the cell.
+
+    Args:
+        label: What is being done.
+        total: How many steps there are.
+        shown: Whether anything is drawn at all.
+
+    Yields:
+        The function that advances the bar.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,8 +52,8 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
         yield advance
 
 
-def quiet() -> None:
-    """Leave progress and warnings to us: transformers draws bars of its own."""
+def silence_libraries() -> None:
+    """Switch off the progress bars and notices of transformers; gem-rag draws its own."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -57,5 +63,5 @@ def quiet() -> None:
 def _console() -> Console:
     if not Console().is_jupyter:
         return Console(stderr=True)
-    # What moves in a notebook needs widgets; without them one line stays when all is done.
+    # Live updates in a notebook need widgets; without them one line remains at the end.
     return Console(force_jupyter=find_spec("ipywidgets") is not None)

@@ -1,4 +1,4 @@
-"""The command line. Knows nothing that the library does not offer."""
+"""The command line."""
 
 from gem_rag.cli.app import app, main
 

@@ -1,12 +1,13 @@
 """The command line: `gem-rag index | search | ask | chat | train | eval | serve | export | info`.
 
-Parses, prints and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
-Knows nothing that the library does not offer; heavy imports happen inside commands.
+Parses, prints, and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
+Heavy imports happen inside commands.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 import warnings
@@ -16,7 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from gem_rag import __version__
-from gem_rag._utils.progress import quiet
+from gem_rag._utils.progress import silence_libraries
+from gem_rag._utils.terminal import shorten
 from gem_rag.cli import chat_command as chat
 from gem_rag.cli import eval_commands as evaluate
 from gem_rag.cli.common import (
@@ -28,10 +30,12 @@ from gem_rag.cli.common import (
     MarginOption,
     ModelOption,
     load_model,
-    needs,
     open_index,
-    say,
-    show,
+    print_notice,
+    print_result,
+    print_text,
+    require_extra,
+    shows_progress,
 )
 from gem_rag.errors import GemError, InputError
 
@@ -70,32 +74,50 @@ def index(
 ) -> None:
     """Make an index of documents, or bring one in step with them."""
     from gem_rag.rag.index import Index
-    from gem_rag.rag.manifest import Manifest
 
     if not paths and not reembed:
         raise InputError("index needs files or folders: gem-rag index docs/")
-    shown = sys.stderr.isatty() and not as_json
+    index = index.expanduser()
+    progress = shows_progress(as_json)
     if reembed:
-        opened = Index.reembed(index, load_model(model or DEFAULT_MODEL), progress=shown)
+        opened = Index.reembed(index, load_model(_model_of(index, model)), progress=progress)
         if not paths:
-            show({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
+            print_result({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
             return
     else:
-        manifest = Manifest.read(index)
-        gem = load_model(model or (manifest.model if manifest else DEFAULT_MODEL))
+        gem = load_model(_model_of(index, model))
         opened = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
-    report = opened.sync(paths or (), progress=shown)
+    report = opened.sync(paths or (), progress=progress)
     for skipped in report.skipped:
-        say(f"skipped: {skipped.reason}")
+        print_notice(f"skipped: {skipped.reason}")
+    if report.passed_over:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.passed_over.items())
+        print_notice(f"passed over files of kinds that are not indexed: {kinds}")
     if not opened.sources:
-        raise InputError(f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes "
-                         "text, Markdown, reStructuredText and Python files")  # fmt: skip
+        raise InputError(
+            f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes text, "
+            "Markdown, reStructuredText and Python files, and with gem-rag[files] PDF, Word and "
+            "HTML"
+        )
     counts = ", ".join(
         f"{len(getattr(report, name))} {name}"
         for name in ("added", "changed", "removed", "unchanged", "skipped")
     )
     summary = f"{counts}; {report.chunks} chunks in {index}, {report.embedded} embedded now"
-    show(dataclasses.asdict(report), as_json, summary)
+    print_result(dataclasses.asdict(report), as_json, summary)
+    if not report.complete:
+        raise GemError("some files or folders could not be read, see above; what the index had of "
+                       "them is kept")  # fmt: skip
+
+
+def _model_of(index: Path, model: str | None) -> str:
+    """The model to use for an index: the one that is named, or the one that made it."""
+    from gem_rag.rag.manifest import Manifest
+
+    if model:
+        return model
+    manifest = Manifest.read(index)
+    return manifest.model if manifest else DEFAULT_MODEL
 
 
 @app.command()
@@ -109,12 +131,12 @@ def search(
     """Print the passages nearest to a question."""
     hits = open_index(index, model).search(question, k)
     if as_json:
-        show([dataclasses.asdict(hit) for hit in hits], True)
+        print_result([dataclasses.asdict(hit) for hit in hits], True)
         return
     for number, hit in enumerate(hits, start=1):
         chunk = hit.chunk
-        print(f"[{number}] {hit.score:.3f}  {chunk.source}:{chunk.start}-{chunk.stop}")
-        print(_indented(chunk.text, 300))
+        print_text(f"[{number}] {hit.score:.3f}  {chunk.source}:{chunk.start}-{chunk.stop}")
+        print_text(_indent(shorten(chunk.text, 300)))
 
 
 @app.command()
@@ -147,17 +169,18 @@ def ask(
         temperature=temperature,
     )
     if as_json:
-        show(dataclasses.asdict(answer), True)
+        print_result(dataclasses.asdict(answer), True)
         return
-    print(f"{answer.text}\n")
+    print_text(f"{answer.text}\n")
     for citation in answer.citations:
         start, stop = citation.span
-        print(f"[{citation.number}] {citation.source}:{start}-{stop}")
-        print(_indented(f'"{citation.quote}"', 200))
+        print_text(f"[{citation.number}] {citation.source}:{start}-{stop}")
+        quote = f'"{citation.quote}"'
+        print_text(_indent(shorten(quote, 200)))
     if not answer.citations:
         print("No passage holds these words; what was read:")
         for number, hit in enumerate(answer.hits, start=1):
-            print(f"[{number}] {hit.chunk.source}:{hit.chunk.start}-{hit.chunk.stop}")
+            print_text(f"[{number}] {hit.chunk.source}:{hit.chunk.start}-{hit.chunk.stop}")
 
 
 @app.command()
@@ -184,17 +207,16 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """GEM-train a model, and report what it gained and what it cost."""
-    needs("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
+    require_extra("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
     from gem_rag.training.recipe import parse_change, read_recipe
     from gem_rag.training.run import train as run
 
     recipe = read_recipe(config, dict(map(parse_change, change or ()))).with_data(data or [])
-    shown = sys.stderr.isatty() and not as_json
-    quiet()
+    silence_libraries()
     plan = recipe.scaled(max_steps) if max_steps else recipe
-    report = run(plan, model, out, resume=resume, progress=shown)
+    report = run(plan, model, out, resume=resume, progress=shows_progress(as_json))
     if report is not None:  # of many processes, the first has it
-        show(dataclasses.asdict(report), as_json, report.summary())
+        print_result(dataclasses.asdict(report), as_json, report.summary())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -204,7 +226,7 @@ def serve(
     model: Annotated[
         str, typer.Option("--model", help="Bundled or hub name, or folder.")
     ] = DEFAULT_MODEL,
-    engine: Annotated[str, typer.Option(help="What runs the model: vllm.")] = "vllm",
+    engine: Annotated[str, typer.Option(hidden=True)] = "",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
     embed_share: Annotated[
@@ -220,8 +242,14 @@ def serve(
     from gem_rag.core.checkpoint import open_checkpoint
     from gem_rag.engines.vllm.serve import command, environment
 
-    check_choice("engine", engine, ("vllm",))
-    needs("vllm", "vllm")
+    if engine:
+        check_choice("engine", engine, ("vllm",))
+        warnings.warn(
+            "--engine is not needed any more, and goes in gem-rag 0.2",
+            DeprecationWarning,
+            stacklevel=1,
+        )
+    require_extra("vllm", "vllm")
     checkpoint = open_checkpoint(model)
     line = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
     os.execve(line[0], line, environment())  # vLLM's server takes this process's place
@@ -230,15 +258,17 @@ def serve(
 @app.command()
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the export goes.")],
-    to: Annotated[str, typer.Option("--to", help="What for: sentence-transformers.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The model.")] = DEFAULT_MODEL,
+    to: Annotated[
+        str, typer.Option("--to", help="The library that will load it.")
+    ] = "sentence-transformers",
 ) -> None:
     """Write a model as a folder that another library loads."""
     from gem_rag._utils.suggestions import check_choice
     from gem_rag.interop.export import to_sentence_transformers
 
     check_choice("--to", to, ["sentence-transformers"])
-    quiet()
+    silence_libraries()
     print(f"wrote {to_sentence_transformers(model, out)}")
 
 
@@ -253,7 +283,7 @@ def info(
     from gem_rag.rag.manifest import Manifest
 
     if index is not None:
-        facts = dataclasses.asdict(Manifest.existing(index))
+        facts = dataclasses.asdict(Manifest.read_existing(index.expanduser()))
     else:
         checkpoint = open_checkpoint(model or DEFAULT_MODEL)
         facts = {
@@ -266,12 +296,11 @@ def info(
         if facts["adapter"] is not None:
             facts["adapter"]["targets"] = f"{len(facts['adapter']['targets'])} linear layers"
     lines = (f"{name}: {' '.join(str(value).split())}" for name, value in facts.items())
-    show(facts, as_json, "\n".join(lines))
+    print_result(facts, as_json, "\n".join(lines))
 
 
-def _indented(text: str, limit: int) -> str:
-    shown = text if len(text) <= limit else text[:limit].rsplit(None, 1)[0] + " ..."
-    return "\n".join(f"    {line.strip()}" for line in shown.splitlines() if line.strip())
+def _indent(text: str) -> str:
+    return "\n".join(f"    {line.strip()}" for line in text.splitlines() if line.strip())
 
 
 def _version(wanted: bool) -> None:
@@ -291,20 +320,23 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; errors become one line and an exit code, never a traceback."""
-    warnings.showwarning = lambda message, *rest, **more: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *rest, **more: print_notice(f"warning: {message}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # some terminals cannot show every character
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(_questions_last(arguments or sys.argv[1:]), standalone_mode=False)
         if code == _INTERRUPTED:  # typer returns it
             raise KeyboardInterrupt
     except GemError as error:
-        say(error)
+        print_notice(error)
         code = error.exit_code
     except _USAGE_ERRORS as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        say(f"{error.format_message()}{where}")
+        print_notice(f"{error.format_message()}{where}")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; what was committed before is kept")
+        print_notice("interrupted; what was committed before is kept")
         code = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -312,6 +344,19 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("GEM_RAG_DEBUG"):
             raise
-        say(f"{type(error).__name__}: {error} (GEM_RAG_DEBUG=1 shows where)")
+        print_notice(f"{type(error).__name__}: {error} (GEM_RAG_DEBUG=1 shows where)")
         code = 1
     sys.exit(code)
+
+
+def _questions_last(arguments: list[str]) -> list[str]:
+    """The arguments, with a question that begins like an option where it is read as a question."""
+    if arguments[:1] not in (["search"], ["ask"]) or "--" in arguments:
+        return arguments
+
+    def is_question(word: str) -> bool:
+        return word.startswith("-") and " " in word.strip() and "=" not in word.split()[0]
+
+    questions = [word for word in arguments if is_question(word)]
+    options = [word for word in arguments if not is_question(word)]
+    return [*options, "--", *questions] if questions else options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gem_rag.cli.common import DEFAULT_MODEL, load_model
+from gem_rag.cli.common import DEFAULT_MODEL, load_model, print_text
 
 if TYPE_CHECKING:
     from gem_rag.model import Gem
@@ -26,24 +26,24 @@ def chat(
 ) -> None:
     """Talk with a model, a line at a time; an empty line or Ctrl-D ends."""
     gem = load_model(model)
-    room = min(max_tokens, gem.context // 2)
+    room = min(max_tokens, gem.context_length // 2)
     messages = [{"role": "system", "content": system}] if system else []
-    kept = len(messages)
-    for line in _lines():
+    fixed = len(messages)
+    for line in _read_lines():
         messages.append({"role": "user", "content": line})
-        _forget(gem, messages, kept, room)
+        _drop_oldest_turns(gem, messages, fixed, room)
         answer = ""
         for piece in gem.stream_chat(messages, max_tokens=room, temperature=temperature):
             answer += piece
-            print(piece, end="", flush=True)
+            print_text(piece, end="")
         print("\n")
         messages.append({"role": "assistant", "content": answer.strip()})
 
 
-def _lines() -> Iterator[str]:
-    shown = sys.stdin.isatty()
+def _read_lines() -> Iterator[str]:
+    prompts = sys.stdin.isatty()
     while True:
-        if shown:
+        if prompts:
             print("> ", end="", flush=True)
         line = sys.stdin.readline().strip()
         if not line:
@@ -51,7 +51,9 @@ def _lines() -> Iterator[str]:
         yield line
 
 
-def _forget(gem: Gem, messages: list[dict[str, str]], kept: int, room: int) -> None:
-    """Leave out the oldest turns, until there is room for an answer."""
-    while len(messages) > kept + 1 and len(gem.encode_chat(messages)) + room > gem.context:
-        del messages[kept : kept + 2]
+def _drop_oldest_turns(gem: Gem, messages: list[dict[str, str]], fixed: int, room: int) -> None:
+    """Drop the oldest turns until there is room for an answer."""
+    while (
+        len(messages) > fixed + 1 and len(gem.tokenize_chat(messages)) + room > gem.context_length
+    ):
+        del messages[fixed : fixed + 2]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gem_rag._utils.progress import quiet
+from gem_rag._utils.progress import silence_libraries
+from gem_rag._utils.terminal import escape_controls, escape_controls_in_json
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,33 +29,36 @@ HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to
 MarginOption = Annotated[
     float | None,
     typer.Option(
-        min=0.0, max=2.0,
+        min=0.0,
+        max=2.0,
         help="Passages this far below the best one's cosine are not read; default the model's own.",
     ),
-]  # fmt: skip
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 DEFAULT_INDEX = Path("gem-index")
 DEFAULT_MODEL = "gem-tiny"
 
 
 def open_index(folder: Path, model: str | None) -> Index:
+    """An existing index, opened with a model or the one that it was made with."""
     from gem_rag.rag.index import Index
     from gem_rag.rag.manifest import Manifest
 
-    made_with = Manifest.existing(folder).model
+    folder = folder.expanduser()
+    made_with = Manifest.read_existing(folder).model
     return Index.open(folder, load_model(model or made_with), create=False)
 
 
 def load_model(model: str, engine: Any = "auto") -> Gem:
-    """A model, with progress and warnings left to us."""
+    """A model, without other libraries' progress bars and notices."""
     from gem_rag.model import load
 
-    quiet()
+    silence_libraries()
     return load(model, engine=engine)
 
 
-def needs(extra: str, *modules: str) -> None:
-    """Raises InputError naming the extra if one of its modules is not installed."""
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise InputError naming the extra if one of its modules is not installed."""
     from importlib.util import find_spec
 
     missing = [name for name in modules if find_spec(name) is None]
@@ -62,10 +66,24 @@ def needs(extra: str, *modules: str) -> None:
         raise InputError(f"this needs {', '.join(missing)}: pip install 'gem-rag[{extra}]'")
 
 
-def show(value: Any, as_json: bool, text: str = "") -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2) if as_json else text)
+def shows_progress(as_json: bool) -> bool:
+    """Whether a command draws progress bars: on a terminal, unless a script reads its output."""
+    return sys.stderr.isatty() and not as_json
 
 
-def say(message: object) -> None:
-    """One line on stderr."""
-    print("gem-rag:", " ".join(str(message).split()), file=sys.stderr)
+def print_result(value: Any, as_json: bool, text: str = "") -> None:
+    """Print a result as JSON, or else as text."""
+    if as_json:
+        print(escape_controls_in_json(json.dumps(value, ensure_ascii=False, indent=2)))
+    else:
+        print_text(text)
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """Print a text; control characters from documents and models are escaped."""
+    print(escape_controls(text), end=end, flush=not end)
+
+
+def print_notice(message: object) -> None:
+    """Print one line on stderr."""
+    print("gem-rag:", escape_controls(" ".join(str(message).split())), file=sys.stderr)

@@ -22,10 +22,10 @@ from gem_rag.cli.common import (
     MarginOption,
     ModelOption,
     load_model,
-    needs,
     open_index,
-    say,
-    show,
+    print_notice,
+    print_result,
+    require_extra,
 )
 from gem_rag.cli.tables import draw_comparison, draw_scores
 from gem_rag.errors import InputError
@@ -203,7 +203,7 @@ def retrieval(
     else:
         collection = from_documents(documents or [], held_out)
         collection.save(out / "collection")
-        say(f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
+        print_notice(f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
             f"in {out / 'collection'}")  # fmt: skip
     baselines = baseline if baseline is not None else ["bm25", "mean-pooling"]
     _write(evaluate_retrieval(load_model(model), collection, baselines), out, as_json)
@@ -267,13 +267,15 @@ def compare(
 
     found = compared(*(Record.load(folder / "scores.json") for folder in (first, second)))
     if as_json:
-        show([asdict(one) for one in found], True)
+        print_result([asdict(one) for one in found], True)
     else:
         draw_comparison(found)
 
 
 def _needs_eval() -> None:
-    needs("eval", "bm25s", "ir_measures", "jinja2", "lm_eval", "matplotlib", "mteb", "scipy")
+    require_extra(
+        "eval", "bm25s", "ir_measures", "jinja2", "lm_eval", "matplotlib", "mteb", "scipy"
+    )
 
 
 def _split(names: list[str] | None) -> list[str]:
@@ -315,7 +317,7 @@ def _write(found: Record, out: Path, as_json: bool) -> None:
     records = [Record.load(file), found] if file.exists() else [found]
     page = write_report(merged(records), out)
     if as_json:
-        show(asdict(found), True)
+        print_result(asdict(found), True)
         return
     draw_scores(found)
     print(f"\nwrote {page}")

@@ -1,7 +1,4 @@
-"""Docstrings of Python source, read without importing it.
-
-Knows nothing about files, indexes or models.
-"""
+"""Docstrings of Python source, read without importing it."""
 
 from __future__ import annotations
 
@@ -14,12 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Docstring:
-    """One module's, class's or function's docstring.
+    """The docstring of one module, class or function.
 
-    name: dotted name inside the module; empty for the module itself.
-    signature: as written, for example "(path, *, mode='r')"; empty where there is none.
-    text: the docstring without its indentation.
-    line: where its definition begins, from 1.
+    Attributes:
+        name: Dotted name inside the module; empty for the module itself.
+        signature: As written, for example "(path, *, mode='r')"; empty if there is none.
+        text: The docstring without its indentation.
+        line: The line of the definition, from 1.
     """
 
     name: str
@@ -29,7 +27,12 @@ class Docstring:
 
 
 def docstrings(source: str) -> Iterator[Docstring]:
-    """All docstrings of a module in order. Raises SyntaxError (ValueError for null bytes)."""
+    """All docstrings of a module, in order.
+
+    Raises:
+        SyntaxError: The source is not Python.
+        ValueError: It holds null bytes.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's code
         tree = ast.parse(source)
@@ -40,9 +43,8 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[Docstring]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node, clean=False)
         if text and text.strip():
-            yield Docstring(
-                prefix, _signature(node), inspect.cleandoc(text), getattr(node, "lineno", 1)
-            )
+            line = getattr(node, "lineno", 1)
+            yield Docstring(prefix, _signature(node), inspect.cleandoc(text), line)
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _walk(child, f"{prefix}.{child.name}" if prefix else child.name)

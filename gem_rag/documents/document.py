@@ -1,48 +1,70 @@
-"""What is read and indexed: `Document`, the files that were `Skipped`, and `Chunk`."""
+"""What is read and indexed: documents, the files that were skipped, and chunks."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-Kind = Literal["text", "markdown"]
+Kind = Literal["text", "markdown", "rst"]
 
 
 @dataclass(frozen=True)
 class Document:
     """A text with a name.
 
-    source: where it comes from; what citations show, unique in an index.
-    text: all of it.
-    title: a line that says what it is about, put before chunks that do not begin with it.
-    kind: how to split it.
+    Attributes:
+        source: Where it comes from; what citations show, unique in an index.
+        text: All of it.
+        title: A line that says what it is about, put before every chunk.
+        kind: The markup, which decides where headings are and how the text is split.
+        digest: Of the file that the text was converted from, so that it is not converted again;
+            empty for text that is read as it is.
+        file: The source of the file it was read from; empty for documents made in Python.
     """
 
     source: str
     text: str
     title: str = ""
     kind: Kind = "text"
+    digest: str = field(default="", compare=False)
+    file: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that cannot be indexed, and one sentence that says why and what to do."""
+    """A file or folder that cannot be indexed.
+
+    Attributes:
+        source: Its name.
+        reason: One sentence that says why, and what to do.
+        unreadable: Whether the system would not let it be read, so that nobody knows what is in it.
+    """
 
     source: str
     reason: str
+    unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """How many files of each kind that cannot be indexed, by suffix, were in the folders read."""
+
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Chunk:
     """A part of a document.
 
-    source: the document's.
-    title: the document's, then the heading the chunk stands under, as far as the chunk itself
-        does not begin with them.
-    start, stop: its [start, stop) characters in the document's text.
-    text: those characters.
+    Attributes:
+        source: The document's.
+        title: The document's title and the headings above the chunk; for a chunk that begins inside
+            a table also the table's header.
+        start: Its first character in the document's text.
+        stop: The character after its last one.
+        text: Its characters.
     """
 
     source: str

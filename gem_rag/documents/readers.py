@@ -1,162 +1,319 @@
 """Files and folders to documents: what may be indexed, and as what text.
 
 Text, Markdown and reStructuredText are read as they are; Python files give one document for each
-docstring; PDF, Word and HTML go through markitdown where it is installed.
-
-Knows nothing about chunks, vectors or indexes.
+docstring; PDF, Word and HTML files are converted to Markdown. What cannot be read is reported, and
+the rest goes on.
 """
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
+import hashlib
+import io
 import os
+import re
+import stat
+import tokenize
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from gem_rag.documents.conversion import Converter
 from gem_rag.documents.docstrings import docstrings
-from gem_rag.documents.document import Document, Skipped
+from gem_rag.documents.document import Document, PassedOver, Skipped
+from gem_rag.documents.structure import front_matter_title
 from gem_rag.errors import InputError
 
-LONGEST_LINE = 1_000_000  # characters; more is data, and would take hours to embed
+MAX_LINE_LENGTH = 1_000_000  # characters; longer lines are data, and would take hours to embed
+LARGEST_TEXT = 100_000_000  # bytes
+_TITLE_LENGTH = 100  # characters
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_CONVERTED = {".pdf": "pdf", ".docx": "docx", ".html": "html", ".htm": "html"}
+INDEXED_SUFFIXES = (".txt", ".text", ".rst", ".md", ".markdown", ".py", *_CONVERTED)
+_MAGIC = {"pdf": b"%PDF-", "docx": b"PK\x03\x04"}
+_TITLE_MARKS = "#=*-~ \t"
 
 
-def read_paths(paths: Sequence[Path], base: Path) -> Iterator[Document | Skipped]:
-    """Documents of files and of all readable files in folders, in order of name.
+class Reader(Protocol):
+    """Reads one file as documents. Raises InputError saying what is wrong with it."""
 
-    base: folder that sources are given relative to. Hidden files and folders, and files of
-    unknown kinds inside folders, are passed over.
+    def __call__(self, file: Path, source: str) -> Iterator[Document]: ...
 
-    Raises InputError for a path that is not there, and for a file named outright that cannot
-    be read; files found in folders that cannot be read are yielded as `Skipped`.
+
+Name = Callable[[Path], str]
+Known = Callable[[str], Document | None]
+
+
+def read_paths(
+    paths: Sequence[Path], base: Path, name: Name | None = None, known: Known | None = None
+) -> Iterator[Document | Skipped | PassedOver]:
+    """Read files, and all readable files in folders, in order of name.
+
+    Args:
+        paths: Files and folders. Hidden files and folders inside folders are passed over.
+        base: The folder that sources are relative to.
+        name: Gives a file's or folder's source instead.
+        known: Gives a document that was read before by its source; a file that has to be converted
+            is not converted again if its bytes are the same.
+
+    Yields:
+        `Document`s; `Skipped` for files and folders that cannot be read; at last `PassedOver`, the
+        kinds of file that are not indexed, if there were any.
+
+    Raises:
+        InputError: A path is not there, or a file named outright cannot be read.
     """
+    name_of = name or (lambda path: source_name(path, base))
+    check_paths(paths)
+    passed_over: Counter[str] = Counter()
+    with Converter() as converter:
+        readers = _readers(converter, known or (lambda source: None))
+        for path in paths:
+            if path.is_dir():
+                for entry in _walk(path, readers, passed_over):
+                    if isinstance(entry, Skipped):
+                        yield Skipped(name_of(Path(entry.source)), entry.reason, entry.unreadable)
+                    else:
+                        yield from _read_or_skip(entry, name_of(entry), readers)
+            elif path.suffix.lower() not in readers:
+                raise InputError(
+                    f"{path} is of no kind that can be indexed: use {', '.join(readers)}"
+                )
+            else:
+                yield from _read(path, name_of(path), readers)
+    if passed_over:
+        yield PassedOver(dict(passed_over.most_common()))
+
+
+def check_paths(paths: Sequence[Path]) -> None:
+    """Raise InputError for a path that is not there."""
     for path in paths:
         if not path.exists():
             raise InputError(f"there is no file or folder {str(path)!r}: check the path")
-    for path in paths:
-        if path.is_dir():
-            for file in _files(path):
-                yield from _read_or_skip(file, source_name(file, base))
-        elif path.suffix.lower() not in _READERS:
-            raise InputError(f"{path} is of no kind that can be indexed: use {', '.join(_READERS)}")
-        else:
-            yield from _read(path, source_name(path, base))
 
 
 def source_name(path: Path, base: Path) -> str:
-    """The path relative to `base`, with forward slashes: the same from any working folder."""
-    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
+    """The path relative to `base`, with forward slashes: the same from any working folder.
+
+    Bytes of a name that are no text are written as escapes.
+    """
+    relative = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
+    return os.fsencode(relative).decode("utf-8", "backslashreplace").replace(os.sep, "/")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+# -- folders -------------------------------------------------------------------------------------
+
+
+def _walk(
+    folder: Path, known: dict[str, Reader], passed_over: Counter[str]
+) -> Iterator[Path | Skipped]:
+    """Files of known kinds in a folder, and the folders in it that cannot be listed."""
+    denied: list[OSError] = []
+    for root, folders, files in os.walk(folder, onerror=denied.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for error in denied:
+            yield _unreadable(Path(error.filename), error)
+        denied.clear()
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in _READERS:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in known:
                 yield Path(root, name)
+            else:
+                passed_over[suffix or "no suffix"] += 1
+    for error in denied:
+        yield _unreadable(Path(error.filename), error)
 
 
-def _read_or_skip(file: Path, source: str) -> Iterator[Document | Skipped]:
+def _unreadable(path: Path, error: OSError) -> Skipped:
+    reason = f"{path} cannot be read ({error.strerror}): check its permissions"
+    return Skipped(str(path), reason, unreadable=True)
+
+
+def _read_or_skip(
+    file: Path, source: str, readers: dict[str, Reader]
+) -> Iterator[Document | Skipped]:
     try:
-        yield from _read(file, source)
+        yield from _read(file, source, readers)
     except InputError as error:
-        yield Skipped(source, str(error))
+        unreadable = isinstance(error.__cause__, OSError)
+        yield Skipped(source, printable(str(error)), unreadable)
 
 
-def _read(file: Path, source: str) -> list[Document]:
+def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]:
     try:
-        documents = list(_READERS[file.suffix.lower()](file, source))
+        _check_regular(file)
+        documents = [
+            dataclasses.replace(document, file=source)
+            for document in readers[file.suffix.lower()](file, source)
+        ]
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror}): check its permissions"
-        ) from None
+        ) from error
     for document in documents:
         longest = max(map(len, document.text.split("\n")))
-        if longest > LONGEST_LINE:
+        if longest > MAX_LINE_LENGTH:
             raise InputError(
                 f"{file} has a line of {longest:,} characters, which is data and not prose: break "
-                f"its lines (at most {LONGEST_LINE:,}) or leave it out"
+                f"its lines (at most {MAX_LINE_LENGTH:,}) or leave it out"
             )
     return documents
 
 
-def _plain(file: Path) -> str:
-    """The file's text. Raises InputError if it is empty, binary or not UTF-8."""
+def _check_regular(file: Path) -> None:
+    """Refuse what is no plain file: a pipe would be waited for, and a device never ends."""
+    mode = file.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{file} is a pipe, a device or a socket and no file: leave it out")
+
+
+def printable(text: str) -> str:
+    """A text without lone surrogates, which cannot be written anywhere."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# -- plain text ----------------------------------------------------------------------------------
+
+
+def read_text(file: Path) -> str:
+    """A file's text: UTF-8, or what its byte order mark says.
+
+    Raises:
+        InputError: It is empty, binary, too large, or in another encoding.
+    """
+    if file.stat().st_size > LARGEST_TEXT:
+        raise InputError(f"{file} has over {LARGEST_TEXT >> 20} MiB of text: split it")
     data = file.read_bytes()
-    if b"\0" in data:
+    encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data:
         raise InputError(
             f"{file} is binary (it has null bytes): leave it out, or convert it to text"
         )
     try:
-        text = data.decode("utf-8-sig")
+        return _clean(data.decode(encoding), file)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{file} is not UTF-8 (byte {error.start}): convert it, for example with "
-            "'iconv -f latin1 -t utf-8'"
+            f"{file} is not {encoding.upper().removesuffix('-SIG')} (byte {error.start}): convert "
+            "it, for example with 'iconv -f latin1 -t utf-8'"
         ) from None
+
+
+def _clean(text: str, file: Path) -> str:
     if not text.strip():
         raise InputError(f"{file} is empty: there is nothing to index")
-    return text.replace("\r\n", "\n")
+    return printable(text.replace("\r\n", "\n"))
 
 
-def _read_text(file: Path, source: str) -> Iterator[Document]:
-    text = _plain(file)
-    yield Document(source, text, _title(text))
+def _read_plain(file: Path, source: str) -> Iterator[Document]:
+    text = read_text(file)
+    yield Document(source, text, find_title(text))
+
+
+def _read_rst(file: Path, source: str) -> Iterator[Document]:
+    text = read_text(file)
+    yield Document(source, text, find_title(text), "rst")
 
 
 def _read_markdown(file: Path, source: str) -> Iterator[Document]:
-    text = _plain(file)
-    yield Document(source, text, _title(text), "markdown")
+    text = read_text(file)
+    yield Document(source, text, front_matter_title(text) or find_title(text), "markdown")
+
+
+def find_title(text: str) -> str:
+    """The first line that says something, without heading marks, if it is short enough for a title
+    and does not come back on every page."""
+    lines = [line.strip(_TITLE_MARKS) for line in text.split("\n")]
+    spoken = [line for line in lines if any(map(str.isalnum, line))]
+    often = Counter(re.sub(r"\d+", "0", line) for line in spoken)
+    for line in spoken[:20]:
+        if often[re.sub(r"\d+", "0", line)] < 3:
+            return line if len(line) <= _TITLE_LENGTH else ""
+    return ""
+
+
+# -- Python --------------------------------------------------------------------------------------
 
 
 def _read_python(file: Path, source: str) -> Iterator[Document]:
     try:
-        found = list(docstrings(_plain(file)))
-    except (SyntaxError, RecursionError) as error:
-        raise InputError(f"{file} is not Python that can be parsed: {error}") from None
-    seen: dict[str, int] = {}
-    for doc in found:
+        definitions = list(docstrings(_python_source(file)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError, LookupError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error) or "it is nested too deeply"
+        raise InputError(f"{file} is not Python that can be parsed: {reason}") from None
+    seen: Counter[str] = Counter()
+    for doc in definitions:
         title = f"# {'.'.join(filter(None, (file.stem, doc.name)))}{doc.signature}"
         name = f"{source}#{doc.name}" if doc.name else source
-        seen[name] = seen.get(name, 0) + 1
+        seen[name] += 1
         if seen[name] > 1:  # overloads and conditional definitions share a name
             name += f"@{seen[name]}"
-        yield Document(name, f"{title}\n{doc.text}", title)
+        yield Document(name, printable(f"{title}\n{doc.text}"), printable(title))
 
 
-def _read_converted(file: Path, source: str) -> Iterator[Document]:
-    try:
-        import markitdown
-    except ImportError:
-        raise InputError(f"{file} needs a converter: pip install 'gem-rag[files]'") from None
-    try:
-        text = markitdown.MarkItDown(enable_plugins=False).convert_local(str(file)).text_content
-    except Exception as error:  # converters raise whatever their libraries do
-        reason = str(error).strip().split("\n")[0]
+def _python_source(file: Path) -> str:
+    """A module's source, decoded as Python does it (PEP 263)."""
+    data = file.read_bytes()
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    if encoding.startswith("utf-8"):
+        return read_text(file)
+    return _clean(data.decode(encoding), file)
+
+
+# -- converted formats ---------------------------------------------------------------------------
+
+
+def _readers(converter: Converter, known: Known) -> dict[str, Reader]:
+    """The reader of each kind of file, by suffix."""
+
+    def read_converted(file: Path, source: str) -> Iterator[Document]:
+        file_format = _CONVERTED[file.suffix.lower()]
+        _check_format(file, file_format)
+        with file.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        before = known(source)
+        if before is not None and before.digest == digest:
+            yield before
+            return
+        result = converter.convert(file, file_format)
+        if not result.text.strip():
+            raise InputError(
+                f"{file} holds no text: leave it out, or run text recognition on it first"
+            )
+        title = result.title or find_title(result.text)
+        yield Document(source, result.text, title, "markdown", digest)
+
+    plain: dict[str, Reader] = {
+        ".txt": _read_plain,
+        ".text": _read_plain,
+        ".rst": _read_rst,
+        ".md": _read_markdown,
+        ".markdown": _read_markdown,
+        ".py": _read_python,
+    }
+    return plain | dict.fromkeys(_CONVERTED, read_converted)
+
+
+def _check_format(file: Path, file_format: str) -> None:
+    """Refuse a file whose content is not what its name says."""
+    with file.open("rb") as handle:
+        head = handle.read(4096)
+    magic = _MAGIC.get(file_format)
+    if magic is not None and magic not in head[:1024]:
         raise InputError(
-            f"{file} cannot be converted ({reason}): save it again, or leave it out"
-        ) from None
-    if not text.strip():
-        raise InputError(f"{file} holds no text: leave it out, or run text recognition on it first")
-    yield Document(source, text, _title(text), "markdown")
-
-
-def _title(text: str) -> str:
-    """The first line that says something, without heading marks."""
-    for line in text.split("\n", 50)[:50]:
-        line = line.strip("#=*-~ \t")
-        if any(c.isalnum() for c in line):
-            return line[:100]
-    return ""
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
-    ".txt": _read_text,
-    ".text": _read_text,
-    ".rst": _read_text,
-    ".md": _read_markdown,
-    ".markdown": _read_markdown,
-    ".py": _read_python,
-    ".pdf": _read_converted,
-    ".docx": _read_converted,
-    ".html": _read_converted,
-    ".htm": _read_converted,
-}
+            f"{file} is no {file_format.upper()} file, whatever its name: rename it, or leave it "
+            "out"
+        )
+    if magic is None and b"\0" in head and not head.startswith(tuple(_BOMS)):
+        raise InputError(f"{file} is binary, whatever its name: rename it, or leave it out")

@@ -34,7 +34,7 @@ class Embedder(Protocol):
     @property
     def max_length(self) -> int: ...
     @property
-    def overlong(self) -> str: ...
+    def truncation(self) -> str: ...
     def embed_queries(self, texts: Sequence[str], /) -> FloatArray: ...
     def embed_documents(self, texts: Sequence[str], /) -> FloatArray: ...
 
@@ -46,7 +46,7 @@ class MeanPooled:
     max_length: most tokens of a text.
     """
 
-    overlong = "truncate"
+    truncation = "truncate"
 
     def __init__(self, folder: Path, max_length: int = 512) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,7 +114,7 @@ class SentenceTransformer:
     folder: of the model.
     """
 
-    overlong = "truncate"
+    truncation = "truncate"
 
     def __init__(self, folder: str | Path) -> None:
         from sentence_transformers import SentenceTransformer as Model

@@ -16,7 +16,7 @@ from typing import Any
 
 from gem_rag.documents.document import Document
 from gem_rag.documents.readers import read_paths
-from gem_rag.documents.splitting import headings_of
+from gem_rag.documents.structure import parse_structure, sections_of
 from gem_rag.errors import InputError
 
 _SHORTEST = 40  # letters of a body
@@ -135,7 +135,7 @@ def from_documents(paths: Sequence[Path], held_out: float = 1.0, most: int = 100
     for document in read_paths(paths, base):
         if not isinstance(document, Document):
             continue
-        for number, (title, body) in enumerate(_sections(document)):
+        for number, (title, body) in enumerate(_titled_texts(document)):
             id = f"{document.source}#{number}"
             documents[id] = body
             asks = is_held_out(document.source, held_out) and title.lower() not in seen
@@ -157,18 +157,16 @@ def is_held_out(source: str, share: float) -> bool:
     return int(hashlib.md5(source.encode()).hexdigest(), 16) % 1000 < share * 1000
 
 
-def _sections(document: Document) -> Iterator[tuple[str, str]]:
+def _titled_texts(document: Document) -> Iterator[tuple[str, str]]:
     """(heading, text below it), or (title, text) of a document without headings."""
-    found = headings_of(document)
-    if not found:
+    sections = [s for s in sections_of(document, parse_structure(document)) if s.path]
+    if sections:
+        titled = [(s.path[-1], document.text[s.body : s.stop]) for s in sections]
+    else:
         first, _, body = document.text.strip().partition("\n")
         title = document.title or first
-        found_sections = [(title, body if title in first else document.text)]
-    else:
-        ends = [start for start, _, _ in found[1:]] + [len(document.text)]
-        found_sections = [(words, document.text[stop:end])
-                          for (_, stop, words), end in zip(found, ends, strict=True)]  # fmt: skip
-    for title, body in found_sections:
-        flat = " ".join(title.split())
-        if flat and len(flat) <= 200 and sum(map(str.isalpha, body)) >= _SHORTEST:
-            yield flat, body.strip()
+        titled = [(title, body if title in first else document.text)]
+    for title, body in titled:
+        title = " ".join(title.split())
+        if title and len(title) <= 200 and sum(map(str.isalpha, body)) >= _SHORTEST:
+            yield title, body.strip()

@@ -325,7 +325,9 @@ def _language_model(gem: Gem, batch_size: int) -> Iterator[_Model]:
     engine = gem._engine
     assert isinstance(engine, TransformersEngine)
     with engine.language_model() as model:
-        yield _Model(model, copy.deepcopy(engine.text.tokenizer), gem.context, batch_size)
+        yield _Model(
+            model, copy.deepcopy(engine.tokenizer.hf_tokenizer), gem.context_length, batch_size
+        )
 
 
 def _evaluated(model: _Model, task: Any, limit: int | None) -> _Result:

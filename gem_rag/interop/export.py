@@ -1,7 +1,4 @@
-"""Exports of a checkpoint to folders that other libraries load.
-
-Knows nothing about training or the command line.
-"""
+"""Exports a checkpoint to a folder that sentence-transformers loads."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gem_rag import __version__
-from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, replace_folder
+from gem_rag._utils.files import replace_folder
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.core.config import CONFIG_NAME
 from gem_rag.errors import InputError
 
@@ -21,9 +19,9 @@ if TYPE_CHECKING:
     from gem_rag.core.tokenizer import SafeTokenizer
     from gem_rag.engines.transformers_engine import TransformersEngine
 
-# What sentence-transformers reads first, and writes anew, without our key, when it saves a model.
-_CONFIG = "config_sentence_transformers.json"
-_FILES = "gem_rag_files"
+# sentence-transformers reads this file first; saving a model again rewrites it without our key.
+CONFIG_FILE = "config_sentence_transformers.json"
+_FILES_KEY = "gem_rag_files"
 _README = """\
 ---
 library_name: sentence-transformers
@@ -46,43 +44,51 @@ The vectors are those of gem-rag.
 {notes}
 """
 _STANDARD_NOTES = """\
-On a CPU it computes in float32; for the same here, add
+On a CPU, gem-rag computes in float32; to do the same here, add
 `model_kwargs={{"dtype": "float32"}}`.
 
-Nothing but sentence-transformers is needed: the tokenizer ends every text with the special token
+Only sentence-transformers is needed: the tokenizer ends every text with the special token
 `{token}`, whose output is the embedding. `max_seq_length` counts that token.
 
 Names of special tokens inside a text are plain text here, as in gem-rag, because
-`tokenizer_config.json` says `split_special_tokens`. Software that reads `tokenizer.json` alone
-does not know that, and takes them for the tokens."""
+`tokenizer_config.json` sets `split_special_tokens`. Software that reads only `tokenizer.json`
+does not see that setting, and reads them as the tokens."""
 _GEM_NOTES = """\
-It computes them, since modules of sentence-transformers cannot: `pip install 'gem-rag[export]'`.
+gem-rag computes them, because sentence-transformers' own modules cannot: `pip install
+'gem-rag[export]'`.
 
-`trust_remote_code=True` is what sentence-transformers asks for wherever a module is not its own.
-There is no code in this folder; the flag lets it import the installed gem-rag.
+sentence-transformers requires `trust_remote_code=True` for every module that is not its own. There
+is no code in this folder; the flag lets it import the installed gem-rag.
 
-The model embeds and cannot be trained this way: train it with gem-rag and export it again. The
-folder is a gem-rag checkpoint too."""
+The model embeds, but cannot be trained this way: train it with gem-rag and export it again. The
+folder is also a gem-rag checkpoint."""
 
 
 def to_sentence_transformers(model: str | Path, out: Path) -> Path:
-    """Write a GEM-trained model as a folder that `SentenceTransformer(out)` loads; returns `out`.
+    """Export a GEM-trained model to a folder that `SentenceTransformer(out)` loads.
 
-    model: "gem-tiny" (bundled), a local folder, or a hub name.
-    out: a new or empty folder, or an earlier export, which is replaced once the new one is whole.
+    There `encode_query` and `encode_document` give the vectors of `Gem.embed_queries` and
+    `Gem.embed_documents`. With one special token and no adapter, GEM is causal attention over a
+    text and one more token, which the standard modules of sentence-transformers can compute.
+    Everything else is computed by `GemModule`, so gem-rag must be installed where the folder is
+    loaded, and sentence-transformers, which imports no module but its own unasked, needs
+    `trust_remote_code=True`.
 
-    The folder gives the vectors of `Gem.embed_queries` and `Gem.embed_documents` through
-    `encode_query` and `encode_document`. With one special token and no adapter GEM is causal
-    attention over a text and one more token, which modules of sentence-transformers compute by
-    themselves. Anything else is computed by `sentence_transformers_module.GemModule`, so gem-rag
-    must be installed where the folder is loaded; and sentence-transformers, which imports no
-    module but its own unasked, must be told `trust_remote_code=True`.
+    Weights keep their dtype. If it is a 16-bit one and the model scales its input embeddings (as
+    Gemma does), the special token's embedding is rounded once more, and vectors agree to about two
+    digits.
 
-    Weights keep their type. Where that is half precision and the model scales its input rows
-    (Gemma), the special token's row is rounded once more, and vectors agree to two digits or so.
+    Args:
+        model: "gem-tiny" (bundled), a local folder, or a hub name.
+        out: A new or empty folder, or an earlier export, which is replaced atomically.
 
-    Raises InputError if there is no such model, if it has not been GEM-trained, or if `out` holds
-    something else; GemError if the folder cannot be written.
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: There is no such model, it has not been GEM-trained, `out` holds something
+            else, or sentence-transformers is not installed.
+        GemError: The folder cannot be written.
     """
     _check_installed()
     _check_replaceable(out)
@@ -111,27 +117,28 @@ def _check_installed() -> None:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Refuse to replace what is not an export, or has something beside it."""
+    """Refuse to replace a folder that is not an export, or holds anything besides one."""
     try:
-        ours = set(json.loads((out / _CONFIG).read_text(encoding="utf-8"))[_FILES])
+        exported = set(json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))[_FILES_KEY])
     except (OSError, ValueError, KeyError, TypeError):
-        ours = set()
-    if out.exists() and not (out.is_dir() and ours.issuperset(_files(out))):
+        exported = set()
+    if out.exists() and not (out.is_dir() and exported.issuperset(_list_files(out))):
         raise InputError(
             f"{out} holds other things than an export of gem-rag: give a new folder, or clear it "
             "yourself"
         )
 
 
-def _files(folder: Path) -> list[str]:
-    """Everything below a folder but folders, by path in it."""
+def _list_files(folder: Path) -> list[str]:
+    """Relative paths of all files below a folder, sorted."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
 
 
 def _engine_for_standard_modules(checkpoint: Checkpoint) -> TransformersEngine | None:
-    """The model with weights as they are stored; None if standard modules cannot give its vectors.
+    """The model in its stored dtype, or None if standard modules cannot give its vectors.
 
-    Raises InputError if it cannot be loaded.
+    Raises:
+        InputError: The model cannot be loaded.
     """
     from gem_rag.engines.transformers_engine import TransformersEngine
 
@@ -140,13 +147,14 @@ def _engine_for_standard_modules(checkpoint: Checkpoint) -> TransformersEngine |
         state = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}): restore the file") from None
-    # A model for texts and images comes with a processor, which is more than a tokenizer.
+    # Multimodal models have a processor, and standard modules would need it too.
     if checkpoint.config.k > 1 or checkpoint.config.adapter is not None or "text_config" in state:
         return None
     dtype = state.get("dtype") or state.get("torch_dtype") or "float32"
     engine = TransformersEngine(checkpoint, device="cpu", dtype=dtype)
-    # Standard modules cut a long text before what stands behind it (EOS, say), gem-rag after.
-    return None if engine.text.encode(["a"])[0].special_tokens_mask[-1] else engine
+    # Standard modules truncate a long text before they append an EOS token, gem-rag after.
+    appends_token = engine.tokenizer.encode(["a"])[0].special_tokens_mask[-1]
+    return None if appends_token else engine
 
 
 def _save_standard_modules(
@@ -157,11 +165,12 @@ def _save_standard_modules(
 
     from gem_rag.model import Gem
 
-    name = checkpoint.config.tokens[0]
+    token = checkpoint.config.tokens[0]
     gem = Gem(checkpoint, engine)
-    tokenizer = _tokenizer_with(name, engine.text, gem.max_length + 1)
-    encoder = engine._encoder
-    _set_row(encoder.base, tokenizer.convert_tokens_to_ids(name), encoder.special.embeddings[0])
+    tokenizer = _append_token(engine.tokenizer, token, gem.max_length + 1)
+    encoder = engine.encoder
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    _set_input_embedding(encoder.base, token_id, encoder.special.embeddings[0])
     encoder.base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pooling, normalize = Pooling(gem.dim, "lasttoken"), Normalize()
@@ -169,76 +178,86 @@ def _save_standard_modules(
         (folder / path).mkdir()
         module.save(str(folder / path))
     modules = {"": Transformer, "1_Pooling": Pooling, "2_Normalize": Normalize}
-    _describe(checkpoint, folder, modules, _STANDARD_NOTES.format(token=name))
+    _write_metadata(checkpoint, folder, modules, _STANDARD_NOTES.format(token=token))
 
 
 def _save_gem_module(checkpoint: Checkpoint, folder: Path) -> None:
     from gem_rag.interop.sentence_transformers import GemModule
 
     GemModule(checkpoint.path).save(str(folder))
-    _describe(checkpoint, folder, {"": GemModule}, _GEM_NOTES, needs_gem_rag=True)
+    _write_metadata(checkpoint, folder, {"": GemModule}, _GEM_NOTES, needs_gem_rag=True)
 
 
-def _tokenizer_with(name: str, text: SafeTokenizer, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that reads texts as gem-rag does and puts one new token behind each.
+def _append_token(
+    safe_tokenizer: SafeTokenizer, token: str, max_length: int
+) -> PreTrainedTokenizerFast:
+    """A tokenizer that reads texts as gem-rag does and appends one new token to each.
 
-    Raises InputError if it has a token of that name.
+    Raises:
+        InputError: The tokenizer already has a token of that name.
     """
     import tokenizers
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    if text.plain.token_to_id(name) is not None:
+    plain_backend = safe_tokenizer.plain_backend
+    if plain_backend.token_to_id(token) is not None:
         raise InputError(
-            f"the model's tokenizer has a token {name!r} already: give its {CONFIG_NAME} another "
+            f"the model's tokenizer has a token {token!r} already: give its {CONFIG_NAME} another "
             "name under 'tokens'"
         )
-    encoded = text.encode(["a"])[0]
-    before = encoded.special_tokens_mask.index(0)
-    backend = tokenizers.Tokenizer.from_str(text.plain.to_str())
-    backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+    encoding = safe_tokenizer.encode(["a"])[0]
+    prefix = encoding.special_tokens_mask.index(0)
+    backend = tokenizers.Tokenizer.from_str(plain_backend.to_str())
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
     backend.post_processor = TemplateProcessing(
         single="before $A gem",
         pair="before $A $B gem",
         special_tokens=[
-            {"id": "before", "ids": encoded.ids[:before], "tokens": encoded.tokens[:before]},
-            {"id": "gem", "ids": [backend.token_to_id(name)], "tokens": [name]},
+            {"id": "before", "ids": encoding.ids[:prefix], "tokens": encoding.tokens[:prefix]},
+            {"id": "gem", "ids": [backend.token_to_id(token)], "tokens": [token]},
         ],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token=text.tokenizer.pad_token or name,  # padding is masked, so any will do
+        # Padding is masked, so any token will do.
+        pad_token=safe_tokenizer.hf_tokenizer.pad_token or token,
         # Right padding keeps the positions of texts, which not every model takes from the mask.
         padding_side="right",
         truncation_side="right",
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,  # names of special tokens in a text are text
+        split_special_tokens=True,  # names of special tokens in a text are plain text
     )
 
 
-def _set_row(model: Any, token: int, row: Tensor) -> None:
-    """Make `row` what the layers see of a token that the model may not have yet."""
+def _set_input_embedding(model: Any, token_id: int, embedding: Tensor) -> None:
+    """Make `embedding` what the first layer reads for a token, which the model may not have yet."""
     import torch
 
-    if token >= model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(token + 1, mean_resizing=False)
-    embedding = model.get_input_embeddings()
-    embedding.weight[token] = 1
-    scale = embedding(torch.tensor(token))  # some models (Gemma) scale what they look up
-    embedding.weight[token] = row / scale
+    if token_id >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(token_id + 1, mean_resizing=False)
+    table = model.get_input_embeddings()
+    table.weight[token_id] = 1
+    scale = table(torch.tensor(token_id))  # some models (Gemma) scale what they look up
+    table.weight[token_id] = embedding / scale
 
 
-def _describe(
+def _write_metadata(
     checkpoint: Checkpoint,
     folder: Path,
     modules: dict[str, type],
     notes: str,
     needs_gem_rag: bool = False,
 ) -> None:
-    """Write what sentence-transformers reads first, and a README.
+    """Write the files that tell sentence-transformers what to load, and a README.
 
-    modules: the classes that embed, in order, by the folders they are saved in.
+    Args:
+        checkpoint: What is exported.
+        folder: The export.
+        modules: Classes of the modules, in order, by the subfolder that each is saved in.
+        notes: The README's last part.
+        needs_gem_rag: Whether one of the modules is gem-rag's.
     """
     import sentence_transformers
 
@@ -263,9 +282,9 @@ def _describe(
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
         "requirements": {"gem-rag": f">={__version__}"} if needs_gem_rag else {},
-        _FILES: [*_files(folder), _CONFIG],
+        _FILES_KEY: [*_list_files(folder), CONFIG_FILE],
     }
-    _write_json(folder / _CONFIG, config)
+    _write_json(folder / CONFIG_FILE, config)
 
 
 def _write_json(path: Path, state: Any) -> None:

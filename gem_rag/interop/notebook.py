@@ -1,7 +1,4 @@
-"""What a notebook needs around its cells: its packages are there, and errors are short.
-
-Knows nothing about models.
-"""
+"""Set-up for notebooks: a check of their packages, quiet libraries, and short errors."""
 
 from __future__ import annotations
 
@@ -11,34 +8,43 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
-from gem_rag._utils.progress import quiet
+from gem_rag._utils.deprecation import warn_renamed
+from gem_rag._utils.progress import silence_libraries
 from gem_rag.errors import GemError, InputError
 
 
-def begin(**distributions: str) -> None:
-    """To be called in a notebook's first cell.
+def setup_notebook(**requirements: str) -> None:
+    """Prepare a notebook; to be called in its first cell.
 
-    distributions: what is imported, and what to install where it is not to be found.
+    Afterwards libraries draw no progress bars of their own, gem-rag's errors are one line, and the
+    error for an undefined name says that the cells above must be run first.
 
-    Afterwards libraries draw no bars of their own, a name that is not there yet says that cells
-    above have to be run, and gem-rag's errors are one line.
+    Args:
+        **requirements: For each module that the notebook imports, what to install if it is missing.
 
-    Raises InputError if packages are missing: the command that installs them.
+    Raises:
+        InputError: Modules are missing; the message gives the command that installs them.
     """
-    shell = _shell()
+    shell = _ipython_shell()
     if shell is not None:
-        shell.set_custom_exc((NameError, GemError), _explain)
-    missing = [name for name in distributions if find_spec(name) is None]
+        shell.set_custom_exc((NameError, GemError), _show_error)
+    missing = [module for module in requirements if find_spec(module) is None]
     if missing:
-        wanted = " ".join(dict.fromkeys(f"'{distributions[name]}'" for name in missing))
-        raise InputError(f"this notebook needs {', '.join(missing)}: pip install {wanted}")
+        packages = " ".join(dict.fromkeys(f"'{requirements[module]}'" for module in missing))
+        raise InputError(f"this notebook needs {', '.join(missing)}: pip install {packages}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm asks for widgets
-    quiet()
+    silence_libraries()
 
 
-def _shell() -> Any:
-    """IPython's, None outside of it."""
+def begin(**distributions: str) -> None:
+    """Deprecated: `setup_notebook`."""
+    warn_renamed("gem_rag.interop.notebook.begin", "setup_notebook")
+    setup_notebook(**distributions)
+
+
+def _ipython_shell() -> Any:
+    """The running IPython shell; None outside IPython."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -46,7 +52,7 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def _explain(
+def _show_error(
     shell: Any,
     kind: type[BaseException],
     error: BaseException,
@@ -57,5 +63,5 @@ def _explain(
         error.add_note(
             f"{error.name!r} is made in a cell above: run the notebook's cells in their order"
         )
-    short = isinstance(error, GemError)
-    shell.showtraceback((kind, error, trace), tb_offset=tb_offset, exception_only=short)
+    only_message = isinstance(error, GemError)
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset, exception_only=only_message)

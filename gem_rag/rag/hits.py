@@ -1,4 +1,4 @@
-"""What a search finds."""
+"""What a search returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from gem_rag.documents.document import Chunk
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk found, and the cosine between it and the question."""
+    """A chunk that a search returned.
+
+    Attributes:
+        chunk: The chunk.
+        score: Its cosine with the question.
+    """
 
     chunk: Chunk
     score: float

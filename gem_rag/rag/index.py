@@ -1,7 +1,7 @@
-"""`Index`: documents made searchable by one model, kept in step with their files.
+"""`Index`: documents made searchable by one model, kept in sync with their files.
 
-Owns what is committed: which documents, which chunks, which vectors, by which model. Knows
-nothing about how vectors are stored (`stores/`) or computed (`model.py`).
+An index decides what is committed: which documents, chunks and vectors, by which model. Stores hold
+the vectors, a manifest the commit.
 """
 
 from __future__ import annotations
@@ -13,33 +13,46 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from gem_rag._utils.files import create_file
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
-from gem_rag.documents.document import Chunk, Document, Skipped
-from gem_rag.documents.readers import read_paths, source_name
-from gem_rag.documents.splitting import Splitter, chunks
+from gem_rag.documents.document import Chunk, Document, PassedOver, Skipped
+from gem_rag.documents.readers import check_paths, read_paths
+from gem_rag.documents.splitting import Splitter
 from gem_rag.errors import GemError, InputError
+from gem_rag.generation.sampling import SamplingOptions
 from gem_rag.model import Gem
-from gem_rag.rag.answer import Answer, answer
+from gem_rag.rag.answer import Answer
+from gem_rag.rag.answer import answer as answer_from_hits
+from gem_rag.rag.format_1 import chunks_of_format_1, file_of_format_1
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest, remove_others
+from gem_rag.rag.roots import Roots, absolute, is_within_any
 from gem_rag.rag.stores.store import Store
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
+_LOAD_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a sync did: sources added, changed, removed and unchanged, and files skipped.
+    """What a sync did.
 
-    chunks: chunks in the index now.
-    embedded: chunks whose vectors had to be computed.
+    Attributes:
+        added: Sources of new documents.
+        changed: Sources whose text or title changed.
+        removed: Sources whose file is gone.
+        unchanged: Sources that stayed as they were.
+        skipped: Files and folders that could not be read; what the index has of them stays.
+        passed_over: How many files of other kinds were in the folders, by suffix.
+        chunks: Chunks in the index now.
+        embedded: Chunks whose vectors had to be computed.
     """
 
     added: list[str] = field(default_factory=list)
@@ -47,20 +60,24 @@ class SyncReport:
     removed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
     chunks: int = 0
     embedded: int = 0
 
+    @property
+    def complete(self) -> bool:
+        """Whether the system let every file and folder be read."""
+        return not any(skipped.unreadable for skipped in self.skipped)
+
 
 class _Entry(NamedTuple):
-    """A document and the [start, stop) characters of its chunks."""
-
     document: Document
-    spans: list[tuple[int, int]]
+    chunks: list[Chunk]
 
 
 @dataclass(frozen=True)
 class _State:
-    """One commit, in memory; never changed, so searches go on while a sync makes the next."""
+    """One commit in memory; never changed, so searches continue while a sync makes the next."""
 
     manifest: Manifest
     documents: dict[str, _Entry]
@@ -71,7 +88,11 @@ class _State:
 class Index:
     """Chunks of documents and their vectors in a folder; open one with `Index.open`.
 
-    Safe from many threads; one process at a time may write.
+    Safe to use from many threads; one process at a time may write.
+
+    Attributes:
+        folder: Where the index is.
+        gem: The model that embeds and answers.
     """
 
     def __init__(self, folder: Path, gem: Gem, state: _State) -> None:
@@ -89,32 +110,34 @@ class Index:
         chunk_tokens: int | None = None,
         create: bool = True,
     ) -> Index:
-        """Open an index, or make an empty one.
+        """Open an index, or create an empty one.
 
-        store: "faiss" (default) or "chroma"; of an index that exists, what it was made with.
-        chunk_tokens: most tokens in a chunk, title included; default 256 or the model's most.
-        create: whether an index that is not there is made (on disk at the first sync).
+        Args:
+            folder: Where the index is.
+            gem: The model it was made with.
+            store: "faiss" (default) or "chroma"; for an existing index, what it was made with.
+            chunk_tokens: The most tokens in a chunk, its title included; default 256, or the most
+                that the model reads.
+            create: Whether a missing index is created (on disk at the first sync).
 
-        Raises InputError if the folder is not an index or was made with other settings,
-        GemError if it was made with another model or is damaged.
+        Returns:
+            The index.
+
+        Raises:
+            InputError: The folder is not an index, or the index was made with other settings.
+            GemError: The index was made with another model, or is damaged.
         """
         folder = Path(folder).expanduser().absolute()
-        if store is not None and store not in get_args(StoreName):
-            raise InputError(f"there is no store {store!r}: use {' or '.join(get_args(StoreName))}")
-        if chunk_tokens is not None and not 16 <= chunk_tokens <= gem.max_length:
-            raise InputError(
-                f"chunk_tokens must be from 16 to {gem.max_length}, what the model reads at once; "
-                f"not {chunk_tokens}"
-            )
-        manifest = Manifest.read(folder) if create else Manifest.existing(folder)
+        _check_settings(gem, store, chunk_tokens)
+        manifest = Manifest.read(folder) if create else Manifest.read_existing(folder)
         if manifest is None:
             tokens = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
             manifest = Manifest(gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens)
-        for name, given in (("store", store), ("chunk_tokens", chunk_tokens)):
-            if given not in (None, getattr(manifest, name)):
+        for name, value in (("store", store), ("chunk_tokens", chunk_tokens)):
+            if value not in (None, getattr(manifest, name)):
                 raise InputError(
                     f"the index in {folder} was made with {name}={getattr(manifest, name)}, not "
-                    f"{given}: leave it out, or use another folder"
+                    f"{value}: leave it out, or use another folder"
                 )
         if manifest.fingerprint != gem.fingerprint:
             raise GemError(
@@ -127,27 +150,43 @@ class Index:
 
     @classmethod
     def reembed(cls, folder: str | Path, gem: Gem, *, progress: bool = False) -> Index:
-        """Open an index with another model: all texts are split and embedded again, from the
-        index's own copy of them. Until that is committed the old index stays as it is.
+        """Split and embed all texts of an index again, from its own copy of them.
 
-        Raises InputError if there is no index, GemError as `sync`.
+        For another model, or after the vectors were damaged. Until the result is committed the old
+        index stays as it is.
+
+        Args:
+            folder: Where the index is.
+            gem: The model to embed with.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: There is no index.
+            GemError: As `sync`.
         """
         folder = Path(folder).expanduser().absolute()
-        old = Manifest.existing(folder)
+        old = Manifest.read_existing(folder)
         with _write_lock(folder):
-            tokens = min(old.chunk_tokens, gem.max_length)
+            documents = [e.document for e in _read_documents(folder, old, vectors=False).values()]
             blank = Manifest(
-                gem.name, gem.fingerprint, gem.dim, old.store, tokens, generation=old.generation
+                gem.name,
+                gem.fingerprint,
+                gem.dim,
+                old.store,
+                min(old.chunk_tokens, gem.max_length),
+                generation=old.generation,
+                roots=old.roots,
             )
-            index = cls(folder, gem, _State(blank, {}, {}, _open_store(folder, blank)))
-            documents = [entry.document for entry in _read_documents(folder, old).values()]
-            index._commit(index._split(documents), progress)
+            store = _open_store(folder, blank)
+            store.reset()
+            index = cls(folder, gem, _State(blank, {}, {}, store))
+            index._commit(index._split(documents), blank.roots, progress)
         return index
 
     # -- reading -----------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Chunks in the index."""
+        """How many chunks the index has."""
         return len(self._state.chunks)
 
     @property
@@ -161,103 +200,195 @@ class Index:
         return sorted(self._state.documents)
 
     def document(self, source: str) -> Document:
-        """A document as it was indexed. Raises InputError if it is not in the index."""
+        """A document as it was indexed; raises InputError if it is not in the index."""
         if source not in self._state.documents:
             raise InputError(f"there is no document {source!r} in the index")
-        return self._state.documents[source][0]
+        return self._state.documents[source].document
 
     def search(self, question: str, k: int = 5) -> list[Hit]:
-        """The k chunks nearest to a question, best first; of equal texts only the first.
+        """Search for the chunks nearest to a question.
 
-        Raises InputError if the index or the question is empty, or k is below 1.
+        Args:
+            question: What to look for.
+            k: How many chunks to return.
+
+        Returns:
+            k hits, or as many as there are, best first; of equal texts only the first.
+
+        Raises:
+            InputError: The index or the question is empty, or k is below 1.
+            GemError: The store is damaged.
         """
         return self.search_many([question], k)[0]
 
     def search_many(self, questions: Sequence[str], k: int = 5) -> list[list[Hit]]:
         """As `search`, for many questions in one batch."""
-        state = self._state
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
-        if not state.chunks:
+        if not self._state.chunks:
             raise InputError(
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
             )
-        # Twice as many, since documents repeat one another.
-        found = state.store.search(self.gem.embed_queries(questions), 2 * k)
-        return [
-            _distinct([Hit(state.chunks[id], score) for id, score in hits])[:k] for hits in found
-        ]
+        queries = self.gem.embed_queries(questions)
+        while True:
+            state = self._state
+            try:
+                return _search(state, queries, k)
+            except GemError:
+                # A newer commit may have taken away what this one was to read.
+                if self._state is state and not self._reload():
+                    raise
+
+    def _reload(self) -> bool:
+        """Load the commit that is on disk now; False if it is the one in memory."""
+        state, manifest = self._state, Manifest.read(self.folder)
+        if manifest is None or manifest.generation == state.manifest.generation:
+            return False
+        self._state = _load(self.folder, state.manifest)
+        return True
 
     def ask(
-        self, question: str, k: int = 5, *, style: AnswerStyle | None = None,
-        margin: float | None = None, **sampling: Any,
-    ) -> Answer:  # fmt: skip
+        self,
+        question: str,
+        k: int = 5,
+        *,
+        style: AnswerStyle | None = None,
+        margin: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer:
         """Answer a question from the k nearest chunks, with citations.
 
-        style: "free" or "quote"; default the model's own (see `answer.answer`).
-        margin: chunks that score lower than the best by more than this are not read; default the
-            model's own.
-        sampling: as for `Gem.generate`.
+        Args:
+            question: The question.
+            k: How many chunks to retrieve.
+            style: "free" or "quote"; default the model's own (see `gem_rag.rag.answer.answer`).
+            margin: Chunks that score lower than the best one by more than this are not read;
+                default the model's own.
+            **sampling: As for `Gem.generate`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            InputError: As `search`, or there is no such style, margin or setting.
         """
         start = time.perf_counter()
         hits = self.search(question, k)
-        searched = time.perf_counter() - start
-        found = answer(self.gem, question, hits, style, margin=margin, **sampling)
-        return dataclasses.replace(found, timings={"search": searched, **found.timings})
+        search_time = time.perf_counter() - start
+        answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
+        return dataclasses.replace(answer, timings={"search": search_time, **answer.timings})
 
     # -- writing -----------------------------------------------------------------------------
 
-    def sync(self, items: Iterable[str | Path | Document], *, progress: bool = False) -> SyncReport:
-        """Bring the index in step with files, folders and documents.
+    def sync(
+        self,
+        items: Iterable[str | Path | Document] | str | Path | Document,
+        *,
+        progress: bool = False,
+    ) -> SyncReport:
+        """Bring the index in sync with files, folders and documents.
 
-        New and changed texts are embedded; a document whose file is gone from a folder given
-        here is removed; documents from elsewhere stay. A file that can no longer be read is
-        skipped, and what the index has of it stays. Nothing is seen by searches until all of it
-        is on disk; after a crash the index is as it was.
+        New and changed texts are embedded. A document whose file is gone is removed if the file was
+        in one of the paths given here; everything else stays. A file or folder that cannot be read
+        is skipped, and what the index has of it stays. Searches see nothing until all of it is on
+        disk; after a crash the index is as it was.
 
-        Raises InputError for a path that is not there, GemError if another process is writing.
+        Args:
+            items: Files, folders and documents.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            What was done.
+
+        Raises:
+            InputError: A path is not there.
+            GemError: Another process is writing, or the disk is full.
         """
-        items = list(items)
+        items = [items] if isinstance(items, str | Path | Document) else list(items)
+        roots = Roots(self._recorded_roots(), self.folder.parent)
         paths = [Path(item).expanduser() for item in items if not isinstance(item, Document)]
-        read = list(read_paths(paths, self.folder.parent))
-        read += [item for item in items if isinstance(item, Document)]
-        roots = [source_name(path, self.folder.parent) for path in paths]
-        found = {d.source: d for d in read if isinstance(d, Document)}
-        skipped = [s for s in read if isinstance(s, Skipped)]
+        check_paths(paths)
+        for path in paths:
+            roots.add(path)
+        entries = list(read_paths(paths, self.folder.parent, roots.source, self._known_document))
+        skipped = [entry for entry in entries if isinstance(entry, Skipped)]
+        counts = [entry.counts for entry in entries if isinstance(entry, PassedOver)]
+        documents = {
+            document.source: document
+            for document in (*entries, *items)
+            if isinstance(document, Document)
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         with _write_lock(self.folder):
             if Manifest.read(self.folder) != self._state.manifest:  # another process committed
                 self._state = _load(self.folder, self._state.manifest)
             self._state.store.clean()
-            known = self._state.documents
-            unread = [s.source for s in skipped]
-            gone = {
-                s for s in known if s not in found and _within(s, roots) and not _within(s, unread)
+            indexed = self._state.documents
+            gone = self._gone(documents, roots, list(map(absolute, paths)), skipped)
+            added = [source for source in documents if source not in indexed]
+            changed = {
+                source
+                for source, document in documents.items()
+                if source in indexed and indexed[source].document != document
             }
-            changed = {s for s in found if s in known and known[s].document != found[s]}
-            added = [s for s in found if s not in known]
             embedded = 0
-            if added or changed or gone:
-                stay = {s: entry for s, entry in known.items() if s not in gone}
-                fresh = self._split(d for s, d in found.items() if s in changed or s not in known)
-                embedded = self._commit(stay | fresh, progress)
-        same = [s for s in found if s in known and s not in changed]
-        return SyncReport(added, sorted(changed), sorted(gone), same, skipped, len(self), embedded)
+            if added or changed or gone or roots.recorded() != self._recorded_roots():
+                kept = {source: e for source, e in indexed.items() if source not in gone}
+                new = self._split(documents[source] for source in documents
+                                  if source in changed or source not in indexed)  # fmt: skip
+                if kept or new or gone:
+                    embedded = self._commit(kept | new, roots.recorded(), progress)
+        unchanged = [s for s in documents if s in indexed and s not in changed]
+        return SyncReport(
+            added,
+            sorted(changed),
+            sorted(gone),
+            unchanged,
+            skipped,
+            counts[0] if counts else {},
+            len(self),
+            embedded,
+        )
+
+    def _recorded_roots(self) -> dict[str, str]:
+        return self._state.manifest.roots
+
+    def _known_document(self, source: str) -> Document | None:
+        entry = self._state.documents.get(source)
+        return entry.document if entry else None
+
+    def _gone(
+        self,
+        documents: dict[str, Document],
+        roots: Roots,
+        paths: Sequence[Path],
+        skipped: Sequence[Skipped],
+    ) -> set[str]:
+        """Sources of files below the synced paths that are not there any more."""
+        unread = [roots.path_of(skip.source) for skip in skipped]
+
+        def is_gone(source: str, document: Document) -> bool:
+            if source in documents or not document.file:
+                return False
+            path = roots.path_of(document.file)
+            return is_within_any(path, paths) and not is_within_any(path, unread)
+
+        return {s for s, e in self._state.documents.items() if is_gone(s, e.document)}
 
     def _split(self, documents: Iterable[Document]) -> dict[str, _Entry]:
         splitter = Splitter(self.gem.tokenizer, self._state.manifest.chunk_tokens)
-        return {d.source: _Entry(d, splitter.spans(d)) for d in documents}
+        return {d.source: _Entry(d, splitter.split(d)) for d in documents}
 
-    def _commit(self, documents: dict[str, _Entry], progress: bool) -> int:
+    def _commit(self, documents: dict[str, _Entry], roots: dict[str, str], progress: bool) -> int:
         """Make these the index's documents; returns how many chunks had to be embedded.
 
         Raises GemError if the disk is full or fails; the index is then as it was.
         """
-        by_id = _chunks(documents)
-        fresh = [id for id in by_id if id not in self._state.chunks]
-        vectors, embedded = self._vectors([by_id[id] for id in fresh], progress)
+        chunks = _chunks_by_id(documents)
+        new_ids = [id for id in chunks if id not in self._state.chunks]
+        vectors, embedded = self._vectors([chunks[id] for id in new_ids], progress)
         try:
-            self._write(documents, by_id, fresh, vectors)
+            self._write(documents, chunks, new_ids, vectors, roots)
         except OSError as error:
             raise GemError(
                 f"could not write {self.folder} ({error.strerror}): the index is as it was before"
@@ -267,52 +398,86 @@ class Index:
     def _write(
         self,
         documents: dict[str, _Entry],
-        by_id: dict[str, Chunk],
-        fresh: Sequence[str],
+        chunks: dict[str, Chunk],
+        new_ids: Sequence[str],
         vectors: FloatArray,
+        roots: dict[str, str],
     ) -> None:
         old = self._state
         generation = old.manifest.generation + 1
         file = self.folder / f"documents-{generation}.jsonl"
-        with file.open("w", encoding="utf-8") as handle:
-            for document, spans in documents.values():
-                record = {**dataclasses.asdict(document), "spans": spans}
-                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
-        files = old.store.stage(list(by_id), fresh, vectors, generation)
+        with create_file(file) as handle:
+            for entry in documents.values():
+                handle.write(_record(entry))
+        files = old.store.stage(list(chunks), new_ids, vectors, generation)
         manifest = dataclasses.replace(
-            old.manifest, generation=generation, documents=len(documents), chunks=len(by_id)
+            old.manifest,
+            generation=generation,
+            documents=len(documents),
+            chunks=len(chunks),
+            roots=roots,
         ).commit(self.folder, [file, *files])
         store = _open_store(self.folder, manifest)
-        store.load(list(by_id), generation)
-        self._state = _State(manifest, documents, by_id, store)
+        store.load(list(chunks), generation)
+        self._state = _State(manifest, documents, chunks, store)
         remove_others(self.folder, "documents-*.jsonl", manifest.files)
         store.clean()
 
     def _vectors(self, chunks: list[Chunk], progress: bool) -> tuple[FloatArray, int]:
-        """Vectors of new chunks, taken over where the same passage stood elsewhere; and how many
-        were computed."""
-        known = {c.passage: id for id, c in self._state.chunks.items()}
+        """Vectors of new chunks, reused if the same passage was in the index elsewhere; and how
+        many were computed."""
+        id_of = {chunk.passage: id for id, chunk in self._state.chunks.items()}
         vectors = np.empty((len(chunks), self.gem.dim), dtype=np.float32)
-        moved = [i for i, c in enumerate(chunks) if c.passage in known]
-        new = [i for i, c in enumerate(chunks) if c.passage not in known]
+        moved = [i for i, chunk in enumerate(chunks) if chunk.passage in id_of]
+        new = [i for i, chunk in enumerate(chunks) if chunk.passage not in id_of]
         if moved:
-            vectors[moved] = self._state.store.vectors([known[chunks[i].passage] for i in moved])
+            vectors[moved] = self._state.store.vectors([id_of[chunks[i].passage] for i in moved])
         if new:
             texts = [chunks[i].passage for i in new]
             vectors[new] = self.gem.embed_documents(texts, progress=progress)
         return vectors, len(new)
 
 
-def _distinct(hits: Sequence[Hit]) -> list[Hit]:
+# -- searching -------------------------------------------------------------------------------
+
+
+def _search(state: _State, queries: FloatArray, k: int) -> list[list[Hit]]:
+    """k hits of different texts for each query: as many candidates as that takes."""
+    candidates = 2 * k
+    while True:
+        rankings = state.store.search(queries, candidates)
+        hits = [
+            _drop_equal_texts([Hit(state.chunks[id], score) for id, score in ranking])[:k]
+            for ranking in rankings
+        ]
+        if candidates >= len(state.chunks) or all(len(ranking) == k for ranking in hits):
+            return hits
+        candidates *= 4
+
+
+def _drop_equal_texts(hits: Sequence[Hit]) -> list[Hit]:
     first: dict[str, Hit] = {}
     for hit in hits:
         first.setdefault(hit.chunk.text, hit)
     return list(first.values())
 
 
+# -- loading ---------------------------------------------------------------------------------
+
+
+def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> None:
+    if store is not None and store not in get_args(StoreName):
+        raise InputError(f"there is no store {store!r}: use {' or '.join(get_args(StoreName))}")
+    if chunk_tokens is not None and not 16 <= chunk_tokens <= gem.max_length:
+        raise InputError(
+            f"chunk_tokens must be from 16 to {gem.max_length}, what the model reads at once; "
+            f"not {chunk_tokens}"
+        )
+
+
 def _load(folder: Path, new: Manifest) -> _State:
-    """The committed state on disk; `new` and nothing else where there is none."""
-    for attempt in range(3):
+    """The commit on disk; `new` and nothing else if there is none."""
+    for attempt in range(_LOAD_ATTEMPTS):
         manifest = Manifest.read(folder) or new
         if manifest.fingerprint != new.fingerprint:
             raise GemError(
@@ -321,53 +486,75 @@ def _load(folder: Path, new: Manifest) -> _State:
             )
         try:
             documents = _read_documents(folder, manifest)
-            by_id = _chunks(documents)
+            chunks = _chunks_by_id(documents)
             store = _open_store(folder, manifest)
-            store.load(list(by_id), manifest.generation)
+            store.load(list(chunks), manifest.generation)
         except FileNotFoundError as error:
             # Another process may have committed since the manifest was read.
-            if attempt == 2:
+            if attempt == _LOAD_ATTEMPTS - 1:
                 raise GemError(
                     f"{error.args[0]} is missing: restore it, or delete {folder} and index again"
                 ) from None
         else:
-            return _State(manifest, documents, by_id, store)
+            return _State(manifest, documents, chunks, store)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _read_documents(folder: Path, manifest: Manifest) -> dict[str, _Entry]:
-    manifest.verify(folder)
+def _read_documents(folder: Path, manifest: Manifest, vectors: bool = True) -> dict[str, _Entry]:
+    """The documents of a commit. Without `vectors`, only what they are read from is verified."""
+    names = [name for name in manifest.files if name.startswith("documents-")]
+    checked = manifest.files if vectors else {name: manifest.files[name] for name in names}
+    dataclasses.replace(manifest, files=checked).verify(folder)
     entries: dict[str, _Entry] = {}
-    for name in manifest.files:
-        if name.startswith("documents-"):
-            with (folder / name).open(encoding="utf-8") as handle:
-                for line in handle:
-                    record = json.loads(line)
-                    spans = [(start, stop) for start, stop in record.pop("spans")]
-                    document = Document(**record)
-                    entries[document.source] = _Entry(document, spans)
+    for name in names:
+        with (folder / name).open(encoding="utf-8") as handle:
+            for line in handle:
+                entry = _parse_record(line, manifest)
+                entries[entry.document.source] = entry
     return entries
 
 
-def _chunks(documents: dict[str, _Entry]) -> dict[str, Chunk]:
-    """All chunks by id, in order of documents and spans."""
-    return {c.id: c for entry in documents.values() for c in chunks(entry.document, entry.spans)}
+def _record(entry: _Entry) -> bytes:
+    """A line of documents-N.jsonl: the document, and [start, stop, title] of its chunks."""
+    spans = [[chunk.start, chunk.stop, chunk.title] for chunk in entry.chunks]
+    record = {**dataclasses.asdict(entry.document), "spans": spans}
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _parse_record(line: str, manifest: Manifest) -> _Entry:
+    record: dict[str, Any] = json.loads(line)
+    spans = record.pop("spans")
+    if manifest.format_version == 1:
+        document = Document(**record, file=file_of_format_1(record["source"]))
+        return _Entry(document, list(chunks_of_format_1(document, spans)))
+    document = Document(**record)
+    return _Entry(
+        document,
+        [
+            Chunk(document.source, title, start, stop, document.text[start:stop])
+            for start, stop, title in spans
+        ],
+    )
+
+
+def _chunks_by_id(documents: dict[str, _Entry]) -> dict[str, Chunk]:
+    """All chunks by id, in order of documents and position."""
+    return {chunk.id: chunk for entry in documents.values() for chunk in entry.chunks}
 
 
 def _open_store(folder: Path, manifest: Manifest) -> Store:
     if manifest.store == "chroma":
-        from gem_rag.rag.stores.chroma_store import ChromaStore as Chosen
-    else:
-        from gem_rag.rag.stores.faiss_store import FaissStore as Chosen  # type: ignore[assignment]
-    return Chosen(folder, manifest.dim, manifest.fingerprint)
+        try:
+            from gem_rag.rag.stores.chroma_store import ChromaStore
+        except ImportError:
+            raise InputError(
+                "the store 'chroma' needs chromadb: pip install 'gem-rag[chroma]', or use "
+                "store='faiss'"
+            ) from None
+        return ChromaStore(folder, manifest.dim, manifest.fingerprint)
+    from gem_rag.rag.stores.faiss_store import FaissStore
 
-
-def _within(source: str, roots: Iterable[str]) -> bool:
-    """Whether a source is one of the paths, a docstring of one, or in a folder of them."""
-    return any(
-        source == root or source.startswith((f"{root}#", f"{root}/")) or root == "."
-        for root in roots
-    )
+    return FaissStore(folder, manifest.dim, manifest.fingerprint)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
-"""The index folder on disk: a manifest that names immutable files, replaced in one step.
+"""The index folder on disk: a manifest that names immutable files, replaced atomically.
 
-A commit writes new files, flushes them, then replaces `manifest.json`: a crash at any point
-leaves the old manifest with its old files, or the new one with the new.
-
-Knows nothing about chunks, vectors or models.
+A commit writes new files, flushes them, then replaces `manifest.json`: a crash at any point leaves
+the old manifest with its old files, or the new one with the new.
 """
 
 from __future__ import annotations
@@ -11,30 +9,37 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gem_rag._utils.files import flush_to_disk, write_atomically
 from gem_rag.core.config import from_dict
 from gem_rag.errors import GemError, InputError
 
 NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What an index holds.
 
-    model: name of the model that made its vectors, for people to read.
-    fingerprint: of that model; decides whether a query's vector can be compared.
-    dim, metric: of the vectors.
-    store: "faiss" or "chroma".
-    chunk_tokens: most tokens in a chunk.
-    generation: number of the commit, from 1.
-    documents, chunks: how many.
-    files: checksum (sha256) of each file of the commit, by name.
+    Attributes:
+        model: Name of the model that made its vectors, for people to read.
+        fingerprint: Of that model; decides whether a query's vector can be compared.
+        dim: Length of a vector.
+        store: "faiss" or "chroma".
+        chunk_tokens: The most tokens in a chunk.
+        generation: Number of the commit, from 1.
+        documents: How many.
+        chunks: How many.
+        files: Checksum (sha256) of each file of the commit, by name.
+        roots: Absolute paths of the files and folders that were synced, by the name that the
+            sources below them begin with.
+        metric: How vectors are compared.
+        format_version: 1 has no roots, and chunks without titles.
     """
 
     model: str
@@ -46,20 +51,26 @@ class Manifest:
     documents: int = 0
     chunks: int = 0
     files: dict[str, str] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
     metric: str = "cosine"
     format_version: int = FORMAT_VERSION
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The folder's manifest, or None where there is no index yet.
+        """Read a folder's manifest.
 
-        Raises InputError if the folder holds something else, or an index of another format.
+        Returns:
+            The manifest, or None if there is no index yet.
+
+        Raises:
+            InputError: The folder holds something else, or an index of another format.
+            GemError: The manifest is damaged.
         """
         path = folder / NAME
         if not path.exists():
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{folder} is a file: give a folder for the index")
-            if folder.exists() and not all(map(_ours, folder.iterdir())):
+            if folder.exists() and not all(map(_may_precede_a_commit, folder.iterdir())):
                 raise InputError(f"{folder} holds other files and no index: give another folder")
             return None
         try:
@@ -69,7 +80,7 @@ class Manifest:
             raise GemError(
                 f"{path} is damaged: restore it, or delete {folder} and index again"
             ) from None
-        if version != FORMAT_VERSION:
+        if version not in _READABLE_VERSIONS:
             raise InputError(
                 f"{folder} has index format {version} and this gem-rag reads {FORMAT_VERSION}: "
                 "install the gem-rag that made it, or index again into another folder"
@@ -77,8 +88,8 @@ class Manifest:
         return from_dict(cls, state, str(path))
 
     @classmethod
-    def existing(cls, folder: Path) -> Manifest:
-        """As `read`; raises InputError where there is no index."""
+    def read_existing(cls, folder: Path) -> Manifest:
+        """As `read`; raises InputError if there is no index."""
         manifest = cls.read(folder)
         if manifest is None:
             raise InputError(f"there is no index in {folder}: make one with gem-rag index")
@@ -87,18 +98,20 @@ class Manifest:
     def commit(self, folder: Path, files: Sequence[Path]) -> Manifest:
         """Make this, with the checksums of `files`, the folder's manifest."""
         for file in files:
-            _flush(file)
-        committed = dataclasses.replace(self, files={f.name: checksum(f) for f in files})
-        new = folder / f".{NAME}.new"
-        new.write_text(json.dumps(dataclasses.asdict(committed), indent=2) + "\n", encoding="utf-8")
-        _flush(new)
-        _flush(folder)  # the files' names must be on disk before anything refers to them
-        os.replace(new, folder / NAME)
-        _flush(folder)
+            flush_to_disk(file)
+        checksums = {file.name: checksum(file) for file in files}
+        committed = dataclasses.replace(self, files=checksums, format_version=FORMAT_VERSION)
+        state = json.dumps(dataclasses.asdict(committed), indent=2)
+        write_atomically(folder / NAME, state + "\n")
         return committed
 
     def verify(self, folder: Path) -> None:
-        """Raises GemError naming the file if one is missing or changed."""
+        """Check the commit's files.
+
+        Raises:
+            FileNotFoundError: One is missing.
+            GemError: One has changed.
+        """
         for name, expected in self.files.items():
             path = folder / name
             if not path.exists():
@@ -123,14 +136,6 @@ def remove_others(folder: Path, pattern: str, keep: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _ours(entry: Path) -> bool:
-    """Whether this may stand in an index folder whose first commit never ended."""
+def _may_precede_a_commit(entry: Path) -> bool:
+    """Whether this may be in an index folder whose first commit never finished."""
     return entry.name.startswith((".", "documents-", "vectors-")) or entry.name == "chroma"
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -34,7 +34,7 @@ from transformers import (
 
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from gem_rag.core.encoder import longest_text
+from gem_rag.core.encoder import max_text_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
 from gem_rag.training.batches import Steps
@@ -80,7 +80,7 @@ def train(
         raise InputError(f"{out} exists already: choose another name, or remove it")
     state = out.with_name(out.name + ".run")
     arguments = _arguments(recipe, state)
-    longest = longest_text(AutoConfig.from_pretrained(base.path), recipe.k)
+    longest = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
     recipe = _fitting(recipe, base.name, longest)
     encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base.path))
     with arguments.main_process_first():

@@ -23,7 +23,7 @@ import numpy as np
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.arrays import IntArray
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.core.truncation import pieces
+from gem_rag.core.truncation import truncate_or_split
 from gem_rag.documents.document import Document
 from gem_rag.documents.readers import read_paths
 from gem_rag.errors import InputError
@@ -297,7 +297,7 @@ class _Cutter:
         self.counts = [0] * len(rows)
 
     def __call__(self, texts: Sequence[str], size: int, prompt: str = "") -> list[list[int]]:
-        if prompt and self.encoder.count(prompt) >= size:
+        if prompt and self.encoder.count_tokens(prompt) >= size:
             raise InputError(f"the prompt {prompt!r} leaves no room for a text of {size} tokens: "
                              "shorten it, or raise query_length or max_length")  # fmt: skip
         encoded = self.encoder.encode([prompt + text for text in texts])
@@ -309,7 +309,7 @@ class _Cutter:
 
     def windows(self, texts: Sequence[str], size: int) -> Mapping[str, Sequence[Any]]:
         """Rows of all pieces of the texts."""
-        found = [pieces(e, "", size, "windows") for e in self.encoder.encode(texts)]
+        found = [truncate_or_split(e, "", size, "windows") for e in self.encoder.encode(texts)]
         rows = [row for row, parts in zip(self.rows, found, strict=True) for _ in parts]
         # A piece of one token teaches nothing, and cannot be split.
         ids = [piece for parts in found for piece in parts]

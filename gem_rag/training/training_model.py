@@ -162,7 +162,7 @@ class TrainingModel(nn.Module):
         """Keep layers' inputs only, as transformers does it."""
         kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
         self.encoder.model.gradient_checkpointing_enable(
-            {**kwargs, "context_fn": self.encoder.special.recomputed}, **options
+            {**kwargs, "context_fn": self.encoder.special.checkpoint_contexts}, **options
         )
 
 

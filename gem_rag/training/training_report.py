@@ -136,7 +136,7 @@ def measure_retrieval(
             if len(pairs) > 1:
                 documents, right = distinct([document for _, document in pairs])
                 texts = [query for query, _ in pairs], documents
-                ids = [[before.encode(t)[: before.max_length] for t in group] for group in texts]
+                ids = [[before.tokenize(t)[: before.max_length] for t in group] for group in texts]
                 pooled = mean_pooled(base.path, *ids)
                 found[part.name] = {
                     "before": retrieval_figures(before, *texts, right),

@@ -46,7 +46,7 @@ async def written(engine: Any, gem: Gem, name: str) -> tuple[int, ...]:
     """Tokens of a greedy continuation."""
     from vllm import SamplingParams
 
-    prompt = {"prompt_token_ids": gem.encode("Return the")}
+    prompt = {"prompt_token_ids": gem.tokenize("Return the")}
     params = SamplingParams(temperature=0, max_tokens=24)
     async for output in engine.generate(prompt, params, name):
         tokens = tuple(output.outputs[0].token_ids)

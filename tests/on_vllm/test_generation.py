@@ -65,7 +65,7 @@ def test_32_requests_at_once_get_what_each_gets_alone(
             assert generation.tokens == alone[which][: len(generation.tokens)]
         else:
             text = "".join(tiny.stream(PROMPTS[which], max_tokens=24))
-            assert text == tiny._text.decode(alone[which])
+            assert text == tiny._tokenizer.decode(alone[which])
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(request, range(32)))
@@ -90,8 +90,8 @@ def test_scores_are_those_of_the_transformers_engine(tiny: Gem, plain_tiny: Gem)
 
 def test_a_continuation_may_fill_the_context(tiny: Gem, plain_tiny: Gem) -> None:
     words = " word" * 400
-    ids = tiny._text.encode_continuation(words)
-    fitting = tiny._text.decode(ids[: tiny.context - len(tiny.encode("Return")) - 2])
+    ids = tiny._tokenizer.encode_continuation(words)
+    fitting = tiny._tokenizer.decode(ids[: tiny.context_length - len(tiny.tokenize("Return")) - 2])
     found, wanted = (gem.score("Return", [fitting]) for gem in (tiny, plain_tiny))
     assert np.allclose(found, wanted, atol=1e-3)
 
@@ -134,7 +134,7 @@ def test_both_engines_call_the_same_tool(tiny: Gem, plain_tiny: Gem) -> None:
             gem.chat(messages, [tool], choice, max_tokens=60) for gem in (tiny, plain_tiny)
         )
         assert found == wanted
-        assert bool(found.calls) or choice != "any"
+        assert bool(found.tool_calls) or choice != "any"
 
 
 def test_a_schema_that_is_none_is_refused(tiny: Gem) -> None:

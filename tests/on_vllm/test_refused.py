@@ -127,13 +127,17 @@ def test_texts_never_reach_beyond_a_sliding_window(
     ):
         assert gem.max_length == reference.max_length == 22
         text = "Indexes hold vectors, and vectors come from text. " * 4
-        found, wanted = (g.embed_documents([text], overlong="windows") for g in (gem, reference))
+        found, wanted = (g.embed_documents([text], truncation="windows") for g in (gem, reference))
         assert np.allclose(found, wanted, atol=1e-4)
 
 
 def test_a_text_that_does_not_fit_into_what_vllm_left_free_is_refused() -> None:
     ability = WorkerCapabilities(
-        hidden=8, longest_text=99, largest_step=64, free_bytes=5 << 20, bytes_per_token=1 << 20
+        hidden=8,
+        max_text_tokens=99,
+        max_step_tokens=64,
+        free_bytes=5 << 20,
+        bytes_per_token=1 << 20,
     )
     ability.check([Row.whole([1] * 4)], 1)
     assert ability.batch_tokens == 2

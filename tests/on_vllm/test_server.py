@@ -97,7 +97,7 @@ def test_chat_says_what_the_model_says(client: openai.OpenAI, gem: Gem) -> None:
     assert text
     assert text == gem.chat(QUESTION, **ANSWER).text
     assert response.usage is not None
-    assert response.usage.prompt_tokens == len(gem.encode_chat(QUESTION))
+    assert response.usage.prompt_tokens == len(gem.tokenize_chat(QUESTION))
     assert chatted(client, ALIAS) == text
 
 
@@ -144,7 +144,7 @@ def test_fewer_dimensions_are_the_first_ones_at_unit_length(client: openai.OpenA
 
 
 def test_token_ids_embed_as_their_text(client: openai.OpenAI, gem: Gem) -> None:
-    ids = [encoded.ids for encoded in gem._text.encode(SHORT)]
+    ids = [encoded.ids for encoded in gem._tokenizer.encode(SHORT)]
     vectors = gem.embed_documents(SHORT)
     assert same_vectors(embedded(client, ids), vectors)
     assert same_vectors(embedded(client, ids[2]), vectors[2:])
@@ -158,7 +158,7 @@ def test_many_texts_come_back_in_order(client: openai.OpenAI, gem: Gem) -> None:
 
 def test_usage_counts_the_tokens(client: openai.OpenAI, gem: Gem) -> None:
     usage = client.embeddings.create(model=MODEL, input=TEXTS).usage
-    tokens = sum(len(encoded.ids) for encoded in gem._text.encode(TEXTS))
+    tokens = sum(len(encoded.ids) for encoded in gem._tokenizer.encode(TEXTS))
     assert (usage.prompt_tokens, usage.total_tokens) == (tokens, tokens)
 
 

@@ -45,7 +45,7 @@ def random_texts(gem: Gem, count: int = 64) -> list[str]:
     """Texts of mixed length, made of whole tokens."""
     random = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, min(gem.max_length - 8, 120), (count,), generator=random).tolist()
-    return [gem._text.decode(helpers.random_ids(n, random)).strip() or "x" for n in lengths]
+    return [gem._tokenizer.decode(helpers.random_ids(n, random)).strip() or "x" for n in lengths]
 
 
 def nearest(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.layout import Row
 from gem_rag.engines.vllm import rpc
-from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION, check_supported, died
+from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION, check_supported, engine_died
 from gem_rag.errors import GemError
 
 _TICK = 0.01  # seconds between looks at whether generation has ended
@@ -27,7 +27,7 @@ class AsyncEmbedder:
 
     Made by `connect`; for use in the event loop that it was made in.
 
-    longest_text: most text tokens in one embedding pass.
+    max_text_tokens: most text tokens in one embedding pass.
     dim: length of an embedding.
     """
 
@@ -40,7 +40,7 @@ class AsyncEmbedder:
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="gem-rag-embeddings")
         self._dead: GemError | None = None
-        self.longest_text = ability.longest_text
+        self.max_text_tokens = ability.max_text_tokens
         self.dim = checkpoint.config.dim(ability.hidden)
 
     @classmethod
@@ -89,7 +89,7 @@ class AsyncEmbedder:
                 while self._queue:
                     await self._turn()
         except Exception as error:  # whatever it was, the engine is lost
-            self._dead = died(error)
+            self._dead = engine_died(error)
         except asyncio.CancelledError:
             self._dead = GemError("embeddings have been closed")
         self._queue.fail_all(self._dead)
@@ -106,7 +106,7 @@ class AsyncEmbedder:
         except GemError as error:
             self._queue.failed(batch, error)
         except BaseException as error:
-            self._queue.failed(batch, died(error))
+            self._queue.failed(batch, engine_died(error))
             raise
         else:
             self._queue.done(batch, vectors)

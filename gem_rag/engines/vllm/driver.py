@@ -19,7 +19,7 @@ from gem_rag.core.arrays import FloatArray
 from gem_rag.core.layout import Row
 from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.embedding_queue import Batch, EmbeddingQueue
-from gem_rag.engines.vllm.engine_args import died, short_reason
+from gem_rag.engines.vllm.engine_args import engine_died, short_reason
 from gem_rag.errors import GemError, InputError
 
 Prepare = Callable[[Callable[..., list[Any]]], EmbeddingQueue]
@@ -134,7 +134,7 @@ class Driver:
             while self._obey():
                 self._work()
         except BaseException as failure:  # whatever it was, the engine is lost
-            over = died(failure)
+            over = engine_died(failure)
         self._end(over, in_process)
 
     def _obey(self) -> bool:
@@ -150,7 +150,7 @@ class Driver:
             try:
                 command.do()
             except BaseException as error:
-                command.refuse(died(error))
+                command.refuse(engine_died(error))
                 raise
             idle = False
 
@@ -199,7 +199,7 @@ class Driver:
         resources = self._engine.engine_core.resources
         while not self._over.wait(_LOOK):
             if resources.engine_dead:
-                self._fail(died(EngineDeadError()))
+                self._fail(engine_died(EngineDeadError()))
                 self._thread_waits = True
                 self._over.set()
 

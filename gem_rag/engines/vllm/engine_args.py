@@ -107,7 +107,7 @@ def short_reason(error: BaseException) -> str:
     return lines[0].removeprefix("Value error, ") if lines else repr(error)
 
 
-def died(error: BaseException) -> GemError:
+def engine_died(error: BaseException) -> GemError:
     """What to tell those who wait for an engine that is lost."""
     return GemError(
         f"vLLM's engine has died ({type(error).__name__}: {short_reason(error)}): start it again"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gem_rag.core.arrays import IntArray
 from gem_rag.core.attention import Lowered, gem_attention_forward, lower, lower_over_cached_text
-from gem_rag.core.layout import Layout, Role, Row, Tokens, plan_batches
+from gem_rag.core.layout import Layout, Role, Row, TokenFacts, plan_batches
 
 PADDING = 0.2  # at most this much of a rectangle
 
@@ -143,7 +143,7 @@ class Group:
 
     @cached_property
     def _among_texts(self) -> Lowered:
-        texts = Tokens(*(field[:, : self._width] for field in self.layout.tokens))
+        texts = TokenFacts(*(field[:, : self._width] for field in self.layout.tokens))
         alone = Layout(self.layout.ids[:, : self._width], texts, self.layout.k, self._width)
         return lower(alone, "split", self._device)
 

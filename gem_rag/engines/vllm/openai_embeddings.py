@@ -145,7 +145,7 @@ class EmbeddingCodec:
         dim: int,
         names: Sequence[str],
     ) -> None:
-        self._text, self._config, self._names = text, config, list(names)
+        self._tokenizer, self._config, self._names = text, config, list(names)
         self._vocabulary, self._max_length, self._dim = vocabulary, max_length, dim
 
     def rows(self, request: EmbeddingRequest) -> list[list[int]]:
@@ -201,7 +201,7 @@ class EmbeddingCodec:
                 raise ApiError(f"input {number} is empty", param="input")
         if texts:
             prompt = self._config.prompts[use or "document"]
-            return [encoded.ids for encoded in self._text.encode([prompt + t for t in texts])]
+            return [encoded.ids for encoded in self._tokenizer.encode([prompt + t for t in texts])]
         if use is not None and self._config.prompts[use]:
             raise ApiError(
                 "token ids are embedded as they are, without a prompt: leave input_type out, or "

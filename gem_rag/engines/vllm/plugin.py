@@ -86,7 +86,7 @@ class EmbeddingsPlugin:
         settings = _settings(engine_client.vllm_config.additional_config)
         self._embedder = await AsyncEmbedder.connect(engine_client, checkpoint, **settings)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint.path))
-        longest = self._embedder.longest_text
+        longest = self._embedder.max_text_tokens
         self._codec = EmbeddingCodec(
             SafeTokenizer(tokenizer),
             checkpoint.config,

@@ -27,15 +27,15 @@ class WorkerCapabilities:
     """What the workers can do, as `gem_load` answers; the least able one counts.
 
     hidden: length of one special token's output.
-    longest_text: most text tokens in one pass.
-    largest_step: most tokens vLLM itself runs in one step.
+    max_text_tokens: most text tokens in one pass.
+    max_step_tokens: most tokens vLLM itself runs in one step.
     free_bytes: memory that vLLM left free.
     bytes_per_token: memory that an embedding pass needs beyond vLLM's own.
     """
 
     hidden: int
-    longest_text: int
-    largest_step: int
+    max_text_tokens: int
+    max_step_tokens: int
     free_bytes: int
     bytes_per_token: int
 
@@ -46,8 +46,8 @@ class WorkerCapabilities:
         first = cls(**answers[0])
         return cls(
             first.hidden,
-            first.longest_text,
-            first.largest_step,
+            first.max_text_tokens,
+            first.max_step_tokens,
             min(answer["free_bytes"] for answer in answers),
             first.bytes_per_token,
         )
@@ -56,7 +56,7 @@ class WorkerCapabilities:
     def batch_tokens(self) -> int:
         """Tokens in a batch: a few of vLLM's steps, whose special rows then run together, if half
         of the free memory holds them."""
-        return max(1, min(_STEPS * self.largest_step, self.affordable // 2))
+        return max(1, min(_STEPS * self.max_step_tokens, self.affordable // 2))
 
     @property
     def affordable(self) -> int:
@@ -65,7 +65,7 @@ class WorkerCapabilities:
 
     def queue(self, k: int, share: float) -> EmbeddingQueue:
         """Where rows wait for these workers."""
-        return EmbeddingQueue(k, self.batch_tokens, self.largest_step, share)
+        return EmbeddingQueue(k, self.batch_tokens, self.max_step_tokens, share)
 
     def check(self, rows: Sequence[Row], k: int) -> None:
         """Raises GemError for a row that does not fit into the memory that vLLM left free."""

@@ -31,7 +31,7 @@ from vllm.v1.attention.backend import AttentionType
 
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
-from gem_rag.core.encoder import longest_text
+from gem_rag.core.encoder import max_text_tokens
 from gem_rag.core.layout import Row
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import initial_special_embeddings
@@ -74,10 +74,10 @@ class VllmEncoder:
     def embed(self, rows: Sequence[Row]) -> FloatArray:
         """Unit vectors, one for each span, in order: float32 [spans, dim]."""
         k = self.config.k
-        groups = grouped(rows, k, self.largest_step, self.device)
+        groups = grouped(rows, k, self.max_step_tokens, self.device)
         # A text takes whole blocks of the scratch cache: short ones fill a step sooner.
         least = self._prefill.block // 4 if self._prefill else 1
-        for step in in_steps(groups, self.largest_step, least):
+        for step in in_steps(groups, self.max_step_tokens, least):
             self._run_texts(step)
         hidden = self._run_specials(groups)
         vectors: FloatArray = pool(hidden.unflatten(0, (-1, k)), self.config.pooling).cpu().numpy()
@@ -94,7 +94,7 @@ class VllmEncoder:
         return int(self._special.shape[1])
 
     @property
-    def largest_step(self) -> int:
+    def max_step_tokens(self) -> int:
         """Most tokens in one of vLLM's own steps, which its graph is compiled for."""
         return int(self._vllm_config.scheduler_config.max_num_batched_tokens)
 
@@ -117,16 +117,16 @@ class VllmEncoder:
         return int(free + cached)
 
     @property
-    def longest_text(self) -> int:
+    def max_text_tokens(self) -> int:
         """Most text tokens in one pass: the transformers engine's bound, within vLLM's own."""
         model, k = self._vllm_config.model_config, self.config.k
-        return min(longest_text(model.hf_config, k), model.max_model_len - k)
+        return min(max_text_tokens(model.hf_config, k), model.max_model_len - k)
 
     # -- the two halves of a pass ------------------------------------------------------------
 
     def _run_texts(self, groups: Sequence[Group]) -> Tensor:
         ids, positions = map(torch.cat, zip(*(group.text_inputs for group in groups), strict=True))
-        compiled = self._compiled and len(ids) <= self.largest_step  # what it is compiled for
+        compiled = self._compiled and len(ids) <= self.max_step_tokens  # what it is compiled for
         counts = [len(group.texts) for group in groups]
         lengths = [n for group in groups for n in group.lengths]
         prefill = self._prefill.step(lengths) if self._prefill else None
@@ -235,9 +235,9 @@ class VllmEncoder:
         """Use vLLM's attention kernels and its compiled graph, which has no guards, if texts then
         come out as by its layers under `attention.py`."""
         vocabulary = self._vllm_config.model_config.get_vocab_size()
-        lengths = [min(length, self.longest_text) for length in (8, 13, 39)]
+        lengths = [min(length, self.max_text_tokens) for length in (8, 13, 39)]
         rows = [Row([i % vocabulary for i in range(1, length + 1)], ()) for length in lengths]
-        groups = grouped(rows, self.config.k, self.largest_step, self.device)
+        groups = grouped(rows, self.config.k, self.max_step_tokens, self.device)
         plain = self._run_texts(groups).float()
 
         def agrees(what: str) -> bool:

@@ -61,11 +61,11 @@ class VllmEngine(Engine):
             config = engine_config(folder, engine_args)
             self._driver = Driver(config, in_process, prepare)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.text = SafeTokenizer(tokenizer)
+        self.tokenizer = SafeTokenizer(tokenizer)
         self.dim = checkpoint.config.dim(self._capabilities.hidden)
-        self.vocabulary = int(config.model_config.get_vocab_size())
-        self.context = int(config.model_config.max_model_len)
-        self.longest_text = self._capabilities.longest_text
+        self.vocab_size = int(config.model_config.get_vocab_size())
+        self.context_length = int(config.model_config.max_model_len)
+        self.max_text_tokens = self._capabilities.max_text_tokens
         self.batch_tokens = self._capabilities.batch_tokens
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
@@ -105,7 +105,7 @@ class VllmEngine(Engine):
         self._driver.close()
 
     def _writing(self, sampling: Sampling) -> StopStringBuffer:
-        return StopStringBuffer(self.text.decode, sampling.stop)
+        return StopStringBuffer(self.tokenizer.decode, sampling.stop)
 
     def _params(self, sampling: Sampling, **more: Any) -> Any:
         """vLLM's `SamplingParams`. Stop strings are looked for here, so that both engines agree on
@@ -115,7 +115,11 @@ class VllmEngine(Engine):
 
         if sampling.constraint is not None:
             more["structured_outputs"] = StructuredOutputsParams(grammar=sampling.constraint)
-        markers = [self.text.markers[s] for s in sampling.stop if s in self.text.markers]
+        markers = [
+            self.tokenizer.control_tokens[s]
+            for s in sampling.stop
+            if s in self.tokenizer.control_tokens
+        ]
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -145,7 +149,7 @@ class _Collector:
             self._show(self._writing.add(self._tokens))
             self._tokens = []
         if reason or self._writing.stopped:
-            self._show(self._writing.rest())
+            self._show(self._writing.flush())
             why: FinishReason = "stop" if self._writing.stopped or reason == "stop" else "length"
             text, written = self._writing.text, tuple(self._writing.tokens)
             self._end(Generation(text, written, why, self._prompt_tokens))

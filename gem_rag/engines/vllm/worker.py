@@ -41,8 +41,8 @@ class GemWorker:
         self._gem_encoder = encoder
         return {
             "hidden": encoder.hidden,
-            "longest_text": encoder.longest_text,
-            "largest_step": encoder.largest_step,
+            "max_text_tokens": encoder.max_text_tokens,
+            "max_step_tokens": encoder.max_step_tokens,
             "free_bytes": encoder.free_bytes(),
             "bytes_per_token": encoder.bytes_per_token(),
         }

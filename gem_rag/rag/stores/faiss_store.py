@@ -1,7 +1,4 @@
-"""FAISS: exact search in memory, one immutable file for each commit.
-
-Knows nothing about documents or models.
-"""
+"""`FaissStore`: exact search in memory, one immutable file for each commit."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from gem_rag._utils.files import create_file
 from gem_rag.core.arrays import FloatArray
 from gem_rag.rag.stores.store import Store
 
@@ -21,7 +19,7 @@ class FaissStore(Store):
     def load(self, ids: Sequence[str], generation: int) -> None:
         self.ids = list(ids)
         self._file = self._path(generation)
-        self._rows = {id: row for row, id in enumerate(self.ids)}
+        self._row_of = {id: row for row, id in enumerate(self.ids)}
         if self.ids:
             if not self._file.exists():
                 raise FileNotFoundError(self._file)
@@ -32,29 +30,33 @@ class FaissStore(Store):
     def search(self, queries: FloatArray, k: int) -> list[list[tuple[str, float]]]:
         scores, rows = self._index.search(queries, min(k, len(self.ids)))
         return [
-            [(self.ids[row], float(score)) for row, score in zip(*pair, strict=True)]
-            for pair in zip(rows, scores, strict=True)
+            [(self.ids[row], float(score)) for row, score in zip(*ranking, strict=True)]
+            for ranking in zip(rows, scores, strict=True)
         ]
 
     def vectors(self, ids: Sequence[str]) -> FloatArray:
         if not ids:
             return np.empty((0, self.dim), dtype=np.float32)
-        found: FloatArray = self._index.reconstruct_batch(
-            np.array([self._rows[id] for id in ids], dtype=np.int64)
-        )
-        return found
+        rows = np.array([self._row_of[id] for id in ids], dtype=np.int64)
+        vectors: FloatArray = self._index.reconstruct_batch(rows)
+        return vectors
 
     def stage(
-        self, ids: Sequence[str], fresh: Sequence[str], vectors: FloatArray, generation: int
+        self,
+        ids: Sequence[str],
+        new_ids: Sequence[str],
+        new_vectors: FloatArray,
+        generation: int,
     ) -> list[Path]:
-        new = set(fresh)
+        new = set(new_ids)
         kept = [id for id in ids if id not in new]
-        rows = dict(zip([*kept, *fresh], range(len(ids)), strict=True))
-        everything = np.concatenate([self.vectors(kept), vectors])
+        vectors = np.concatenate([self.vectors(kept), new_vectors])
+        row_of = dict(zip([*kept, *new_ids], range(len(ids)), strict=True))
         index = faiss.IndexFlatIP(self.dim)
-        index.add(np.ascontiguousarray(everything[[rows[id] for id in ids]], dtype=np.float32))
+        index.add(np.ascontiguousarray(vectors[[row_of[id] for id in ids]], dtype=np.float32))
         path = self._path(generation)
-        faiss.write_index(index, str(path))
+        with create_file(path) as file:
+            file.write(faiss.serialize_index(index).data)
         return [path]
 
     def clean(self) -> None:

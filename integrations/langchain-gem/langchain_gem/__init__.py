@@ -1,4 +1,4 @@
-"""LangChain on gem-rag: one set of weights that embeds, retrieves and answers."""
+"""gem-rag in LangChain: embeddings, chat, completion and retrieval with one set of weights."""
 
 from langchain_gem._version import __version__
 from langchain_gem.chat_models import ChatGem

@@ -1,7 +1,4 @@
-"""What chat models and language models have in common: how a text is sampled, and its figures.
-
-Knows nothing about messages or tools.
-"""
+"""The base of `ChatGem` and `GemLLM`: sampling settings, token counts and response metadata."""
 
 from __future__ import annotations
 
@@ -15,14 +12,19 @@ from gem_rag import Gem, Generation
 from langchain_gem._shared import GemModel
 from langchain_gem._version import __version__
 
-_SAMPLING = ("temperature", "max_tokens", "top_p", "top_k", "seed")
+_SAMPLING_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "seed")
 
 
 class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
-    """The fields that say how to write; a call may give others.
+    """Base class with the default sampling settings, which each call may override.
 
-    temperature, max_tokens, top_p, top_k, seed: as in `Gem.generate`; its defaults without them.
-    stop: texts that end what is written, besides those of a call.
+    Attributes:
+        temperature: Sampling temperature; 0 (the default of `Gem.generate`) is greedy decoding.
+        max_tokens: Maximum number of new tokens.
+        top_p: Nucleus sampling: the smallest set of tokens with this much probability.
+        top_k: Sample from this many tokens; 0 for all.
+        seed: Makes sampling reproducible.
+        stop: Stop strings, in addition to those of a call.
     """
 
     temperature: float | None = None
@@ -39,28 +41,35 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
     def get_token_ids(self, text: str) -> list[int]:
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return self.gem.encode(text)
+        return self.gem.tokenize(text)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        named = {"model_name": self.model_name, "engine": self.engine, "stop": self.stop}
-        return {**named, "model_kwargs": self.model_kwargs, **self._sampling()}
+        return {
+            "model_name": self.model_name,
+            "engine": self.engine,
+            "stop": self.stop,
+            "model_kwargs": self.model_kwargs,
+            **self._sampling_settings(),
+        }
 
-    def _sampling(self) -> dict[str, Any]:
-        settings = {name: getattr(self, name) for name in _SAMPLING}
+    def _sampling_settings(self) -> dict[str, Any]:
+        settings = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         return {name: value for name, value in settings.items() if value is not None}
 
-    def _stops(self, stop: list[str] | None) -> list[str]:
+    def _merge_stop(self, stop: list[str] | None) -> list[str]:
         return [*(self.stop or ()), *(stop or ())]
 
-    def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[Gem, dict[str, Any]]:
-        """The model that a call means, and its settings: the call's own before the adapter's."""
-        settings = {**self._sampling(), **kwargs, "stop": self._stops(stop)}
-        settings.pop("stream", None)  # LangChain's own, which has had its effect
-        return self._loaded(settings.pop("model", None)), settings
+    def _prepare_call(
+        self, stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[Gem, dict[str, Any]]:
+        """The model and the sampling settings of a call, whose own settings take precedence."""
+        settings = {**self._sampling_settings(), **kwargs, "stop": self._merge_stop(stop)}
+        settings.pop("stream", None)  # LangChain has acted on it already
+        return self._resolve_model(settings.pop("model", None)), settings
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=self._stops(stop) or None, **kwargs)
+        params = super()._get_ls_params(stop=self._merge_stop(stop) or None, **kwargs)
         params["ls_provider"] = "gem"
         return params
 
@@ -70,12 +79,14 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
         return self
 
 
-def origin(gem: Gem, generation: Generation) -> dict[str, str]:
-    """Who wrote a text, and why it ends."""
+def response_metadata(gem: Gem, generation: Generation) -> dict[str, str]:
+    """The name of the model and why generation ended."""
     return {"model_name": gem.name, "finish_reason": generation.finish_reason}
 
 
-def usage(generation: Generation) -> UsageMetadata:
-    """Tokens read and written."""
-    read, written = generation.prompt_tokens, len(generation.tokens)
-    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+def usage_metadata(generation: Generation) -> UsageMetadata:
+    """Token counts of the prompt and the completion."""
+    prompt, completion = generation.prompt_tokens, len(generation.tokens)
+    return UsageMetadata(
+        input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion
+    )

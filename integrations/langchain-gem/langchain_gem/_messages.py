@@ -1,7 +1,4 @@
-"""Conversations between LangChain's form and OpenAI's, which gem-rag takes.
-
-Knows nothing about models.
-"""
+"""Messages and tool calls, converted between LangChain's types and OpenAI's format."""
 
 from __future__ import annotations
 
@@ -14,34 +11,36 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.tool import ToolCallChunk, tool_call, tool_call_chunk
 
-from gem_rag.generation.chat import ToolCall
+from gem_rag import ToolCall
 
-# Parts of an answer that say again what its tool calls say, or that nobody was to read.
-_UNREAD = ("tool_call", "invalid_tool_call", "function_call", "reasoning", "thinking")
+# Content blocks of an assistant message that duplicate its tool calls, or are private reasoning.
+_IGNORED_BLOCKS = ("tool_call", "invalid_tool_call", "function_call", "reasoning", "thinking")
 
 
-def to_openai(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Messages as dicts, whose contents are lists of parts."""
-    found = convert_to_openai_messages(list(messages), text_format="block")
-    for message in found:
+def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Convert messages to dicts in OpenAI's format, with content as a list of blocks."""
+    converted = convert_to_openai_messages(list(messages), text_format="block")
+    for message in converted:
         if message["role"] == "assistant":
-            message["content"] = [p for p in message["content"] if p["type"] not in _UNREAD]
-    return found
+            message["content"] = [
+                block for block in message["content"] if block["type"] not in _IGNORED_BLOCKS
+            ]
+    return converted
 
 
-def to_langchain(call: ToolCall) -> LangChainToolCall:
-    """A call with an id of its own."""
+def to_langchain_tool_call(call: ToolCall) -> LangChainToolCall:
+    """Convert a tool call, giving it a new id."""
     return tool_call(name=call.name, args=call.arguments, id=_new_id())
 
 
-def to_chunk(call: ToolCall, index: int) -> ToolCallChunk:
-    """The same for a stream: the call that comes at this place."""
+def to_tool_call_chunk(call: ToolCall, index: int) -> ToolCallChunk:
+    """Convert a complete tool call to the one chunk it takes in a stream."""
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     return tool_call_chunk(name=call.name, args=arguments, id=_new_id(), index=index)
 
 
-def choice_name(choice: str | bool | dict[str, Any] | None) -> str:
-    """A tool choice in any form that LangChain's users write, as gem-rag's."""
+def to_tool_choice(choice: str | bool | dict[str, Any] | None) -> str:
+    """Convert a tool choice in any form LangChain accepts to the `tool_choice` of `Gem.chat`."""
     if isinstance(choice, dict):
         name: str = choice["function"]["name"]
         return name

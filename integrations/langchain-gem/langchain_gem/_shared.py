@@ -1,7 +1,4 @@
-"""What all adapters have in common: a model that is named or given, and loaded at its first use.
-
-Knows nothing about what the model is used for.
-"""
+"""The base of all adapters: which model they use, loaded on first use and shared by name."""
 
 from __future__ import annotations
 
@@ -13,47 +10,50 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 import gem_rag
-from gem_rag.model import EngineName, Gem
+from gem_rag import EngineName, Gem
 
 T = TypeVar("T")
 
 
-class Held:
-    """What an adapter has made so far, by what it was made from. Safe from many threads.
+class ResourceCache:
+    """Models and indexes that an adapter has opened, by the settings they were opened with.
 
-    Shallow copies of an adapter share it. Deep copies and pickles leave it behind, so they never
-    hold weights; what they need is made again.
+    Thread-safe. Shallow copies of an adapter share its cache. Deep copies and pickles start with
+    an empty one, so that they never contain weights; they reopen what they need.
     """
 
     def __init__(self) -> None:
-        self._made: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()  # making one thing may ask for another
+        self._resources: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()  # creating an index loads its model through the same cache
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made under this key; made now if it is the first time."""
+    def get_or_create(self, key: Hashable, create: Callable[[], T]) -> T:
+        """The resource stored under `key`, created on the first call."""
         with self._lock:
-            if key not in self._made:
-                self._made[key] = make()
-            made: T = self._made[key]
-            return made
+            if key not in self._resources:
+                self._resources[key] = create()
+            resource: T = self._resources[key]
+            return resource
 
-    def __eq__(self, other: object) -> bool:  # adapters are equal by their settings
-        return isinstance(other, Held)
+    def __eq__(self, other: object) -> bool:  # adapters with equal settings are equal
+        return isinstance(other, ResourceCache)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
-        return Held, ()
+        return ResourceCache, ()
 
 
 class GemModel(BaseModel):
-    """The fields that say which model.
+    """Base class of the adapters: the fields that select a model.
 
-    model: a name that `gem_rag.load` knows (bundled, a folder, on the hub), or a `Gem`, whose
-        owner closes it. The same name is the same weights, in every adapter of the process.
-    engine, model_kwargs: how a named model is loaded: `gem_rag.load`'s engine and options.
-    cache_folder: where models from the hub are kept, if not in the hub's own place.
-    held: what has been loaded; leave it out.
+    Attributes:
+        model_name: A name that `gem_rag.load` accepts (bundled, a local folder, or a hub name).
+            The argument `model` also takes a `Gem`, which its owner closes. Adapters with the same
+            name and options share one set of weights within a process.
+        engine: What runs a named model, as in `gem_rag.load`.
+        model_kwargs: Further options of `gem_rag.load` for a named model.
+        cache_folder: Where hub models are stored, if not in the hub's default cache.
+        resources: Internal cache of loaded models; never serialized.
     """
 
     model_config = ConfigDict(
@@ -67,19 +67,23 @@ class GemModel(BaseModel):
     engine: EngineName = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     cache_folder: str | None = None
-    held: Held = Field(default_factory=Held, exclude=True, repr=False)
+    resources: ResourceCache = Field(default_factory=ResourceCache, exclude=True, repr=False)
 
     @property
     def gem(self) -> Gem:
-        """The shared instance. Raises InputError if there is no such model."""
-        return self._loaded(None)
+        """The shared model, loaded on first access.
 
-    def _loaded(self, model: str | Path | Gem | None) -> Gem:
-        """A model that a call names, or else the adapter's own."""
+        Raises:
+            InputError: There is no such model.
+        """
+        return self._resolve_model(None)
+
+    def _resolve_model(self, model: str | Path | Gem | None) -> Gem:
+        """The model that a call asks for, or the adapter's own."""
         if isinstance(model, Gem):
             return model
         name = str(model or self.model_name)
-        return self.held.get(self._recipe(name), lambda: self._load(name))
+        return self.resources.get_or_create(self._model_key(name), lambda: self._load(name))
 
     def _load(self, name: str) -> Gem:
         options = dict(self.model_kwargs)
@@ -87,21 +91,21 @@ class GemModel(BaseModel):
             options["cache_folder"] = self.cache_folder
         return gem_rag.load(name, self.engine, **options)
 
-    def _recipe(self, name: str) -> Hashable:
+    def _model_key(self, name: str) -> Hashable:
         return name, self.engine, repr(self.model_kwargs), self.cache_folder
 
     @model_validator(mode="wrap")
     @classmethod
-    def _take_gem(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
-        """Of a `Gem` the field gets the name, under which it is found from now on."""
+    def _accept_gem(cls, values: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """Accept a `Gem` or a path as `model`: the field holds its name, the cache the `Gem`."""
         if not isinstance(values, Mapping):
-            return make(values)
+            return build(values)
         field = "model" if "model" in values else "model_name"
-        given = values.get(field)
-        if isinstance(given, Gem | Path):
-            name = given.name if isinstance(given, Gem) else str(given)
+        model = values.get(field)
+        if isinstance(model, Gem | Path):
+            name = model.name if isinstance(model, Gem) else str(model)
             values = {**values, field: name}
-        made = make(values)
-        if isinstance(given, Gem):
-            made.held.get(made._recipe(given.name), lambda: given)
-        return made
+        adapter = build(values)
+        if isinstance(model, Gem):
+            adapter.resources.get_or_create(adapter._model_key(model.name), lambda: model)
+        return adapter

@@ -1,3 +1,3 @@
-"""The distribution's version, which its build and the adapters' traces read."""
+"""The version of the distribution, read by its build and by LangSmith traces."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`ChatGem`: a model that answers conversations, calls tools and fills in schemas."""
+"""`ChatGem`: chat, tool calling and structured output."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
+from gem_rag import TextStream
 from gem_rag.aio import iterate_in_thread, run_in_thread
-from gem_rag.generation.sampling import TextStream
-from langchain_gem._language import GemLanguageModel, origin, usage
-from langchain_gem._messages import choice_name, to_chunk, to_langchain, to_openai
+from langchain_gem._language_model import GemLanguageModel, response_metadata, usage_metadata
+from langchain_gem._messages import (
+    to_langchain_tool_call,
+    to_openai_messages,
+    to_tool_call_chunk,
+    to_tool_choice,
+)
 from langchain_gem._shared import GemModel
 
 
 class ChatGem(GemLanguageModel, BaseChatModel):
-    """Answers conversations by the model's chat template, or without one.
+    """Chat model with tool calling and structured output.
 
-    streaming: whether `invoke` streams within, so that callbacks see each piece.
+    Conversations are rendered by the model's chat template, or plainly if it has none.
+
+    Attributes:
+        streaming: Whether `invoke` streams internally, so that callbacks receive every token.
     """
 
-    model_config = GemModel.model_config  # else BaseChatModel's, which passes over wrong fields
+    model_config = GemModel.model_config  # BaseChatModel's would ignore unknown fields
 
     streaming: bool = False
 
@@ -42,13 +50,21 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """A model that may call tools; a call always follows its tool's schema.
+        """Bind tools to the model; the arguments of a call always conform to the tool's schema.
 
-        tool_choice: "auto" (or None) lets the model choose, "any" ("required", True) makes it
-            call one of them, a tool's name (also in OpenAI's form) that one, "none" none.
+        Args:
+            tools: Tools in any form that LangChain accepts.
+            tool_choice: "auto" or None lets the model decide, "any" ("required", True) forces a
+                call of one of the tools, a tool's name (also in OpenAI's form) forces that tool,
+                "none" forbids calls.
+            strict: Passed to `convert_to_openai_tool`.
+            **kwargs: Further arguments of each call.
+
+        Returns:
+            The model with the tools bound.
         """
-        shown = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-        return self.bind(tools=shown, tool_choice=choice_name(tool_choice), **kwargs)
+        openai_tools = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        return self.bind(tools=openai_tools, tool_choice=to_tool_choice(tool_choice), **kwargs)
 
     def with_structured_output(
         self,
@@ -59,11 +75,22 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """A model whose answers are objects of a schema, which holds while they are written.
+        """Return a model that answers with instances of a schema, by constrained decoding.
 
-        method: "json_schema" and "json_mode" write the object as the answer; the model is not
-            told the schema, so say in the prompt what is wanted. "function_calling" shows it to
-            the model as a tool to call.
+        Args:
+            schema: A pydantic class, a TypedDict, or a JSON schema.
+            method: "json_schema" and "json_mode" generate the object as the answer. The schema is
+                not shown to the model, so the prompt should describe the object. With
+                "function_calling" the schema is shown to the model as a tool.
+            include_raw: Whether to return a dict with "raw", "parsed" and "parsing_error".
+            strict: Passed to the schema's conversion.
+            **kwargs: Further arguments of each call.
+
+        Returns:
+            A runnable that returns instances of a pydantic class, or dicts for other schemas.
+
+        Raises:
+            ValueError: There is no such method.
         """
         if method == "function_calling":
             return super().with_structured_output(
@@ -78,23 +105,31 @@ class ChatGem(GemLanguageModel, BaseChatModel):
             ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
             **kwargs,
         )
-        parser = _parser(schema)
+        parser = _output_parser(schema)
         if not include_raw:
             return model | parser
-        parsed = RunnablePassthrough.assign(
+        parse = RunnablePassthrough.assign(
             parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
         )
-        unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=model) | parsed.with_fallbacks(
-            [unparsed], exception_key="parsing_error"
+        skip_parsing = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=model) | parse.with_fallbacks(
+            [skip_parsing], exception_key="parsing_error"
         )
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens that the model reads of a conversation, its template's and tools' included."""
-        shown = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(self.gem.encode_chat(to_openai(messages), shown))
+        """Count the prompt tokens of a conversation, with its chat template and tools.
+
+        Args:
+            messages: The conversation.
+            tools: Tools in any form that LangChain accepts.
+
+        Returns:
+            The number of tokens.
+        """
+        openai_tools = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self.gem.tokenize_chat(to_openai_messages(messages), openai_tools))
 
     @property
     def _llm_type(self) -> str:
@@ -107,13 +142,13 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        gem, settings = self._call(stop, kwargs)
-        reply = gem.chat(to_openai(messages), **settings)
+        gem, settings = self._prepare_call(stop, kwargs)
+        reply = gem.chat(to_openai_messages(messages), **settings)
         message = AIMessage(
             content=reply.text,
-            tool_calls=[to_langchain(call) for call in reply.calls],
-            usage_metadata=usage(reply),
-            response_metadata=origin(gem, reply),
+            tool_calls=[to_langchain_tool_call(call) for call in reply.tool_calls],
+            usage_metadata=usage_metadata(reply),
+            response_metadata=response_metadata(gem, reply),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -133,19 +168,21 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
-        gem, settings = self._call(stop, kwargs)
-        pieces = TextStream(gem.stream_chat(to_openai(messages), **settings))
-        for piece in pieces:
-            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        reply = pieces.generation
-        end = AIMessageChunk(
+        gem, settings = self._prepare_call(stop, kwargs)
+        stream = TextStream(gem.stream_chat(to_openai_messages(messages), **settings))
+        for delta in stream:
+            yield ChatGenerationChunk(message=AIMessageChunk(content=delta))
+        reply = stream.generation
+        last_chunk = AIMessageChunk(
             content="",
-            tool_call_chunks=[to_chunk(call, index) for index, call in enumerate(reply.calls)],
-            usage_metadata=usage(reply),
-            response_metadata=origin(gem, reply),
+            tool_call_chunks=[
+                to_tool_call_chunk(call, index) for index, call in enumerate(reply.tool_calls)
+            ],
+            usage_metadata=usage_metadata(reply),
+            response_metadata=response_metadata(gem, reply),
             chunk_position="last",
         )
-        yield ChatGenerationChunk(message=end)
+        yield ChatGenerationChunk(message=last_chunk)
 
     async def _astream(
         self,
@@ -158,8 +195,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
             yield chunk
 
 
-def _parser(schema: dict[str, Any] | type) -> JsonOutputParser:
-    """Reads a text of the schema: to an instance of a pydantic class, or to a dict."""
+def _output_parser(schema: dict[str, Any] | type) -> JsonOutputParser:
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return PydanticOutputParser(pydantic_object=schema)
     return JsonOutputParser()

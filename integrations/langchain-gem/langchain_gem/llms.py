@@ -1,4 +1,4 @@
-"""`GemLLM`: a model that continues texts."""
+"""`GemLLM`: text completion without a chat template."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
+from gem_rag import TextStream
 from gem_rag.aio import iterate_in_thread, run_in_thread
-from gem_rag.generation.sampling import TextStream
-from langchain_gem._language import GemLanguageModel, origin, usage
+from langchain_gem._language_model import GemLanguageModel, response_metadata, usage_metadata
 from langchain_gem._shared import GemModel
 
 
 class GemLLM(GemLanguageModel, BaseLLM):
-    """Continues texts as they are, without a chat template; a list of them in batches."""
+    """Continues prompts as they are, without a chat template; a list of prompts is one batch."""
 
-    model_config = GemModel.model_config  # else BaseLLM's, which passes over wrong fields
+    model_config = GemModel.model_config  # BaseLLM's would ignore unknown fields
 
     @property
     def _llm_type(self) -> str:
@@ -31,20 +31,25 @@ class GemLLM(GemLanguageModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        gem, settings = self._call(stop, kwargs)
-        written = gem.generate(prompts, **settings)
-        counts = [usage(generation) for generation in written]
+        gem, settings = self._prepare_call(stop, kwargs)
+        completions = gem.generate(prompts, **settings)
+        usages = [usage_metadata(completion) for completion in completions]
         return LLMResult(
             generations=[
-                [Generation(text=g.text, generation_info={**origin(gem, g), "usage": count})]
-                for g, count in zip(written, counts, strict=True)
+                [
+                    Generation(
+                        text=completion.text,
+                        generation_info={**response_metadata(gem, completion), "usage": usage},
+                    )
+                ]
+                for completion, usage in zip(completions, usages, strict=True)
             ],
             llm_output={
                 "model_name": gem.name,
                 "token_usage": {
-                    "prompt_tokens": sum(count["input_tokens"] for count in counts),
-                    "completion_tokens": sum(count["output_tokens"] for count in counts),
-                    "total_tokens": sum(count["total_tokens"] for count in counts),
+                    "prompt_tokens": sum(usage["input_tokens"] for usage in usages),
+                    "completion_tokens": sum(usage["output_tokens"] for usage in usages),
+                    "total_tokens": sum(usage["total_tokens"] for usage in usages),
                 },
             },
         )
@@ -65,7 +70,7 @@ class GemLLM(GemLanguageModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for chunk in self._chunks(prompt, stop, kwargs):
+        for chunk in self._stream_chunks(prompt, stop, kwargs):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -77,18 +82,18 @@ class GemLLM(GemLanguageModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async for chunk in iterate_in_thread(self._chunks(prompt, stop, kwargs)):
+        async for chunk in iterate_in_thread(self._stream_chunks(prompt, stop, kwargs)):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _chunks(
+    def _stream_chunks(
         self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]
     ) -> Generator[GenerationChunk, None, None]:
-        gem, settings = self._call(stop, kwargs)
-        pieces = TextStream(gem.stream(prompt, **settings))
-        for piece in pieces:
-            yield GenerationChunk(text=piece)
-        written = pieces.generation
-        info = {**origin(gem, written), "usage": usage(written)}
+        gem, settings = self._prepare_call(stop, kwargs)
+        stream = TextStream(gem.stream(prompt, **settings))
+        for delta in stream:
+            yield GenerationChunk(text=delta)
+        completion = stream.generation
+        info = {**response_metadata(gem, completion), "usage": usage_metadata(completion)}
         yield GenerationChunk(text="", generation_info=info)

@@ -1,7 +1,4 @@
-"""`GemRetriever`: the passages of a gem-rag index, kept in step with their files.
-
-Knows nothing about how an index is stored or searched (`gem_rag.rag.index`).
-"""
+"""`GemRetriever`: retrieval from a gem-rag index, which is kept in sync with its files."""
 
 from __future__ import annotations
 
@@ -17,23 +14,23 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
+from gem_rag import Document as GemDocument
+from gem_rag import Hit, Index, StoreName, SyncReport
 from gem_rag.aio import run_in_thread
-from gem_rag.documents import readers as documents
-from gem_rag.rag.hits import Hit
-from gem_rag.rag.index import Index, StoreName, SyncReport
 from langchain_gem._shared import GemModel
 
 
 class GemRetriever(GemModel, BaseRetriever):
-    """Finds passages in an index; a document's metadata say where it stands and how near it is.
+    """Retrieves passages from an index; metadata give their place in the source and their score.
 
-    index: an index's folder, opened with `model` at its first use and made if it is not there; or
-        an `Index`, with the model that it has.
-    store: "faiss" (default) or "chroma"; of an index that exists, what it was made with.
-    k: how many passages are found, unless a call says otherwise.
+    Attributes:
+        folder: The folder of the index, opened with `model` on first use and created if it does
+            not exist. The argument `index` also takes an open `Index`, which has its own model.
+        store: "faiss" (default) or "chroma" for a new index; an existing one keeps its own.
+        k: Number of passages to retrieve, unless a call says otherwise.
     """
 
-    model_config = GemModel.model_config  # else BaseRetriever's, which passes over wrong fields
+    model_config = GemModel.model_config  # BaseRetriever's would ignore unknown fields
 
     folder: str = Field(alias="index")
     store: StoreName | None = None
@@ -45,17 +42,31 @@ class GemRetriever(GemModel, BaseRetriever):
 
     @property
     def index(self) -> Index:
-        """The index. Raises GemError if it was made with another model."""
-        return self.held.get(self._where, lambda: Index.open(self.folder, self.gem, self.store))
+        """The index, opened on first access.
+
+        Raises:
+            GemError: The index was built with another model.
+        """
+        return self.resources.get_or_create(
+            self._index_key, lambda: Index.open(self.folder, self.gem, self.store)
+        )
 
     @property
-    def _where(self) -> Hashable:
-        return self.folder, self.store, self._recipe(self.model_name)
+    def _index_key(self) -> Hashable:
+        return self.folder, self.store, self._model_key(self.model_name)
 
     def sync(
-        self, items: Iterable[str | Path | documents.Document], *, progress: bool = False
+        self, items: Iterable[str | Path | GemDocument], *, progress: bool = False
     ) -> SyncReport:
-        """Bring the index in step with files, folders and documents; see `Index.sync`."""
+        """Bring the index up to date with files, folders and documents, as `Index.sync` does.
+
+        Args:
+            items: Files, folders, or `gem_rag.Document`s.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            What was added, changed, removed and embedded.
+        """
         return self.index.sync(items, progress=progress)
 
     def _get_relevant_documents(
@@ -70,28 +81,38 @@ class GemRetriever(GemModel, BaseRetriever):
 
     def _search(self, query: str, k: int | None) -> list[Document]:
         hits = self.index.search(query, self.k if k is None else k)
-        return [_document(hit) for hit in hits]
+        return [_to_document(hit) for hit in hits]
 
     @model_validator(mode="wrap")
     @classmethod
-    def _take_index(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
-        """Of an `Index` the field gets the folder, under which it is found from now on."""
+    def _accept_index(cls, values: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """Accept an `Index` or a path as `index`: the field holds its folder, the cache the index.
+
+        Raises:
+            ValueError: An `Index` is given together with another model.
+        """
         if not isinstance(values, Mapping):
-            return make(values)
+            return build(values)
         field = "index" if "index" in values else "folder"
-        given = values.get(field)
-        if isinstance(given, Path):
-            values = {**values, field: str(given)}
-        if not isinstance(given, Index):
-            return make(values)
-        if values.get("model", given.gem) is not given.gem:
+        index = values.get(field)
+        if isinstance(index, Path):
+            values = {**values, field: str(index)}
+        if not isinstance(index, Index):
+            return build(values)
+        if values.get("model", index.gem) is not index.gem:
             raise ValueError("an Index has its model: leave model out, or give the index's folder")
-        made = make({**values, field: str(given.folder), "model": given.gem})
-        made.held.get(made._where, lambda: given)
-        return made
+        retriever = build({**values, field: str(index.folder), "model": index.gem})
+        retriever.resources.get_or_create(retriever._index_key, lambda: index)
+        return retriever
 
 
-def _document(hit: Hit) -> Document:
+def _to_document(hit: Hit) -> Document:
     chunk = hit.chunk
-    where = {"source": chunk.source, "title": chunk.title, "start": chunk.start, "stop": chunk.stop}
-    return Document(chunk.text, id=chunk.id, metadata={**where, "score": hit.score})
+    metadata = {
+        "source": chunk.source,
+        "title": chunk.title,
+        "start": chunk.start,
+        "stop": chunk.stop,
+        "score": hit.score,
+    }
+    return Document(chunk.text, id=chunk.id, metadata=metadata)

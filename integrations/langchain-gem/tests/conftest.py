@@ -1,4 +1,4 @@
-"""What all tests need: gem-tiny, and no network."""
+"""Fixtures of all tests: gem-tiny, loaded once, and no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from standard import scratch
+from standard import scratch_folder
 
 import gem_rag
 from gem_rag import Gem
@@ -19,7 +19,7 @@ from gem_rag import Gem
 
 @pytest.fixture(scope="session", autouse=True)
 def gem() -> Iterator[Gem]:
-    """gem-tiny, kept for the session, so that every adapter that names it finds it loaded."""
+    """gem-tiny, kept for the session, so that adapters share it instead of loading it again."""
     with gem_rag.load("gem-tiny") as loaded:
         yield loaded
 
@@ -27,4 +27,4 @@ def gem() -> Iterator[Gem]:
 @pytest.fixture(scope="session", autouse=True)
 def _clean_up() -> Iterator[None]:
     yield
-    shutil.rmtree(scratch())
+    shutil.rmtree(scratch_folder())

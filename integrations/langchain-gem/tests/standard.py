@@ -1,4 +1,4 @@
-"""langchain-tests' suites over the adapters; a test file subclasses them and names the engine."""
+"""langchain-tests' suites for the adapters; test files subclass them for an engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from langchain_tests.integration_tests import (
     RetrieversIntegrationTests,
 )
 
+from gem_rag import Document
 from gem_rag.core.checkpoint import BUNDLED
-from gem_rag.documents.document import Document
 
 DOCUMENTS = [
     Document("files", "open(path) returns a file object; close it when you are done."),
@@ -31,15 +31,15 @@ DOCUMENTS = [
 
 
 @cache
-def scratch() -> Path:
-    """A folder of this process's own."""
+def scratch_folder() -> Path:
+    """A temporary folder of this process."""
     return Path(tempfile.mkdtemp(prefix="langchain-gem-"))
 
 
 @cache
 def other_model(without_template: bool = False, prompts: tuple[str, str] = ("", "")) -> str:
-    """gem-tiny under a name of its own; prompts: for queries and for documents."""
-    folder = Path(tempfile.mkdtemp(prefix="model-", dir=scratch()))
+    """A copy of gem-tiny under another name, with prompts for queries and for documents."""
+    folder = Path(tempfile.mkdtemp(prefix="model-", dir=scratch_folder()))
     shutil.copytree(BUNDLED["gem-tiny"], folder, dirs_exist_ok=True)
     if without_template:
         (folder / "chat_template.jinja").unlink()
@@ -51,9 +51,9 @@ def other_model(without_template: bool = False, prompts: tuple[str, str] = ("", 
 
 
 @cache
-def filled_index() -> str:
-    """An index by gem-tiny."""
-    retriever = GemRetriever(index=scratch() / "index")
+def index_folder() -> str:
+    """The folder of an index built with gem-tiny."""
+    retriever = GemRetriever(index=scratch_folder() / "index")
     retriever.sync(DOCUMENTS)
     return retriever.folder
 
@@ -103,7 +103,7 @@ class RetrieverSuite(RetrieversIntegrationTests):
 
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"index": filled_index(), "model": "gem-tiny", **self.options}
+        return {"index": index_folder(), "model": "gem-tiny", **self.options}
 
     @property
     def retriever_query_example(self) -> str:

@@ -1,7 +1,7 @@
-"""Asynchronous calls wait in threads: the event loop goes on turning, and calls run together.
+"""Asynchronous calls run in threads: the event loop is not blocked, and calls are concurrent.
 
-What happens is decided by events and barriers, not by time: a loop that is blocked, or calls that
-wait for one another, would leave them waiting to their end.
+Events and barriers decide, not time: with a blocked loop, or calls that run one after another, they
+would time out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from langchain_gem import ChatGem, GemEmbeddings, GemLLM, GemRetriever
-from standard import filled_index
+from standard import index_folder
 
 from gem_rag import Gem
 
@@ -28,62 +28,60 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_the_loop_goes_on_turning(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    began, turned, original = threading.Event(), threading.Event(), getattr(Gem, name)
+async def test_the_event_loop_is_not_blocked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, loop_ran, original = threading.Event(), threading.Event(), getattr(Gem, name)
 
-    def waits(*args: Any, **kwargs: Any) -> Any:
-        began.set()
-        assert turned.wait(20), "the loop did not turn while the model was at work"
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        started.set()
+        assert loop_ran.wait(20), "the event loop was blocked while the model was running"
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(Gem, name, waits)
+    monkeypatch.setattr(Gem, name, wait)
     call = asyncio.ensure_future(CALLS[name]())
-    while not began.is_set():
+    while not started.is_set():
         await asyncio.sleep(0.001)
-    turned.set()
+    loop_ran.set()
     assert await call
 
 
-async def test_a_search_leaves_the_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread = []
+async def test_a_search_runs_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
     original = Gem.embed_queries
     monkeypatch.setattr(
         Gem,
         "embed_queries",
-        lambda *args, **kw: thread.append(threading.current_thread()) or original(*args, **kw),
+        lambda *args, **kw: threads.append(threading.current_thread()) or original(*args, **kw),
     )
-    assert await GemRetriever(index=filled_index()).ainvoke("a file")
-    assert thread != [threading.main_thread()]
+    assert await GemRetriever(index=index_folder()).ainvoke("a file")
+    assert threads != [threading.main_thread()]
 
 
 @pytest.mark.parametrize("name", ["chat", "generate"])
-async def test_calls_wait_for_the_engine_together(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    together, original = threading.Barrier(24, timeout=20), getattr(Gem, name)
+async def test_calls_are_concurrent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier, original = threading.Barrier(24, timeout=20), getattr(Gem, name)
 
-    def meets(*args: Any, **kwargs: Any) -> Any:
-        together.wait()
+    def meet(*args: Any, **kwargs: Any) -> Any:
+        barrier.wait()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(Gem, name, meets)
+    monkeypatch.setattr(Gem, name, meet)
     adapter = ChatGem(max_tokens=2) if name == "chat" else GemLLM(max_tokens=2)
     await asyncio.gather(*(adapter.ainvoke("Hello") for _ in range(24)))
 
 
-async def test_concurrent_answers_are_those_of_one_by_one() -> None:
+async def test_concurrent_answers_equal_sequential_ones() -> None:
     chat, llm = ChatGem(max_tokens=12), GemLLM(max_tokens=12)
-    alone = [chat.invoke(prompt).content for prompt in PROMPTS]
+    sequential = [chat.invoke(prompt).content for prompt in PROMPTS]
     answers = await asyncio.gather(*(chat.ainvoke(prompt) for prompt in PROMPTS))
-    assert [answer.content for answer in answers] == alone
-    assert [answer.content for answer in chat.batch(PROMPTS)] == alone
-    assert [answer.content for answer in await chat.abatch(PROMPTS)] == alone
-    alone = [llm.invoke(prompt) for prompt in PROMPTS]
-    assert await asyncio.gather(*(llm.ainvoke(prompt) for prompt in PROMPTS)) == alone
-    assert llm.batch(PROMPTS) == await llm.abatch(PROMPTS) == alone
+    assert [answer.content for answer in answers] == sequential
+    assert [answer.content for answer in chat.batch(PROMPTS)] == sequential
+    assert [answer.content for answer in await chat.abatch(PROMPTS)] == sequential
+    sequential = [llm.invoke(prompt) for prompt in PROMPTS]
+    assert await asyncio.gather(*(llm.ainvoke(prompt) for prompt in PROMPTS)) == sequential
+    assert llm.batch(PROMPTS) == await llm.abatch(PROMPTS) == sequential
 
 
-async def test_a_stream_that_is_left_ends() -> None:
+async def test_an_abandoned_stream_ends() -> None:
     chat = ChatGem()
     stream = chat.astream("Hello")
     first = await anext(stream)

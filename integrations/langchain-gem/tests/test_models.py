@@ -1,4 +1,4 @@
-"""Which model an adapter uses, when it is loaded, and what of it is kept."""
+"""Which model an adapter uses, when it is loaded, and what is serialized."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from standard import other_model
 
 import gem_rag
-from gem_rag import Gem, InputError
-from gem_rag.model import load
+from gem_rag import Gem, InputError, load
 
 ADAPTERS = [ChatGem, GemLLM, GemEmbeddings]
 
@@ -36,27 +35,27 @@ def test_the_same_name_is_the_same_weights_in_every_adapter(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_construction_loads_nothing(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-    monkeypatch.setattr(gem_rag, "load", lambda *args, **_: loaded.append(args) or load())
-    made = adapter(model="gem-tiny")
-    assert not loaded
-    assert made.gem is made.gem
-    assert loaded == [("gem-tiny", "auto")]
+    calls = []
+    monkeypatch.setattr(gem_rag, "load", lambda *args, **_: calls.append(args) or load())
+    instance = adapter(model="gem-tiny")
+    assert not calls
+    assert instance.gem is instance.gem
+    assert calls == [("gem-tiny", "auto")]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_options_reach_load(adapter: Any) -> None:
-    gem = adapter(model_kwargs={"overlong": "windows"}).gem
-    assert gem.overlong == "windows"
+    gem = adapter(model_kwargs={"truncation": "windows"}).gem
+    assert gem.truncation == "windows"
     with pytest.raises(InputError, match="no option 'devise'"):
         _ = adapter(model_kwargs={"devise": "cpu"}).gem
 
 
 def test_a_cache_folder_reaches_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(gem_rag, "load", lambda *_, **options: given.update(options))
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(gem_rag, "load", lambda *_, **kwargs: options.update(kwargs))
     _ = GemEmbeddings(cache_folder="models", model_kwargs={"device": "cpu"}).gem
-    assert given == {"cache_folder": "models", "device": "cpu"}
+    assert options == {"cache_folder": "models", "device": "cpu"}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -71,9 +70,9 @@ def test_wrong_fields_are_refused(adapter: Any) -> None:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_unknown_model_is_refused_at_its_first_use(adapter: Any) -> None:
-    made = adapter(model="./no-such-folder")
+    instance = adapter(model="./no-such-folder")
     with pytest.raises(InputError, match="there is no model folder"):
-        _ = made.gem
+        _ = instance.gem
 
 
 def test_a_closed_gem_is_refused() -> None:
@@ -86,34 +85,36 @@ def test_a_closed_gem_is_refused() -> None:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_pickles_and_deep_copies_hold_no_weights(adapter: Any, gem: Gem) -> None:
-    made = adapter(model=gem, model_kwargs={})
-    assert made.gem is gem
-    pickled = pickle.dumps(made)
+    instance = adapter(model=gem, model_kwargs={})
+    assert instance.gem is gem
+    pickled = pickle.dumps(instance)
     assert len(pickled) < 2000
-    for again in (pickle.loads(pickled), copy.deepcopy(made), made.model_copy()):
-        assert again == made
-        assert again.gem is gem  # found by its name
+    for copied in (pickle.loads(pickled), copy.deepcopy(instance), instance.model_copy()):
+        assert copied == instance
+        assert copied.gem is gem  # looked up by its name
 
 
 @pytest.mark.parametrize("adapter", [ChatGem, GemLLM])
-def test_serialisation_keeps_the_settings(adapter: Any, gem: Gem) -> None:
-    made = adapter(model=gem, temperature=0.5, max_tokens=3, stop=["\n"])
-    text = dumps(made)
+def test_serialization_keeps_the_settings(adapter: Any, gem: Gem) -> None:
+    instance = adapter(model=gem, temperature=0.5, max_tokens=3, stop=["\n"])
+    text = dumps(instance)
     assert len(text) < 500
-    namespace = made.get_lc_namespace()[:1]
-    again = loads(text, allowed_objects=[adapter], valid_namespaces=namespace)
-    assert again == made
+    namespace = instance.get_lc_namespace()[:1]
+    copied = loads(text, allowed_objects=[adapter], valid_namespaces=namespace)
+    assert copied == instance
 
 
 def test_a_retriever_serialises_too(tmp_path: Path) -> None:
-    made = GemRetriever(index=tmp_path / "index", k=2)
-    again = loads(dumps(made), allowed_objects=[GemRetriever], valid_namespaces=["langchain_gem"])
-    assert again == made
-    assert pickle.loads(pickle.dumps(made)) == made
+    instance = GemRetriever(index=tmp_path / "index", k=2)
+    copied = loads(
+        dumps(instance), allowed_objects=[GemRetriever], valid_namespaces=["langchain_gem"]
+    )
+    assert copied == instance
+    assert pickle.loads(pickle.dumps(instance)) == instance
 
 
 def test_settings_may_be_left_to_each_call(gem: Gem) -> None:
-    """Configurable fields make a new adapter for a call; it finds what the old one has loaded."""
+    """Configurable fields make a new adapter for a call; it shares what the old one has loaded."""
     from langchain_core.runnables import ConfigurableField
 
     chat = ChatGem(model=gem).configurable_fields(max_tokens=ConfigurableField(id="length"))

@@ -1,4 +1,4 @@
-"""The README's example does what it says."""
+"""The examples in the README run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_runs(
+def test_the_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

@@ -1,4 +1,4 @@
-"""`GemRetriever`: the passages of an index, by the index's own model only."""
+"""`GemRetriever`: retrieval from an index, with the model of the index only."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from standard import DOCUMENTS, other_model
 from gem_rag import Gem, GemError, Index, InputError
 
 
-def test_hits_say_where_they_stand(tmp_path: Path, gem: Gem) -> None:
+def test_documents_carry_their_position(tmp_path: Path, gem: Gem) -> None:
     retriever = GemRetriever(index=tmp_path / "index", k=2)
     retriever.sync(DOCUMENTS)
-    found = retriever.invoke("how to open a file")
+    documents = retriever.invoke("how to open a file")
     hits = retriever.index.search("how to open a file", 2)
-    assert [d.page_content for d in found] == [hit.chunk.text for hit in hits]
-    first = found[0]
+    assert [d.page_content for d in documents] == [hit.chunk.text for hit in hits]
+    first = documents[0]
     assert first.id == hits[0].chunk.id
     assert first.metadata == {
-        "source": "files", "title": "", "start": 0, "stop": len(DOCUMENTS[0].text),
+        "source": "files",
+        "title": "",
+        "start": 0,
+        "stop": len(DOCUMENTS[0].text),
         "score": hits[0].score,
-    }  # fmt: skip
+    }
 
 
-def test_sync_keeps_it_in_step_with_a_folder(tmp_path: Path) -> None:
+def test_sync_follows_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for document in DOCUMENTS:
@@ -61,7 +64,7 @@ def test_an_index_of_another_model_is_refused(tmp_path: Path, gem: Gem) -> None:
         other.invoke("a list")
 
 
-def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="index"):
         GemRetriever()
     with pytest.raises(ValidationError, match="stroe"):

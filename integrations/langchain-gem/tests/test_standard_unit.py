@@ -24,7 +24,7 @@ class TestChat(ChatModelUnitTests):
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
-        return {"temperature": 0, "max_tokens": 100, "stop": []}  # those of them that exist here
+        return {"temperature": 0, "max_tokens": 100, "stop": []}  # those that exist here
 
     @pytest.mark.xfail(
         raises=ValueError,

@@ -1,18 +1,20 @@
-"""Tools, structured output, and messages of every form."""
+"""Tool calls, structured output, and the conversion of messages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_gem import ChatGem
-from langchain_gem._messages import to_openai
+from langchain_gem._messages import to_openai_messages
 from pydantic import BaseModel
 from standard import other_model
 
-from gem_rag import InputError
+import gem_rag
+from gem_rag import Gem, InputError
 
 
 @tool
@@ -28,20 +30,26 @@ def list_folder(path: str) -> str:
 
 
 class Mood(BaseModel):
-    """How somebody feels."""
+    """A mood."""
 
     mood: Literal["good", "bad"]
     level: int
 
 
 TOOLS = [read_file, list_folder]
-ASKED = "Read 3 lines of notes.txt"
-NAMED = {"type": "function", "function": {"name": "list_folder"}}
+REQUEST = "Read 3 lines of notes.txt"
+NAMED_CHOICE = {"type": "function", "function": {"name": "list_folder"}}
 
 
-@pytest.fixture(params=[False, True], ids=["template", "no template"])
-def chat(request: pytest.FixtureRequest) -> ChatGem:
-    return ChatGem(model=other_model(without_template=request.param))
+@pytest.fixture(scope="module", params=[False, True], ids=["template", "no template"])
+def loaded(request: pytest.FixtureRequest) -> Iterator[Gem]:
+    with gem_rag.load(other_model(without_template=request.param)) as gem:
+        yield gem
+
+
+@pytest.fixture
+def chat(loaded: Gem) -> ChatGem:
+    return ChatGem(model=loaded.name)
 
 
 @pytest.mark.parametrize(
@@ -51,36 +59,36 @@ def chat(request: pytest.FixtureRequest) -> ChatGem:
         ("required", {"read_file", "list_folder"}),
         (True, {"read_file", "list_folder"}),
         ("list_folder", {"list_folder"}),
-        (NAMED, {"list_folder"}),
+        (NAMED_CHOICE, {"list_folder"}),
     ],
     ids=str,
 )
-def test_a_choice_that_asks_for_a_call(chat: ChatGem, choice: Any, called: set[str]) -> None:
-    answer = chat.bind_tools(TOOLS, tool_choice=choice).invoke(ASKED)
+def test_a_tool_choice_that_forces_a_call(chat: ChatGem, choice: Any, called: set[str]) -> None:
+    answer = chat.bind_tools(TOOLS, tool_choice=choice).invoke(REQUEST)
     (call,) = answer.tool_calls
     assert call["name"] in called
     assert not answer.content
-    {t.name: t for t in TOOLS}[call["name"]].invoke(call)  # its arguments are what it takes
+    {t.name: t for t in TOOLS}[call["name"]].invoke(call)  # the arguments are valid
 
 
 @pytest.mark.parametrize("choice", ["auto", None, "none"])
-def test_a_choice_that_leaves_it_open(chat: ChatGem, choice: Any) -> None:
-    answer = chat.bind_tools(TOOLS, tool_choice=choice).invoke(ASKED)
+def test_a_tool_choice_that_allows_an_answer(chat: ChatGem, choice: Any) -> None:
+    answer = chat.bind_tools(TOOLS, tool_choice=choice).invoke(REQUEST)
     assert bool(answer.tool_calls) != bool(answer.content)
     assert choice != "none" or not answer.tool_calls
 
 
-def test_a_choice_that_is_no_tool(chat: ChatGem) -> None:
+def test_an_unknown_tool_choice_is_refused(chat: ChatGem) -> None:
     with pytest.raises(InputError, match="tool_choice is 'reed_file'"):
-        chat.bind_tools(TOOLS, tool_choice="reed_file").invoke(ASKED)
+        chat.bind_tools(TOOLS, tool_choice="reed_file").invoke(REQUEST)
 
 
 async def test_a_call_comes_as_one_chunk() -> None:
     bound = ChatGem().bind_tools(TOOLS, tool_choice="any")
-    chunks = [chunk for chunk in bound.stream(ASKED) if chunk.tool_call_chunks]
+    chunks = [chunk for chunk in bound.stream(REQUEST) if chunk.tool_call_chunks]
     assert len(chunks) == 1
-    again = [chunk async for chunk in bound.astream(ASKED) if chunk.tool_call_chunks]
-    calls = [*chunks[0].tool_calls, *again[0].tool_calls, *bound.invoke(ASKED).tool_calls]
+    again = [chunk async for chunk in bound.astream(REQUEST) if chunk.tool_call_chunks]
+    calls = [*chunks[0].tool_calls, *again[0].tool_calls, *bound.invoke(REQUEST).tool_calls]
     assert len({call["id"] for call in calls}) == 3
     assert all(call["args"] == calls[0]["args"] for call in calls)
 
@@ -94,19 +102,19 @@ def test_structured_output(chat: ChatGem, method: Any, schema: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
-def test_structured_output_with_what_was_written(method: Any) -> None:
+def test_structured_output_with_the_raw_message(method: Any) -> None:
     chat = ChatGem().with_structured_output(Mood, method=method, include_raw=True)
-    found = chat.invoke("I am happy.")
-    assert isinstance(found["parsed"], Mood)
-    assert isinstance(found["raw"], AIMessage)
-    assert found["parsing_error"] is None
+    result = chat.invoke("I am happy.")
+    assert isinstance(result["parsed"], Mood)
+    assert isinstance(result["raw"], AIMessage)
+    assert result["parsing_error"] is None
 
 
-def test_what_was_cut_off_is_an_error_of_parsing() -> None:
+def test_truncated_output_is_a_parsing_error() -> None:
     chat = ChatGem(stop=['"mood'])
-    found = chat.with_structured_output(Mood, include_raw=True).invoke("I am happy.")
-    assert found["parsed"] is None
-    assert found["parsing_error"] is not None
+    result = chat.with_structured_output(Mood, include_raw=True).invoke("I am happy.")
+    assert result["parsed"] is None
+    assert result["parsing_error"] is not None
 
 
 def test_an_unknown_method_is_refused() -> None:
@@ -118,7 +126,7 @@ def test_a_conversation_with_calls_is_read(chat: ChatGem) -> None:
     call = {"name": "read_file", "args": {"path": "a", "lines": 3}, "id": "1", "type": "tool_call"}
     messages = [
         SystemMessage("Be brief."),
-        HumanMessage(ASKED),
+        HumanMessage(REQUEST),
         AIMessage("", tool_calls=[call]),
         read_file.invoke(call),
     ]
@@ -129,15 +137,17 @@ def test_a_conversation_with_calls_is_read(chat: ChatGem) -> None:
 
 def test_messages_in_openais_form() -> None:
     call = {"name": "read_file", "args": {"path": "ä", "lines": 1}, "id": "1", "type": "tool_call"}
-    found = to_openai([
-        SystemMessage("a"),
-        HumanMessage(["b\n", {"type": "text", "text": "c", "cache_control": {"type": "x"}}]),
-        AIMessage([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "d"}, call],
-                  tool_calls=[call]),
-        ToolMessage("e", tool_call_id="1"),
-    ])  # fmt: skip
+    answer = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "d"}, call]
+    converted = to_openai_messages(
+        [
+            SystemMessage("a"),
+            HumanMessage(["b\n", {"type": "text", "text": "c", "cache_control": {"type": "x"}}]),
+            AIMessage(answer, tool_calls=[call]),
+            ToolMessage("e", tool_call_id="1"),
+        ]
+    )
     function = {"name": "read_file", "arguments": '{"path": "ä", "lines": 1}'}
-    assert found == [
+    assert converted == [
         {"role": "system", "content": [{"type": "text", "text": "a"}]},
         {
             "role": "user",
@@ -162,6 +172,6 @@ def test_messages_in_openais_form() -> None:
     ],
     ids=lambda part: part["type"],
 )
-def test_what_is_not_text_is_refused(part: dict[str, Any]) -> None:
+def test_media_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="the model reads text only"):
         ChatGem().invoke([HumanMessage([{"type": "text", "text": "What is this?"}, part])])

@@ -39,24 +39,25 @@ def expected() -> list[str]:
     return sources(InMemoryVectorStore.from_documents(TEXTS, GemEmbeddings()))
 
 
-def test_faiss_from_documents_and_reloaded(tmp_path: Path) -> None:
+def test_faiss_finds_the_same_when_reloaded(tmp_path: Path) -> None:
     store = FAISS.from_documents(TEXTS, GemEmbeddings())
     assert sources(store) == expected()
     store.save_local(str(tmp_path))
-    again = FAISS.load_local(
-        str(tmp_path), GemEmbeddings(), allow_dangerous_deserialization=True  # our own file
-    )  # fmt: skip
-    assert sources(again) == expected()
+    # allow_dangerous_deserialization: the pickle is our own.
+    reloaded = FAISS.load_local(
+        str(tmp_path), GemEmbeddings(), allow_dangerous_deserialization=True
+    )
+    assert sources(reloaded) == expected()
 
 
-def test_chroma_from_documents_and_reloaded(tmp_path: Path) -> None:
+def test_chroma_finds_the_same_when_reloaded(tmp_path: Path) -> None:
     store = Chroma.from_documents(TEXTS, GemEmbeddings(), persist_directory=str(tmp_path))
     assert sources(store) == expected()
-    again = Chroma(persist_directory=str(tmp_path), embedding_function=GemEmbeddings())
-    assert sources(again) == expected()
+    reloaded = Chroma(persist_directory=str(tmp_path), embedding_function=GemEmbeddings())
+    assert sources(reloaded) == expected()
 
 
 async def test_stores_in_a_chain() -> None:
     store = await InMemoryVectorStore.afrom_documents(TEXTS, GemEmbeddings())
-    found = await store.as_retriever(search_kwargs={"k": 1}).ainvoke(QUESTION)
-    assert found[0].metadata["source"] == expected()[0]
+    documents = await store.as_retriever(search_kwargs={"k": 1}).ainvoke(QUESTION)
+    assert documents[0].metadata["source"] == expected()[0]

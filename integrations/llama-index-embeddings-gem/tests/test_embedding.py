@@ -1,4 +1,4 @@
-"""`GemEmbedding` gives the model's own vectors, with its prompts, in its batches."""
+"""`GemEmbedding` returns the vectors of the model, with its prompts and batches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.gem import GemEmbedding
 
 import gem_rag
-from gem_rag.errors import InputError
-from gem_rag.model import Gem
+from gem_rag import Gem, InputError
 
 TEXTS = ["open a file", "sort a list in place", "raise an error", "a\n\nb  c\t", "x"]
 
@@ -29,7 +28,7 @@ class TestContract(Contract):
     event = CBEventType.EMBEDDING
     settings = {  # noqa: RUF012
         "engine": "transformers",
-        "model_kwargs": {"overlong": "windows"},
+        "model_kwargs": {"truncation": "windows"},
         "embed_batch_size": 7,
         "num_workers": 2,
     }
@@ -40,18 +39,18 @@ class TestContract(Contract):
     async def ause(self, adapter: Any, text: str) -> Any:
         return await adapter.aget_text_embedding(text)
 
-    def answered(self, gem: Gem) -> Any:
+    def fake_result(self, gem: Gem) -> Any:
         return np.zeros((1, gem.dim), dtype=np.float32)
 
 
 @pytest.fixture
 def embedding(chat_folder: Path) -> GemEmbedding:
-    """Of a model with a prompt for queries and another for documents."""
+    """An embedding model with different prompts for queries and documents."""
     return GemEmbedding(chat_folder)
 
 
-def recorded(gem: Gem, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The lists of texts that the model is given from now on."""
+def record_calls(gem: Gem, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Record the lists of texts that the model embeds."""
     calls: list[list[str]] = []
     embed = gem.embed_documents
 
@@ -66,23 +65,23 @@ def recorded(gem: Gem, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 # -- vectors -----------------------------------------------------------------------------------
 
 
-async def test_queries_and_texts_have_prompts_of_their_own(embedding: GemEmbedding) -> None:
+async def test_queries_and_texts_have_different_prompts(embedding: GemEmbedding) -> None:
     gem = embedding.gem
     query, text = gem.embed_queries(["open a file"])[0], gem.embed_documents(["open a file"])[0]
     assert not np.allclose(query, text, atol=1e-3)
-    for found in (
+    for vector in (
         embedding.get_query_embedding("open a file"),
         await embedding.aget_query_embedding("open a file"),
         embedding.get_agg_embedding_from_queries(["open a file"]),
     ):
-        assert np.allclose(found, query, atol=1e-5)
-    for found in (
+        assert np.allclose(vector, query, atol=1e-5)
+    for vector in (
         embedding.get_text_embedding("open a file"),
         await embedding.aget_text_embedding("open a file"),
         *embedding.get_text_embedding_batch(["open a file"]),
         *await embedding.aget_text_embedding_batch(["open a file"]),
     ):
-        assert np.allclose(found, text, atol=1e-5)
+        assert np.allclose(vector, text, atol=1e-5)
 
 
 def test_vectors_are_lists_of_floats_of_length_one(embedding: GemEmbedding) -> None:
@@ -93,19 +92,19 @@ def test_vectors_are_lists_of_floats_of_length_one(embedding: GemEmbedding) -> N
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-async def test_a_batch_is_one_call_and_its_texts_are_untouched(
+async def test_a_batch_is_one_call_with_unaltered_texts(
     gem: Gem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = recorded(gem, monkeypatch)
-    found = GemEmbedding(gem).get_text_embedding_batch(TEXTS)
+    calls = record_calls(gem, monkeypatch)
+    vectors = GemEmbedding(gem).get_text_embedding_batch(TEXTS)
     assert calls == [TEXTS]
-    again = await GemEmbedding(gem).aget_text_embedding_batch(TEXTS)
+    async_vectors = await GemEmbedding(gem).aget_text_embedding_batch(TEXTS)
     assert calls == [TEXTS, TEXTS]
-    assert np.allclose(found, again, atol=1e-5)
+    assert np.allclose(vectors, async_vectors, atol=1e-5)
     calls.clear()
-    small = GemEmbedding(gem, embed_batch_size=2).get_text_embedding_batch(TEXTS)
+    small_batches = GemEmbedding(gem, embed_batch_size=2).get_text_embedding_batch(TEXTS)
     assert calls == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
-    assert np.allclose(found, small, atol=1e-5)
+    assert np.allclose(vectors, small_batches, atol=1e-5)
 
 
 async def test_progress_is_shown(gem: Gem, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,26 +122,28 @@ def test_an_empty_text_is_named(gem: Gem) -> None:
 async def test_nodes_are_embedded_in_a_pipeline(gem: Gem) -> None:
     nodes = [TextNode(text=text) for text in TEXTS]
     pipeline = IngestionPipeline(transformations=[GemEmbedding(gem)], disable_cache=True)
-    found = [node.embedding for node in pipeline.run(nodes=nodes)]
-    assert np.allclose(found, gem.embed_documents(TEXTS), atol=1e-5)
-    found = [node.embedding for node in await pipeline.arun(nodes=nodes)]
-    assert np.allclose(found, gem.embed_documents(TEXTS), atol=1e-5)
+    vectors = [node.embedding for node in pipeline.run(nodes=nodes)]
+    assert np.allclose(vectors, gem.embed_documents(TEXTS), atol=1e-5)
+    vectors = [node.embedding for node in await pipeline.arun(nodes=nodes)]
+    assert np.allclose(vectors, gem.embed_documents(TEXTS), atol=1e-5)
 
 
 # -- the cache of LlamaIndex -------------------------------------------------------------------
 
 
-async def test_a_cache_saves_embedding_twice(gem: Gem, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = recorded(gem, monkeypatch)
+async def test_a_cache_saves_embedding_a_text_twice(
+    gem: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = record_calls(gem, monkeypatch)
     embedding = GemEmbedding(gem, embeddings_cache=SimpleKVStore())
-    found = embedding.get_text_embedding_batch(TEXTS)
-    assert embedding.get_text_embedding_batch(TEXTS) == found
-    assert await embedding.aget_query_embedding(TEXTS[0]) == found[0]
+    vectors = embedding.get_text_embedding_batch(TEXTS)
+    assert embedding.get_text_embedding_batch(TEXTS) == vectors
+    assert await embedding.aget_query_embedding(TEXTS[0]) == vectors[0]
     assert calls == [TEXTS]
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_cache_is_refused_where_queries_and_texts_differ(
+def test_a_cache_is_refused_if_queries_and_texts_differ(
     chat_folder: Path, monkeypatch: pytest.MonkeyPatch, loaded: bool
 ) -> None:
     model = gem_rag.load(chat_folder) if loaded else chat_folder

@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""The examples in the README run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import pytest
 import readme
 
 
-def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    readme.run(Path(__file__).parents[1] / "README.md")
+    readme.run_examples(Path(__file__).parents[1] / "README.md")

@@ -1,4 +1,4 @@
-"""`GemRetriever` hands on what an index of gem-rag finds, and keeps to the index's model."""
+"""`GemRetriever` returns the hits of an index, which accepts its own model only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from llama_index.core.schema import MetadataMode
 from llama_index.embeddings.gem import GemRetriever
 
 import gem_rag
-from gem_rag import Index
-from gem_rag.documents.document import Document
-from gem_rag.errors import GemError, InputError
-from gem_rag.model import Gem
+from gem_rag import Document, Gem, GemError, Index, InputError
 
 FILES = {
     "files.md": "# Files\n\nOpen a file with open, which returns a stream.",
@@ -45,18 +42,18 @@ def retriever(gem: Gem, docs: Path, tmp_path: Path) -> GemRetriever:
     return retriever
 
 
-async def test_nodes_are_the_indexs_hits(retriever: GemRetriever) -> None:
+async def test_nodes_are_the_hits_of_the_index(retriever: GemRetriever) -> None:
     assert isinstance(retriever, BaseRetriever)
     nodes = retriever.retrieve(QUESTION)
     hits = retriever.index.search(QUESTION, 2)
     assert [(n.node_id, n.text, n.score) for n in nodes] == [
         (hit.chunk.id, hit.chunk.text, hit.score) for hit in hits
     ]
-    again = await retriever.aretrieve(QUESTION)
-    assert [(n.node_id, n.text) for n in again] == [(n.node_id, n.text) for n in nodes]
+    async_nodes = await retriever.aretrieve(QUESTION)
+    assert [(n.node_id, n.text) for n in async_nodes] == [(n.node_id, n.text) for n in nodes]
 
 
-def test_a_node_tells_where_it_stands(retriever: GemRetriever) -> None:
+def test_a_node_carries_its_position(retriever: GemRetriever) -> None:
     node = retriever.retrieve(QUESTION)[0].node
     chunk = retriever.index.search(QUESTION, 1)[0].chunk
     assert node.metadata == {
@@ -73,7 +70,7 @@ def test_a_node_tells_where_it_stands(retriever: GemRetriever) -> None:
     assert "start" not in read
 
 
-def test_sync_hands_on_to_the_index(retriever: GemRetriever, docs: Path) -> None:
+def test_sync_updates_the_index(retriever: GemRetriever, docs: Path) -> None:
     (docs / "files.md").unlink()
     (docs / "lists.md").write_text("# Lists\n\nReverse a list with reversed.")
     report = retriever.sync([docs, Document("note", "Zebras have stripes.")])
@@ -82,8 +79,8 @@ def test_sync_hands_on_to_the_index(retriever: GemRetriever, docs: Path) -> None
     assert [Path(source).name for source in report.removed] == ["files.md"]
     assert [Path(source).name for source in report.unchanged] == ["paths.md"]
     assert report.embedded == 2
-    found = {node.metadata["source"] for node in retriever.retrieve("Zebras have stripes.")}
-    assert "note" in found
+    sources = {node.metadata["source"] for node in retriever.retrieve("Zebras have stripes.")}
+    assert "note" in sources
 
 
 def test_an_index_is_opened_by_name(retriever: GemRetriever, gem: Gem, tmp_path: Path) -> None:
@@ -92,8 +89,8 @@ def test_an_index_is_opened_by_name(retriever: GemRetriever, gem: Gem, tmp_path:
     assert [n.node_id for n in opened.retrieve(QUESTION)] == [
         n.node_id for n in retriever.retrieve(QUESTION)[:1]
     ]
-    made = GemRetriever(tmp_path / "other", gem, store="chroma")
-    assert made.index.manifest.store == "chroma"
+    other = GemRetriever(tmp_path / "other", gem, store="chroma")
+    assert other.index.manifest.store == "chroma"
 
 
 def test_an_index_of_another_model_is_refused(
@@ -105,9 +102,7 @@ def test_an_index_of_another_model_is_refused(
         GemRetriever(retriever.index, chat_folder)
 
 
-def test_it_is_made_without_loading_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_construction_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gem_rag, "load", pytest.fail)
     GemRetriever(tmp_path / "index", "gem-tiny")
     assert not (tmp_path / "index").exists()
@@ -118,33 +113,35 @@ def test_an_empty_index_says_so(gem: Gem, tmp_path: Path) -> None:
         GemRetriever(tmp_path / "index", gem).retrieve(QUESTION)
 
 
-def test_callbacks_hear_of_it(retriever: GemRetriever) -> None:
-    heard = LlamaDebugHandler(print_trace_on_end=False)
-    manager = CallbackManager([heard])
+def test_callbacks_are_called(retriever: GemRetriever) -> None:
+    handler = LlamaDebugHandler(print_trace_on_end=False)
+    manager = CallbackManager([handler])
     GemRetriever(retriever.index, callback_manager=manager).retrieve(QUESTION)
-    ((start, _),) = heard.get_event_pairs(CBEventType.RETRIEVE)
+    ((start, _),) = handler.get_event_pairs(CBEventType.RETRIEVE)
     assert start.payload == {"query_str": QUESTION}
 
 
 def test_a_query_engine_answers_from_it(retriever: GemRetriever) -> None:
     engine = RetrieverQueryEngine.from_args(retriever, llm=MockLLM())
     response = engine.query(QUESTION)
-    assert retriever.retrieve(QUESTION)[0].text in str(response)  # the mock says what it was asked
+    assert retriever.retrieve(QUESTION)[0].text in str(response)  # the mock returns its prompt
     assert len(response.source_nodes) == 2
 
 
-async def test_the_loop_goes_on(retriever: GemRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+async def test_the_event_loop_is_not_blocked(
+    retriever: GemRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, proceed = threading.Event(), threading.Event()
 
     def wait(*args: Any) -> list[Any]:
-        begun.set()
-        assert go_on.wait(timeout=60)
+        started.set()
+        assert proceed.wait(timeout=60)
         return []
 
     monkeypatch.setattr(retriever.index, "search", wait)
     task = asyncio.create_task(retriever.aretrieve(QUESTION))
-    while not begun.is_set() and not task.done():
+    while not started.is_set() and not task.done():
         await asyncio.sleep(0.001)
     assert not task.done()
-    go_on.set()
+    proceed.set()
     assert await task == []

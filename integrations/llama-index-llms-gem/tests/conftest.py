@@ -1,3 +1,3 @@
-"""Fixtures come from the module that both LlamaIndex adapters share."""
+"""Fixtures come from the module shared by both LlamaIndex distributions."""
 
 pytest_plugins = ["models"]

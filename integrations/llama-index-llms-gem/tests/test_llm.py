@@ -1,4 +1,4 @@
-"""`GemLLM` chats and completes, at once and in pieces, and says what it took."""
+"""`GemLLM`: completion, chat, streaming, settings, usage and callbacks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.llms.gem import GemLLM
 
-from gem_rag.errors import InputError
-from gem_rag.generation.sampling import Generation
-from gem_rag.model import Gem
+from gem_rag import Gem, Generation, InputError
 
 PROMPT = "Return the"
 QUESTION = [ChatMessage(role="user", content="What does open return?")]
-ASKED = [{"role": "user", "content": "What does open return?"}]
+OPENAI_QUESTION = [{"role": "user", "content": "What does open return?"}]
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ class TestContract(Contract):
     event = CBEventType.LLM
     settings = {  # noqa: RUF012
         "engine": "transformers",
-        "model_kwargs": {"overlong": "windows"},
+        "model_kwargs": {"truncation": "windows"},
         "max_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.9,
@@ -60,11 +58,11 @@ class TestContract(Contract):
     async def ause(self, adapter: Any, text: str) -> str:
         return str(await adapter.acomplete(text, max_tokens=8))
 
-    def answered(self, gem: Gem) -> Any:
+    def fake_result(self, gem: Gem) -> Any:
         return [Generation("", (), "stop", prompt_tokens=1)]
 
 
-# -- what the model says of itself -------------------------------------------------------------
+# -- metadata ----------------------------------------------------------------------------------
 
 
 def test_metadata_comes_from_the_model(chat_folder: Path, bare_folder: Path) -> None:
@@ -85,91 +83,91 @@ def test_most_of_a_small_context_is_left_to_passages(bare_folder: Path, tmp_path
     assert GemLLM(small, max_tokens=12).metadata.num_output == 12
 
 
-def test_what_callbacks_are_told_holds_no_model_kwargs(gem: Gem) -> None:
+def test_callbacks_receive_no_model_kwargs(gem: Gem) -> None:
     payload = GemLLM("gem-tiny", model_kwargs={"token": "secret"}).to_payload()
     assert payload["model_name"] == "gem-tiny"
     assert "secret" not in str(payload)
 
 
-# -- completing --------------------------------------------------------------------------------
+# -- completion --------------------------------------------------------------------------------
 
 
 async def test_complete_gives_what_the_model_generates(llm: GemLLM, gem: Gem) -> None:
-    (wanted,) = gem.generate([PROMPT], max_tokens=12)
-    assert llm.complete(PROMPT).text == wanted.text
-    assert (await llm.acomplete(PROMPT)).text == wanted.text
+    (expected,) = gem.generate([PROMPT], max_tokens=12)
+    assert llm.complete(PROMPT).text == expected.text
+    assert (await llm.acomplete(PROMPT)).text == expected.text
 
 
-async def test_streams_hold_the_text_so_far_and_what_is_new(llm: GemLLM) -> None:
-    wanted = llm.complete(PROMPT)
+async def test_streams_yield_the_text_so_far_and_the_delta(llm: GemLLM) -> None:
+    expected = llm.complete(PROMPT)
     responses = list(llm.stream_complete(PROMPT))
     assert len(responses) > 2
-    said = ""
+    text = ""
     for response in responses:
-        said += response.delta or ""
-        assert response.text == said
-    assert said == wanted.text
-    assert responses[-1].raw == wanted.raw
+        text += response.delta or ""
+        assert response.text == text
+    assert text == expected.text
+    assert responses[-1].raw == expected.raw
     assert [r async for r in await llm.astream_complete(PROMPT)] == responses
 
 
-async def test_a_prompt_is_formed_unless_it_is_formatted(gem: Gem) -> None:
+async def test_completion_to_prompt_applies_unless_formatted(gem: Gem) -> None:
     llm = GemLLM(gem, max_tokens=8, completion_to_prompt=lambda prompt: f"def {prompt}(")
-    formed, (plain,) = llm.complete("open"), gem.generate(["def open("], max_tokens=8)
-    assert formed.text == plain.text
+    formatted, (plain,) = llm.complete("open"), gem.generate(["def open("], max_tokens=8)
+    assert formatted.text == plain.text
     assert llm.complete("def open(", formatted=True).text == plain.text
     assert list(llm.stream_complete("open"))[-1].text == plain.text
     assert (await llm.acomplete("open")).text == plain.text
 
 
-def test_a_stop_string_ends_a_text_wherever_tokens_end(llm: GemLLM) -> None:
+def test_stop_strings_cross_token_boundaries(llm: GemLLM) -> None:
     whole = llm.complete(PROMPT).text
     stop = whole[3:6]  # from within one word into the next
-    wanted = whole[: whole.index(stop)]
-    assert llm.complete(PROMPT, stop=[stop]).text == wanted
-    assert list(llm.stream_complete(PROMPT, stop=[stop]))[-1].text == wanted
-    assert GemLLM(max_tokens=12, stop=[stop]).complete(PROMPT).text == wanted
+    expected = whole[: whole.index(stop)]
+    assert llm.complete(PROMPT, stop=[stop]).text == expected
+    assert list(llm.stream_complete(PROMPT, stop=[stop]))[-1].text == expected
+    assert GemLLM(max_tokens=12, stop=[stop]).complete(PROMPT).text == expected
 
 
-# -- chatting ----------------------------------------------------------------------------------
+# -- chat --------------------------------------------------------------------------------------
 
 
 async def test_chat_gives_what_the_model_answers(llm: GemLLM, gem: Gem) -> None:
-    wanted = gem.chat(ASKED, max_tokens=12)
+    expected = gem.chat(OPENAI_QUESTION, max_tokens=12)
     response = llm.chat(QUESTION)
-    assert response.message == ChatMessage(role="assistant", content=wanted.text)
+    assert response.message == ChatMessage(role="assistant", content=expected.text)
     assert (await llm.achat(QUESTION)) == response
     responses = list(llm.stream_chat(QUESTION))
     assert len(responses) > 2
     assert responses[-1].message == response.message
-    assert "".join(r.delta or "" for r in responses) == wanted.text
+    assert "".join(r.delta or "" for r in responses) == expected.text
     assert [r async for r in await llm.astream_chat(QUESTION)] == responses
 
 
 def test_a_model_without_a_template_chats(bare_folder: Path) -> None:
     llm = GemLLM(bare_folder, max_tokens=6)
-    wanted = llm.gem.chat(ASKED, max_tokens=6)
-    assert llm.chat(QUESTION).message.content == wanted.text
-    assert list(llm.stream_chat(QUESTION))[-1].message.content == wanted.text
+    expected = llm.gem.chat(OPENAI_QUESTION, max_tokens=6)
+    assert llm.chat(QUESTION).message.content == expected.text
+    assert list(llm.stream_chat(QUESTION))[-1].message.content == expected.text
 
 
-def test_every_role_of_llama_index_is_taken(llm: GemLLM, gem: Gem) -> None:
+def test_every_role_of_llama_index_is_accepted(llm: GemLLM, gem: Gem) -> None:
     roles = [role for role in MessageRole if role is not MessageRole.ASSISTANT]
     llm.chat([ChatMessage(role=role, content="Say it.") for role in roles])
     developer = [ChatMessage(role="developer", content="Be brief."), *QUESTION]
-    system = [{"role": "system", "content": "Be brief."}, *ASKED]
+    system = [{"role": "system", "content": "Be brief."}, *OPENAI_QUESTION]
     assert llm.chat(developer).message.content == gem.chat(system, max_tokens=12).text
 
 
-def test_texts_are_read_whole_and_thoughts_left_out(llm: GemLLM) -> None:
+def test_text_blocks_are_joined_and_thinking_is_dropped(llm: GemLLM) -> None:
     blocks = [
         ThinkingBlock(content="hm"),
         TextBlock(text="What does "),
         CachePoint(cache_control={"type": "ephemeral"}),  # type: ignore[arg-type]
         TextBlock(text="open return?"),
     ]
-    asked = ChatMessage(role="user", blocks=blocks)
-    assert llm.chat([asked]).message == llm.chat(QUESTION).message
+    message = ChatMessage(role="user", blocks=blocks)
+    assert llm.chat([message]).message == llm.chat(QUESTION).message
 
 
 def test_other_media_are_refused_by_name(llm: GemLLM) -> None:
@@ -180,7 +178,7 @@ def test_other_media_are_refused_by_name(llm: GemLLM) -> None:
 
 def test_prompts_of_llama_index_are_predicted(gem: Gem) -> None:
     llm = GemLLM(gem, max_tokens=8, system_prompt="Files.")
-    said = gem.chat(
+    reply = gem.chat(
         [
             {"role": "system", "content": "Files."},
             {"role": "user", "content": "What does open return?"},
@@ -188,22 +186,22 @@ def test_prompts_of_llama_index_are_predicted(gem: Gem) -> None:
         max_tokens=8,
     )
     prompt = PromptTemplate("What does {name} return?")
-    assert llm.predict(prompt, name="open") == said.text
-    assert "".join(llm.stream(prompt, name="open")) == said.text
+    assert llm.predict(prompt, name="open") == reply.text
+    assert "".join(llm.stream(prompt, name="open")) == reply.text
 
 
 # -- settings, usage and callbacks -------------------------------------------------------------
 
 
-def test_a_calls_settings_win(gem: Gem) -> None:
+def test_settings_of_a_call_take_precedence(gem: Gem) -> None:
     llm = GemLLM(gem, max_tokens=4, temperature=2.0, seed=1)
     assert llm.complete(PROMPT, temperature=0.0, max_tokens=12) == GemLLM(
         gem, max_tokens=12
     ).complete(PROMPT)
     assert llm.complete(PROMPT) == llm.complete(PROMPT, max_tokens=None)
     assert llm.complete(PROMPT, max_tokens=12) == llm.complete(PROMPT, max_tokens=12, seed=1)
-    said = {llm.complete(PROMPT, max_tokens=12, seed=seed).text for seed in range(6)}
-    assert len(said) > 1
+    texts = {llm.complete(PROMPT, max_tokens=12, seed=seed).text for seed in range(6)}
+    assert len(texts) > 1
 
 
 def test_an_unknown_setting_is_named(llm: GemLLM) -> None:
@@ -214,16 +212,18 @@ def test_an_unknown_setting_is_named(llm: GemLLM) -> None:
 
 
 def test_usage_is_counted_by_the_models_tokenizer(llm: GemLLM, gem: Gem) -> None:
-    (wanted,) = gem.generate([PROMPT], max_tokens=12)
-    prompt, completion = gem.count_tokens(PROMPT), len(wanted.tokens)
+    (expected,) = gem.generate([PROMPT], max_tokens=12)
+    prompt, completion = gem.count_tokens(PROMPT), len(expected.tokens)
     raw = llm.complete(PROMPT).raw
-    assert raw["finish_reason"] == wanted.finish_reason
+    assert raw["finish_reason"] == expected.finish_reason
     assert raw["usage"] == {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    assert llm.chat(QUESTION).raw["usage"]["prompt_tokens"] == len(gem.encode_chat(ASKED))
+    assert llm.chat(QUESTION).raw["usage"]["prompt_tokens"] == len(
+        gem.tokenize_chat(OPENAI_QUESTION)
+    )
 
 
 async def test_llama_indexs_token_counter_sees_the_usage(gem: Gem) -> None:
@@ -237,9 +237,9 @@ async def test_llama_indexs_token_counter_sees_the_usage(gem: Gem) -> None:
     assert counter.completion_llm_token_count == 4 * usage["completion_tokens"]
 
 
-async def test_callbacks_hear_of_every_way_to_ask(gem: Gem) -> None:
-    heard = LlamaDebugHandler(print_trace_on_end=False)
-    llm = GemLLM(gem, max_tokens=4, callback_manager=CallbackManager([heard]))
+async def test_callbacks_are_called_once_by_every_method(gem: Gem) -> None:
+    handler = LlamaDebugHandler(print_trace_on_end=False)
+    llm = GemLLM(gem, max_tokens=4, callback_manager=CallbackManager([handler]))
     llm.complete(PROMPT)
     list(llm.stream_complete(PROMPT))
     await llm.acomplete(PROMPT)
@@ -248,11 +248,11 @@ async def test_callbacks_hear_of_every_way_to_ask(gem: Gem) -> None:
     list(llm.stream_chat(QUESTION))
     await llm.achat(QUESTION)
     _ = [r async for r in await llm.astream_chat(QUESTION)]
-    pairs = heard.get_event_pairs(CBEventType.LLM)
+    pairs = handler.get_event_pairs(CBEventType.LLM)
     assert [len(pair) for pair in pairs] == [2] * 8  # once each: none calls another
 
 
-async def test_a_stream_that_is_left_leaves_the_model_free(llm: GemLLM) -> None:
+async def test_an_abandoned_stream_frees_the_model(llm: GemLLM) -> None:
     for response in llm.stream_chat(QUESTION):
         assert response.delta
         break
@@ -265,12 +265,12 @@ async def test_a_stream_that_is_left_leaves_the_model_free(llm: GemLLM) -> None:
 
 
 async def test_a_cancelled_stream_is_closed(gem: Gem, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    started, proceed, closed = threading.Event(), threading.Event(), threading.Event()
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         try:
-            begun.set()
-            assert go_on.wait(timeout=60)
+            started.set()
+            assert proceed.wait(timeout=60)
             yield "text"
         finally:
             closed.set()
@@ -281,11 +281,11 @@ async def test_a_cancelled_stream_is_closed(gem: Gem, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(gem, "stream", slow)
     task = asyncio.create_task(listen())
-    while not begun.is_set() and not task.done():
+    while not started.is_set() and not task.done():
         await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.sleep(0.01)
-    go_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert closed.is_set()

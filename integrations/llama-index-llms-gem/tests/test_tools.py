@@ -1,6 +1,6 @@
-"""Tools and structured output hold for any model, whether it was made for them or not.
+"""Tool calls and structured output work with any model, whatever it was trained for.
 
-Annotations are evaluated here, because LlamaIndex makes schemas of them.
+Annotations are not postponed in this file, because LlamaIndex derives schemas from them.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.gem import GemLLM
-from llama_index.llms.gem.messages import to_openai
+from llama_index.llms.gem.messages import to_openai_message
 from pydantic import BaseModel, Field
 
-from gem_rag.errors import InputError
+from gem_rag import InputError
 
 
 def add(first: int, second: int) -> int:
@@ -56,7 +56,7 @@ def llm(request: pytest.FixtureRequest, chat_folder: Path, bare_folder: Path) ->
     return GemLLM(folders.get(request.param, request.param), max_tokens=100)
 
 
-def selected(llm: GemLLM, response: Any) -> ToolSelection:
+def get_tool_selection(llm: GemLLM, response: Any) -> ToolSelection:
     (selection,) = llm.get_tool_calls_from_response(response)
     return selection
 
@@ -66,25 +66,25 @@ def selected(llm: GemLLM, response: Any) -> ToolSelection:
 
 async def test_a_required_tool_is_called(llm: GemLLM) -> None:
     response = llm.chat_with_tools(TOOLS, "Add 1 and 2.", tool_required=True)
-    selection = selected(llm, response)
+    selection = get_tool_selection(llm, response)
     assert selection.tool_name in ("add", "greet")
     assert response.message.content is None
     streamed = list(llm.stream_chat_with_tools(TOOLS, "Add 1 and 2.", tool_required=True))
-    again = await llm.achat_with_tools(TOOLS, "Add 1 and 2.", tool_choice="required")
-    for other in (streamed[-1], again):
-        assert selected(llm, other).tool_kwargs == selection.tool_kwargs
+    async_response = await llm.achat_with_tools(TOOLS, "Add 1 and 2.", tool_choice="required")
+    for other in (streamed[-1], async_response):
+        assert get_tool_selection(llm, other).tool_kwargs == selection.tool_kwargs
         assert other.raw == response.raw
 
 
 @pytest.mark.parametrize("choice", ["add", {"type": "function", "function": {"name": "add"}}])
 async def test_a_named_tool_is_called(llm: GemLLM, choice: Any) -> None:
-    selection = selected(llm, llm.chat_with_tools(TOOLS, "Hello.", tool_choice=choice))
+    selection = get_tool_selection(llm, llm.chat_with_tools(TOOLS, "Hello.", tool_choice=choice))
     assert selection.tool_name == "add"
     assert {type(value) for value in selection.tool_kwargs.values()} == {int}
     assert selection.tool_kwargs.keys() == {"first", "second"}
     stream = await llm.astream_chat_with_tools(TOOLS, "Hello.", tool_choice=choice)
     *_, last = [response async for response in stream]
-    assert selected(llm, last).tool_kwargs == selection.tool_kwargs
+    assert get_tool_selection(llm, last).tool_kwargs == selection.tool_kwargs
 
 
 def test_a_model_that_may_choose_calls_a_tool_or_answers(llm: GemLLM) -> None:
@@ -112,16 +112,16 @@ def test_an_unknown_tool_is_named(llm: GemLLM) -> None:
 
 
 async def test_predict_and_call_calls_the_tool(llm: GemLLM) -> None:
-    asked = {"user_msg": "Greet Ann.", "tool_choice": "greet"}
-    response = llm.predict_and_call(TOOLS, **asked)
+    arguments = {"user_msg": "Greet Ann.", "tool_choice": "greet"}
+    response = llm.predict_and_call(TOOLS, **arguments)
     (output,) = response.sources
     assert response.response == f"hello {output.raw_input['kwargs']['name']}"
-    assert (await llm.apredict_and_call(TOOLS, **asked)).response == response.response
+    assert (await llm.apredict_and_call(TOOLS, **arguments)).response == response.response
 
 
 def test_calls_and_results_go_back_into_the_conversation(llm: GemLLM) -> None:
-    asked = ChatMessage("Add 1 and 2.")
-    call = llm.chat_with_tools(TOOLS, asked, tool_choice="add").message
+    question = ChatMessage("Add 1 and 2.")
+    call = llm.chat_with_tools(TOOLS, question, tool_choice="add").message
     (block,) = call.blocks
     assert call.additional_kwargs["tool_calls"] == [
         {
@@ -131,15 +131,15 @@ def test_calls_and_results_go_back_into_the_conversation(llm: GemLLM) -> None:
         }
     ]
     result = ChatMessage("3", role="tool", additional_kwargs={"tool_call_id": block.tool_call_id})
-    history = [asked, call, result]
+    history = [question, call, result]
     assert llm.chat_with_tools(TOOLS, chat_history=history, max_tokens=8).message
-    assert len(history) == 3  # and stays the caller's
-    assert "3" in read_by(llm, history)
+    assert len(history) == 3  # not modified
+    assert "3" in render(llm, history)
 
 
-def read_by(llm: GemLLM, messages: list[ChatMessage]) -> str:
-    """What the model reads of a conversation."""
-    ids = llm.gem.encode_chat([to_openai(message) for message in messages])
+def render(llm: GemLLM, messages: list[ChatMessage]) -> str:
+    """The prompt of a conversation."""
+    ids = llm.gem.tokenize_chat([to_openai_message(message) for message in messages])
     return str(llm.gem.tokenizer.decode(ids))
 
 
@@ -170,11 +170,11 @@ async def test_structured_prediction_gives_the_class(llm: GemLLM) -> None:
 
 async def test_structured_llms_answer_in_the_class(llm: GemLLM) -> None:
     structured = llm.as_structured_llm(Wrapped)
-    asked = [ChatMessage("Name a village.")]
-    response = structured.chat(asked)
+    messages = [ChatMessage("Name a village.")]
+    response = structured.chat(messages)
     assert isinstance(response.raw, Wrapped)
     assert Wrapped.model_validate_json(response.message.content or "") == response.raw
-    assert (await structured.achat(asked)).raw == response.raw
+    assert (await structured.achat(messages)).raw == response.raw
     assert isinstance(structured.complete("Name a village.").raw, Wrapped)
 
 
@@ -185,34 +185,34 @@ async def test_structured_streams_fill_the_class(bare_folder: Path) -> None:
     objects = list(stream)
     assert isinstance(objects[-1], City)
     named = [o.name for o in objects if o.name]
-    assert len(named[0]) < len(named[-1])  # it was seen to fill
+    assert len(named[0]) < len(named[-1])  # partial objects were streamed
     assert prompt.output_parser is None
-    again = await llm.astream_structured_predict(City, prompt, country="Italy")
-    assert [o.model_dump() async for o in again] == [o.model_dump() for o in objects]
+    async_objects = await llm.astream_structured_predict(City, prompt, country="Italy")
+    assert [o.model_dump() async for o in async_objects] == [o.model_dump() for o in objects]
 
 
 async def test_structured_llms_stream(bare_folder: Path) -> None:
     structured = GemLLM(bare_folder, max_tokens=100).as_structured_llm(City)
-    asked = [ChatMessage("Name a city.")]
-    *_, last = structured.stream_chat(asked)
+    messages = [ChatMessage("Name a city.")]
+    *_, last = structured.stream_chat(messages)
     assert isinstance(last.raw, City)
-    *_, again = [r async for r in await structured.astream_chat(asked)]
-    assert again.raw == last.raw
+    *_, async_last = [r async for r in await structured.astream_chat(messages)]
+    assert async_last.raw == last.raw
 
 
-def test_a_text_is_held_to_a_schema(llm: GemLLM) -> None:
+def test_text_conforms_to_a_schema(llm: GemLLM) -> None:
     schema = City.model_json_schema()
     assert City.model_validate_json(llm.complete("A city:", schema=schema).text)
     *_, last = llm.stream_chat([ChatMessage("A city?")], schema=schema)
     assert City.model_validate_json(last.message.content or "")
 
 
-async def test_tools_called_at_once_are_those_called_alone(llm: GemLLM) -> None:
+async def test_concurrent_calls_equal_sequential_ones(llm: GemLLM) -> None:
     questions = ["Add 1 and 2.", "Greet Ann.", "Add 3."]
 
     async def arguments(question: str) -> Any:
         response = await llm.achat_with_tools(TOOLS, question, tool_required=True)
-        return selected(llm, response).tool_kwargs
+        return get_tool_selection(llm, response).tool_kwargs
 
-    alone = [await arguments(question) for question in questions]
-    assert await asyncio.gather(*map(arguments, questions)) == alone
+    sequential = [await arguments(question) for question in questions]
+    assert await asyncio.gather(*map(arguments, questions)) == sequential

@@ -1,0 +1,1 @@
+"""How gem-rag's bundled model, gem-tiny, is made: data, training and measurement."""

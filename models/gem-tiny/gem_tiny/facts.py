@@ -1,10 +1,8 @@
-"""What a docstring or a section of documentation says, as questions and the words that answer.
+"""Facts of docstrings and sections of documentation: a question, and words that answer it.
 
-Facts come from structure: summary, parameters, defaults, returns, errors, examples, headings,
-definitions, sentences with a word that stands nowhere else in the text, and sentences whose form
-gives a question (prose.py). Every answer is a run of the text's own words.
-
-Knows nothing about passages or what is held out.
+Facts come from structure (summary, parameters, defaults, returns, errors, examples, headings,
+definitions), from sentences with a word that is rare in the text, and from sentences whose form
+suggests a question (`gem_tiny.prose`). Every answer is quoted from the text.
 """
 
 from __future__ import annotations
@@ -20,41 +18,48 @@ from random import Random
 import docstring_parser
 from docstring_parser import Docstring, DocstringParam
 
-from gem_tiny.corpus import Text
-from gem_tiny.prose import prose_questions
+from gem_tiny.prose import derive_questions
+from gem_tiny.texts import Text
 
-_SHORTEST_SENTENCE = 3  # words
-# The end of a sentence before something that begins one, or an empty line.
+_MIN_SENTENCE_WORDS = 3
+_MAX_ANSWER_WORDS = 45
+# A full stop before the beginning of another sentence, or an empty line.
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[])|\n\s*\n")
-_LONGEST = 45  # words of an answer
-_GENERIC = {"description", "notes", "note", "parameters", "see also", "example", "examples",
-            "introduction", "overview", "synopsis", "usage", "summary", "details", "options",
-            "returns", "attributes", "methods", "api", "references", "background"}  # fmt: skip
-# First words of summaries that tell what to do, for "How do I ...?"
-_VERBS = {"return", "get", "set", "create", "compute", "open", "read", "write", "convert", "check",
-          "add", "remove", "delete", "find", "parse", "load", "save", "send", "make", "calculate",
-          "build", "construct", "generate", "update", "apply", "evaluate", "decode", "encode",
-          "split", "join", "sort", "merge", "copy", "move", "print", "format", "run", "start",
-          "stop", "close", "wait", "register", "list", "fill", "replace", "select", "draw",
-          "plot", "fit", "estimate", "transform", "iterate", "insert", "append", "extract",
-          "test", "determine", "raise", "execute", "call", "validate", "render", "display",
-          "show"}  # fmt: skip
-# Kinds that few texts have come first more often.
-_RARE = {"raises": 0.2, "error": 0.3, "example": 0.5, "returns": 0.5, "prose": 0.3,
-         "parameter": 0.7}  # fmt: skip
-# "open a file" of "open a file for reading".
-_FIRST_WORDS = re.compile(r"\S+ \S+ .*?(?= (?:for|by|from|with|using|in|that|which|if|to)\b)")
+# Headings that do not identify a section.
+_GENERIC_HEADINGS = {
+    "description", "notes", "note", "parameters", "see also", "example", "examples",
+    "introduction", "overview", "synopsis", "usage", "summary", "details", "options", "returns",
+    "attributes", "methods", "api", "references", "background",
+}  # fmt: skip
+# First words of summaries that answer "How do I ...?".
+_IMPERATIVES = {
+    "return", "get", "set", "create", "compute", "open", "read", "write", "convert", "check", "add",
+    "remove", "delete", "find", "parse", "load", "save", "send", "make", "calculate", "build",
+    "construct", "generate", "update", "apply", "evaluate", "decode", "encode", "split", "join",
+    "sort", "merge", "copy", "move", "print", "format", "run", "start", "stop", "close", "wait",
+    "register", "list", "fill", "replace", "select", "draw", "plot", "fit", "estimate", "transform",
+    "iterate", "insert", "append", "extract", "test", "determine", "raise", "execute", "call",
+    "validate", "render", "display", "show",
+}  # fmt: skip
+# Factors on the random sort key of a fact, so that kinds few texts have tend to come first.
+_SORT_FACTORS = {
+    "raises": 0.2, "error": 0.3, "example": 0.5, "returns": 0.5, "prose": 0.3, "parameter": 0.7,
+}  # fmt: skip
+# "open a file" in "open a file for reading".
+_MAIN_CLAUSE = re.compile(r"\S+ \S+ .*?(?= (?:for|by|from|with|using|in|that|which|if|to)\b)")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
+_DEFINITION = re.compile(r"^(\S[^\n]{1,100})\n    (\S(?:.|\n(?=    ))*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A question's parts and its answer.
+    """The parts of a question, and its answer.
 
-    kind: decides the wordings.
-    item: the parameter, error or word that is asked for, or the whole question; empty where the
-        name says it all.
-    answer: words of the text, with single spaces.
+    Attributes:
+        kind: A key of `WORDINGS`.
+        item: What the question asks about: a parameter, an error, a word, or the whole question;
+            empty where it is the text itself.
+        answer: Words of the text, separated by single spaces.
     """
 
     kind: str
@@ -121,42 +126,91 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def facts(text: Text, common: Counter[str], random: Random) -> list[Fact]:
-    """What is said in a text, each once, in an order drawn by `random`: rare kinds early.
+def extract_facts(text: Text, document_counts: Counter[str], random: Random) -> list[Fact]:
+    """Extract the facts of a text, without duplicates, in random order.
 
-    common: in how many texts every word stands; rare words make questions.
+    Args:
+        text: The text.
+        document_counts: Number of texts that contain a word; rare words make good questions.
+        random: Source of randomness. Kinds that few texts have tend to come first.
+
+    Returns:
+        The facts.
     """
-    kinds = _of_docstring(text) if text.kind == "docstring" else _of_section(text)
-    found = [*kinds, *_details(text, common, random), *_prose(text, common, random)]
+    structure = _of_docstring(text) if text.kind == "docstring" else _of_section(text)
+    facts = [
+        *structure,
+        *_rare_words(text, document_counts, random),
+        *_prose(text, document_counts, random),
+    ]
     flat = " ".join(text.document.split())
-    kept = [fact for fact in dict.fromkeys(found) if fact.answer and fact.answer in flat]
-    return sorted(kept, key=lambda fact: random.random() * _RARE.get(fact.kind, 1.0))
+    quoted = [fact for fact in dict.fromkeys(facts) if fact.answer and fact.answer in flat]
+    return sorted(quoted, key=lambda fact: random.random() * _SORT_FACTORS.get(fact.kind, 1.0))
 
 
-def wording(fact: Fact, name: str, random: Random) -> str:
-    """The fact's question, in one of its wordings."""
+def word_question(fact: Fact, name: str, random: Random) -> str:
+    """Put a fact into one of its wordings, sometimes as hastily as people type.
+
+    Args:
+        fact: The fact.
+        name: What the question calls the text.
+        random: Source of randomness.
+
+    Returns:
+        The question.
+    """
     question = random.choice(WORDINGS[fact.kind]).format(name=name, item=fact.item)
-    if random.random() < 0.1:  # as people type
+    if random.random() < 0.1:
         question = question.rstrip("?.")
         question = question if name != name.lower() else question.lower()
     return question
 
 
-def first_sentence(text: str) -> str:
-    """The first sentence on one line; empty if it says too little or goes on for too long."""
+def choose_subject(text: Text, random: Random) -> str:
+    """What a question calls a text: part of its dotted name, or its heading and page."""
+    if text.kind == "docstring":
+        parts = text.name.split(".")
+        name = ".".join(parts[-random.choice((1, 2, 2, 3)) :])
+        if parts[-1].startswith("__") and len(parts) > 1:
+            name = ".".join(parts[-2:])
+        is_called = text.title.endswith(")") and random.random() < 0.25
+        return f"{name}()" if is_called else name
+    page, _, _ = text.title.partition(" > ")
+    heading = re.sub(r"^[\d.]+\s*", "", text.name)
+    is_generic = heading.lower() in _GENERIC_HEADINGS or len(heading) < 4
+    if page != text.name and (is_generic or random.random() < 0.3):
+        return f"{heading} ({page})" if random.random() < 0.5 else f"{page}, {heading}"
+    return heading
+
+
+def extract_first_sentence(text: str) -> str:
+    """The first sentence on one line; "" if it is too short or too long for an answer."""
     text = text.strip().lstrip("-*•: ").split("\n\n")[0]
     if not text:
         return ""
-    start, stop = sentences(text)[0]
-    found = " ".join(text[start:stop].split())
-    return found if 2 <= len(found.split()) <= _LONGEST and not found.endswith(":") else ""
+    start, stop = find_sentences(text)[0]
+    words = text[start:stop].split()
+    sentence = " ".join(words)
+    return sentence if 2 <= len(words) <= _MAX_ANSWER_WORDS and not sentence.endswith(":") else ""
+
+
+def find_sentences(text: str) -> list[tuple[int, int]]:
+    """[start, stop) of the sentences of three words or more; of the whole text if there is none."""
+    bounds = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    spans = []
+    for start, stop in itertools.pairwise(bounds):
+        sentence = text[start:stop]
+        if len(re.findall(r"\w+", sentence)) >= _MIN_SENTENCE_WORDS:
+            first = start + len(sentence) - len(sentence.lstrip())
+            spans.append((first, start + len(sentence.rstrip())))
+    return spans or [(0, len(text))]
 
 
 # -- docstrings ----------------------------------------------------------------------------------
 
 
 def _of_docstring(text: Text) -> Iterator[Fact]:
-    summary = first_sentence(text.text)
+    summary = extract_first_sentence(text.text)
     if len(summary.split()) >= 3 and not re.match(r"[\w*]+ ?[(:]", summary):
         yield Fact("purpose", "", summary)
         yield from _tasks(text, summary)
@@ -164,7 +218,7 @@ def _of_docstring(text: Text) -> Iterator[Fact]:
     yield from _example(text)
     try:
         parsed = docstring_parser.parse(text.text)
-    except Exception:  # its parsers raise whatever odd docstrings lead to
+    except Exception:  # its parsers raise whatever malformed docstrings lead to
         return
     for parameter in parsed.params:
         yield from _parameter(parameter)
@@ -172,15 +226,15 @@ def _of_docstring(text: Text) -> Iterator[Fact]:
 
 
 def _tasks(text: Text, summary: str) -> Iterator[Fact]:
-    """A summary that begins with a verb answers how to do what it says."""
+    """A summary in the imperative answers how to do what it says."""
     verb, *others = summary.rstrip(".").split()
-    if verb.lower() not in _VERBS or not others or len(others) > 12:
+    if verb.lower() not in _IMPERATIVES or not others or len(others) > 12:
         return
     verb = "get" if verb.lower() == "return" else verb.lower()
     task = " ".join([verb, *others]).split(". ")[0]
     yield Fact("how", task, summary)
-    if short := _FIRST_WORDS.match(task):
-        yield Fact("how", short[0], summary)
+    if main_clause := _MAIN_CLAUSE.match(task):
+        yield Fact("how", main_clause[0], summary)
     if "." in text.name:
         yield Fact("which", task, text.name)
 
@@ -189,39 +243,41 @@ def _parameter(parameter: DocstringParam) -> Iterator[Fact]:
     name = parameter.arg_name.lstrip("*")
     if not name.isidentifier():
         return
-    if len((said := first_sentence(parameter.description or "")).split()) >= 3:
-        yield Fact("parameter", name, said)
-    kind = " ".join((parameter.type_name or "").split())
-    if kind and len(kind.split()) <= 10:
-        yield Fact("type", name, kind)
+    description = extract_first_sentence(parameter.description or "")
+    if len(description.split()) >= 3:
+        yield Fact("parameter", name, description)
+    type_words = (parameter.type_name or "").split()
+    if 1 <= len(type_words) <= 10:
+        yield Fact("type", name, " ".join(type_words))
 
 
 def _outcome(parsed: Docstring) -> Iterator[Fact]:
     if parsed.returns:
-        said = first_sentence(parsed.returns.description or "")
-        kind = " ".join((parsed.returns.type_name or "").split())
-        yield Fact("returns", "", said if len(said.split()) >= 3 else kind)
+        description = extract_first_sentence(parsed.returns.description or "")
+        type_name = " ".join((parsed.returns.type_name or "").split())
+        yield Fact("returns", "", description if len(description.split()) >= 3 else type_name)
     for error in parsed.raises:
-        kind = (error.type_name or "").strip("`: ")
-        said = first_sentence(error.description or "")
-        if kind.replace(".", "").isidentifier():
-            yield Fact("error", "", kind)
-            if len(said.split()) >= 3:
-                yield Fact("raises", kind, said)
+        type_name = (error.type_name or "").strip("`: ")
+        description = extract_first_sentence(error.description or "")
+        if type_name.replace(".", "").isidentifier():
+            yield Fact("error", "", type_name)
+            if len(description.split()) >= 3:
+                yield Fact("raises", type_name, description)
 
 
 def _defaults(text: Text) -> Iterator[Fact]:
-    """Defaults that the title's signature gives."""
+    """Default values in the signature that the title contains."""
     _, bracket, signature = text.title.partition("(")
     try:
         function = ast.parse(f"def f({signature}: pass" if bracket else "").body[0]
     except (SyntaxError, ValueError, IndexError):
         return
     assert isinstance(function, ast.FunctionDef)
-    given = function.args
-    named = (given.posonlyargs + given.args)[::-1]
-    pairs = [*zip(named, given.defaults[::-1], strict=False)]
-    pairs += [(a, d) for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True) if d]
+    arguments = function.args
+    positional = (arguments.posonlyargs + arguments.args)[::-1]
+    pairs = [*zip(positional, arguments.defaults[::-1], strict=False)]
+    keyword_only = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    pairs += [(argument, default) for argument, default in keyword_only if default]
     for argument, default in pairs:
         value = ast.unparse(default)
         if value != "None" and len(value) <= 40:
@@ -229,104 +285,72 @@ def _defaults(text: Text) -> Iterator[Fact]:
 
 
 def _example(text: Text) -> Iterator[Fact]:
-    """The first line of an example that uses the name."""
-    short = text.name.rsplit(".", 1)[-1]
+    """The first line of an example that calls the function."""
+    short_name = text.name.rsplit(".", 1)[-1]
     for line in text.text.split("\n"):
         code = line.strip().removeprefix(">>> ")
-        if line.strip().startswith(">>> ") and f"{short}(" in code and len(code) <= 120:
+        if line.strip().startswith(">>> ") and f"{short_name}(" in code and len(code) <= 120:
             yield Fact("example", "", " ".join(code.split()))
             return
 
 
 # -- sections ------------------------------------------------------------------------------------
 
-_DEFINITION = re.compile(r"^(\S[^\n]{1,100})\n    (\S(?:.|\n(?=    ))*)", re.MULTILINE)
-
 
 def _of_section(text: Text) -> Iterator[Fact]:
-    said = first_sentence(text.text)
-    if len(said.split()) >= 5 and _is_sentence(said):
-        yield Fact("heading", "", said)
+    opening = extract_first_sentence(text.text)
+    if len(opening.split()) >= 5 and _is_sentence(opening):
+        yield Fact("heading", "", opening)
     for match in _DEFINITION.finditer(text.text):
         term = re.split(r"[(:\[]", match[1])[0].removeprefix("class ").strip(" -")
-        said = first_sentence(match[2])
-        if (
-            1 <= len(term.split()) <= 3
-            and len(term) <= 60
-            and len(said.split()) >= 4
-            and "=" not in term
-        ):
-            yield Fact("definition", term, said)
-
-
-def subject(text: Text, random: Random) -> str:
-    """What a question calls the text: a name, more or less of it; or a heading and its page."""
-    if text.kind == "docstring":
-        parts = text.name.split(".")
-        name = ".".join(parts[-random.choice((1, 2, 2, 3)) :])
-        if parts[-1].startswith("__") and len(parts) > 1:
-            name = ".".join(parts[-2:])
-        called = text.title.endswith(")") and random.random() < 0.25
-        return f"{name}()" if called else name
-    page, _, _ = text.title.partition(" > ")
-    heading = re.sub(r"^[\d.]+\s*", "", text.name)
-    generic = heading.lower() in _GENERIC or len(heading) < 4
-    if page != text.name and (generic or random.random() < 0.3):
-        return f"{heading} ({page})" if random.random() < 0.5 else f"{page}, {heading}"
-    return heading
+        definition = extract_first_sentence(match[2])
+        is_term = 1 <= len(term.split()) <= 3 and len(term) <= 60 and "=" not in term
+        if is_term and len(definition.split()) >= 4:
+            yield Fact("definition", term, definition)
 
 
 # -- any text ------------------------------------------------------------------------------------
 
 
-def _details(text: Text, common: Counter[str], random: Random) -> Iterator[Fact]:
-    """Sentences of the body, asked for by a rare word of theirs."""
+def _rare_words(text: Text, document_counts: Counter[str], random: Random) -> Iterator[Fact]:
+    """Sentences of the body that a rare word of theirs asks for."""
     counts = Counter(_WORD.findall(text.text))
-    most = _rarely(common)
-    spans = sentences(text.text)[1:]
+    limit = _rarity_limit(document_counts)
+    spans = find_sentences(text.text)[1:]
     for start, stop in random.sample(spans, min(3, len(spans))):
-        said = first_sentence(text.text[start:stop])
-        words = {w for w in _WORD.findall(said) if counts[w] == 1 and w not in text.title}
-        rare = sorted(words, key=lambda w: (common[w.lower()], w))[:3]
-        rare = [w for w in rare if common[w.lower()] <= most]
-        if rare and len(said.split()) >= 6 and _is_sentence(said):
-            yield Fact("detail", random.choice(rare), said)
+        sentence = extract_first_sentence(text.text[start:stop])
+        words = {w for w in _WORD.findall(sentence) if counts[w] == 1 and w not in text.title}
+        rarest = sorted(words, key=lambda word: (document_counts[word.lower()], word))[:3]
+        rare = [word for word in rarest if document_counts[word.lower()] <= limit]
+        if rare and len(sentence.split()) >= 6 and _is_sentence(sentence):
+            yield Fact("detail", random.choice(rare), sentence)
 
 
-def _prose(text: Text, common: Counter[str], random: Random) -> Iterator[Fact]:
-    """Sentences whose form gives a question, if a rare word says what it is about."""
-    most = _rarely(common)
-    for start, stop in sentences(text.text):
-        said = first_sentence(text.text[start:stop])
-        if len(said.split()) < 4 or not _is_sentence(said.lstrip("\"'`*")):
+def _prose(text: Text, document_counts: Counter[str], random: Random) -> Iterator[Fact]:
+    """Sentences whose form suggests a question, if a rare word in it identifies its subject."""
+    limit = _rarity_limit(document_counts)
+    for start, stop in find_sentences(text.text):
+        sentence = extract_first_sentence(text.text[start:stop])
+        if len(sentence.split()) < 4 or not _is_sentence(sentence.lstrip("\"'`*")):
             continue
-        asked = [question for question in prose_questions(said)
-                 if any(common[w.lower()] <= most for w in _WORD.findall(question))]  # fmt: skip
-        if asked:
-            yield Fact("prose", random.choice(asked), said)
+        questions = [
+            question
+            for question in derive_questions(sentence)
+            if any(document_counts[word.lower()] <= limit for word in _WORD.findall(question))
+        ]
+        if questions:
+            yield Fact("prose", random.choice(questions), sentence)
 
 
-def _rarely(common: Counter[str]) -> int:
-    """In how many texts a word of one text in a few hundred stands."""
-    return max(5, common.total() // 10_000)
+def _rarity_limit(document_counts: Counter[str]) -> int:
+    """In how many texts a rare word occurs at most."""
+    return max(5, document_counts.total() // 10_000)
 
 
 def _is_sentence(text: str) -> bool:
-    """Whether it reads as one, and not as a list, a table or code."""
+    """Whether a text reads as a sentence, and not as a list, a table or code."""
     return (
         text[0].isalpha()
         and text[-1] in ".!?"
         and not re.search(r"----|====|>>>|^\w+:|^(Parameters|Returns|Notes) ", text)
     )
-
-
-def sentences(text: str) -> list[tuple[int, int]]:
-    """[start, stop) of the sentences of a text; of all of it, if none has three words."""
-    bounds = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
-    found = []
-    for start, stop in itertools.pairwise(bounds):
-        sentence = text[start:stop]
-        if len(re.findall(r"\w+", sentence)) >= _SHORTEST_SENTENCE:
-            first = start + len(sentence) - len(sentence.lstrip())
-            found.append((first, start + len(sentence.rstrip())))
-    return found or [(0, len(text))]

@@ -1,7 +1,4 @@
-"""Which texts repeat others, by the runs of words that they share.
-
-Knows nothing about where texts come from.
-"""
+"""Near-duplicate detection by the runs of five words (5-gram shingles) that texts share."""
 
 from __future__ import annotations
 
@@ -10,48 +7,60 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-_RUN = 5  # words
-_FEWEST = 6  # runs; shorter texts say too little of their own to be recognised
+_SHINGLE_WORDS = 5
+_MIN_SHINGLES = 6  # shorter texts are too common to be recognized
 
 
-def runs(text: str) -> set[int]:
-    """Numbers that stand for the runs of five words in a text, whatever lies between words."""
+def hash_shingles(text: str) -> set[int]:
+    """Hashes of all runs of five words in a text, ignoring case and what separates the words."""
     words = re.findall(r"\w+", text.lower())
     return {
-        zlib.crc32(" ".join(words[i : i + _RUN]).encode()) for i in range(len(words) - _RUN + 1)
+        zlib.crc32(" ".join(words[i : i + _SHINGLE_WORDS]).encode())
+        for i in range(len(words) - _SHINGLE_WORDS + 1)
     }
 
 
-class Quotes:
-    """Finds texts that quote at least `share` of one of the given texts."""
+class QuoteDetector:
+    """Detects texts that quote one of the given texts.
+
+    Args:
+        texts: The texts that may be quoted; texts of fewer than ten words are ignored.
+        share: How much of a text a quote must repeat, from 0 to 1.
+    """
 
     def __init__(self, texts: Iterable[str], share: float = 0.5) -> None:
-        self._where: dict[int, list[int]] = defaultdict(list)
-        self._enough: list[float] = []
+        self._texts_with: dict[int, list[int]] = defaultdict(list)
+        self._thresholds: list[float] = []
         for text in texts:
-            found = runs(text)
-            if len(found) >= _FEWEST:
-                for run in found:
-                    self._where[run].append(len(self._enough))
-                self._enough.append(share * len(found))
+            shingles = hash_shingles(text)
+            if len(shingles) >= _MIN_SHINGLES:
+                for shingle in shingles:
+                    self._texts_with[shingle].append(len(self._thresholds))
+                self._thresholds.append(share * len(shingles))
 
-    def stand_in(self, text: str) -> bool:
+    def matches(self, text: str) -> bool:
         """Whether the text quotes one of them."""
-        counts = Counter(i for run in runs(text) for i in self._where.get(run, ()))
-        return any(count >= self._enough[i] for i, count in counts.items())
+        counts = Counter(
+            index for shingle in hash_shingles(text) for index in self._texts_with.get(shingle, ())
+        )
+        return any(count >= self._thresholds[index] for index, count in counts.items())
 
 
-class Novelty:
-    """Remembers what was said, to tell texts that say it again."""
+class NoveltyFilter:
+    """Detects texts that mostly repeat earlier ones.
+
+    Args:
+        share: How much of a text must be new, from 0 to 1.
+        every: Only one shingle in so many is stored, to save memory.
+    """
 
     def __init__(self, share: float = 0.25, every: int = 4) -> None:
-        """share: how much of a text must be new. every: one run in so many is remembered."""
         self._share, self._every = share, every
         self._seen: set[int] = set()
 
-    def adds(self, text: str) -> bool:
-        """Whether the text says something new; it is remembered."""
-        found = {run for run in runs(text) if run % self._every == 0}
-        new = found - self._seen
+    def add(self, text: str) -> bool:
+        """Add a text; returns whether it was new."""
+        shingles = {shingle for shingle in hash_shingles(text) if shingle % self._every == 0}
+        new = shingles - self._seen
         self._seen |= new
-        return len(found) < _FEWEST or len(new) >= self._share * len(found)
+        return len(shingles) < _MIN_SHINGLES or len(new) >= self._share * len(shingles)

@@ -1,10 +1,8 @@
 """gem-tiny's tokenizer: byte-level BPE for English prose, identifiers and code.
 
-Words are cut where CamelCase and snake_case are, digits stand alone, so that numbers and names
-are copied piece by piece, and a run of spaces is one token. `</s>` ends a text; nothing begins
-one.
-
-Knows nothing about models or files of text.
+Words are split at the boundaries of CamelCase and snake_case, digits stand alone so that numbers
+and names are copied piece by piece, and a run of spaces is one token. `</s>` ends a text; there is
+no token at its beginning.
 """
 
 from __future__ import annotations
@@ -16,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from gem_tiny.prompts import CHAT_TEMPLATE
 
-SPECIAL = ("<s>", "</s>", "<pad>")
-_WORDS = (
+SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
+EOS_ID, PAD_ID = 1, 2
+_WORD_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?\p{Lu}*\p{Ll}+"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}"
@@ -26,28 +25,41 @@ _WORDS = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], size: int, context: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `size` tokens for a model that reads `context` of them."""
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, context_length: int
+) -> PreTrainedTokenizerFast:
+    """Train the tokenizer.
+
+    Args:
+        texts: The texts to train on.
+        vocab_size: Size of the vocabulary.
+        context_length: Context length of the model.
+
+    Returns:
+        The tokenizer, with the chat template.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(SPECIAL),
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    bos, eos, pad = SPECIAL
+    bos, eos, pad = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        model_max_length=context,
+        model_max_length=context_length,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gem_tiny.documentation import Section, sections, sections_of
+from gem_tiny.documentation import Section, parse_sections, read_sections
 
 PAGE = """<!DOCTYPE html><html><head><title>files — Work with files — Python documentation</title>
 </head><body><div class="related"><h3>Navigation</h3><a href="x">next</a></div>
@@ -17,7 +17,7 @@ href="#y">¶</a></dt><dd><p>Open the file at a path.</p><pre><span>with</span> o
 
 
 def test_sections_of_a_page() -> None:
-    first, second = sections_of("library/files.html", PAGE)
+    first, second = parse_sections("library/files.html", PAGE)
     page = "files — Work with files"
     assert first == Section(
         "library/files.html",
@@ -37,4 +37,4 @@ def test_pages_that_list_or_repeat_are_left_out(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(PAGE)
     (tmp_path / "empty.html").write_text("")
-    assert {section.page for section in sections(tmp_path)} == {"files.html"}
+    assert {section.page for section in read_sections(tmp_path)} == {"files.html"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gem_tiny.prose import prose_questions
+from gem_tiny.prose import derive_questions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
     ],
 )
 def test_a_sentence_answers(sentence: str, question: str) -> None:
-    assert question in set(prose_questions(sentence))
+    assert question in set(derive_questions(sentence))
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_a_sentence_answers(sentence: str, question: str) -> None:
     ],
 )
 def test_what_says_nothing_by_itself_asks_nothing(sentence: str) -> None:
-    assert not list(prose_questions(sentence))
+    assert not list(derive_questions(sentence))
 
 
 @given(st.text(max_size=200))
 def test_any_text_gives_short_questions_or_none(text: str) -> None:
-    for question in prose_questions(text):
+    for question in derive_questions(text):
         assert 1 <= len(question.split()) <= 16

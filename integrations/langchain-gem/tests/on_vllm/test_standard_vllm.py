@@ -18,7 +18,7 @@ VLLM = {"engine": "vllm", "model_kwargs": SMALL}
 
 @pytest.fixture(scope="module", autouse=True)
 def _engines() -> Iterator[None]:
-    """Both models, kept for the module: adapters that name them find them loaded."""
+    """Both models, kept for the module, so that adapters share them."""
     with ExitStack() as loaded:
         for name in ("gem-tiny", other_model()):
             loaded.enter_context(gem_rag.load(name, "vllm", **SMALL))

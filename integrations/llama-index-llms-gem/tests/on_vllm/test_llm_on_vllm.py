@@ -1,4 +1,4 @@
-"""`GemLLM` on vLLM: the same weights by name, and everything it does elsewhere."""
+"""`GemLLM` on vLLM does what it does on transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama_index.llms.gem import GemLLM
 from on_vllm import SMALL
 from pydantic import BaseModel
 
-from gem_rag.model import Gem
+from gem_rag import Gem
 
 PROMPTS = ["Return the", "The list is", "Raises ValueError if", "A file object"]
 QUESTION = [ChatMessage("What does open return?")]
@@ -34,27 +34,27 @@ TOOLS = [FunctionTool.from_defaults(add)]
 
 
 @pytest.fixture
-def llm(served: Gem) -> GemLLM:
-    return GemLLM(served, max_tokens=24)
+def llm(vllm_gem: Gem) -> GemLLM:
+    return GemLLM(vllm_gem, max_tokens=24)
 
 
-def test_a_name_means_the_same_engine(served: Gem) -> None:
-    assert GemLLM("gem-tiny", engine="vllm", model_kwargs=SMALL).gem is served
+def test_a_name_selects_the_shared_engine(vllm_gem: Gem) -> None:
+    assert GemLLM("gem-tiny", engine="vllm", model_kwargs=SMALL).gem is vllm_gem
 
 
-async def test_many_at_once_get_what_each_gets_alone(llm: GemLLM) -> None:
-    alone = [llm.complete(prompt) for prompt in PROMPTS]
-    assert await asyncio.gather(*map(llm.acomplete, PROMPTS)) == alone
+async def test_concurrent_results_equal_sequential_ones(llm: GemLLM) -> None:
+    sequential = [llm.complete(prompt) for prompt in PROMPTS]
+    assert await asyncio.gather(*map(llm.acomplete, PROMPTS)) == sequential
 
 
-async def test_streams_are_what_is_answered_at_once(llm: GemLLM) -> None:
-    wanted = llm.chat(QUESTION)
+async def test_streams_add_up_to_the_whole_answer(llm: GemLLM) -> None:
+    expected = llm.chat(QUESTION)
     for responses in (
         list(llm.stream_chat(QUESTION)),
         [r async for r in await llm.astream_chat(QUESTION)],
     ):
-        assert "".join(r.delta or "" for r in responses) == wanted.message.content
-        assert (responses[-1].message, responses[-1].raw) == (wanted.message, wanted.raw)
+        assert "".join(r.delta or "" for r in responses) == expected.message.content
+        assert (responses[-1].message, responses[-1].raw) == (expected.message, expected.raw)
 
 
 def test_a_stop_string_ends_a_text(llm: GemLLM) -> None:
@@ -73,8 +73,8 @@ async def test_a_required_tool_is_called(llm: GemLLM) -> None:
         assert call.tool_kwargs.keys() == {"first", "second"}
 
 
-async def test_structured_output_is_held_to_the_class(served: Gem) -> None:
-    llm, prompt = GemLLM(served, max_tokens=60), PromptTemplate("A point on the {axis} axis.")
+async def test_structured_output_conforms_to_the_class(vllm_gem: Gem) -> None:
+    llm, prompt = GemLLM(vllm_gem, max_tokens=60), PromptTemplate("A point on the {axis} axis.")
     assert isinstance(llm.structured_predict(Point, prompt, axis="x"), Point)
     assert isinstance(await llm.astructured_predict(Point, prompt, axis="x"), Point)
     assert Point.model_validate_json(

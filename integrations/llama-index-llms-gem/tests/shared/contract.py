@@ -1,7 +1,4 @@
-"""What both LlamaIndex adapters promise; each distribution's tests fill in what is its own.
-
-Knows nothing about which adapter it is given.
-"""
+"""The contract of both LlamaIndex adapters; the tests of each distribution subclass it."""
 
 from __future__ import annotations
 
@@ -19,21 +16,21 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugH
 from pydantic import ValidationError
 
 import gem_rag
-from gem_rag.errors import GemError, InputError
-from gem_rag.model import Gem
+from gem_rag import Gem, GemError, InputError
 
 TEXTS = ["Return the", "open a file", "sort a list in place", "raises ValueError if", "x", "import"]
-AT_ONCE = 16
+CONCURRENT_CALLS = 16
 
 
 class Contract:
-    """To be subclassed with an adapter.
+    """Tests of an adapter, which a subclass names.
 
-    adapter: the adapter's class.
-    base: LlamaIndex's class of its kind.
-    blocking: the method of `Gem` that does the work.
-    event: what callbacks call the work.
-    settings: arguments other than their defaults.
+    Attributes:
+        adapter: The class of the adapter.
+        base: LlamaIndex's base class.
+        blocking: The method of `Gem` that does the work.
+        event: The event type of callbacks.
+        settings: Arguments that differ from their defaults.
     """
 
     adapter: type[Any]
@@ -43,25 +40,25 @@ class Contract:
     settings: dict[str, Any]
 
     def use(self, adapter: Any, text: str) -> Any:
-        """Do the adapter's work on a text."""
+        """Process a text with the adapter."""
         raise NotImplementedError
 
     async def ause(self, adapter: Any, text: str) -> Any:
-        """The same, for asyncio."""
+        """Process a text asynchronously."""
         raise NotImplementedError
 
-    def answered(self, gem: Gem) -> Any:
-        """What `blocking` may return in its stead."""
+    def fake_result(self, gem: Gem) -> Any:
+        """A value that `blocking` could return."""
         raise NotImplementedError
 
-    # -- making one ----------------------------------------------------------------------------
+    # -- construction --------------------------------------------------------------------------
 
     def test_it_is_what_llama_index_expects(self) -> None:
         assert self.base in self.adapter.__mro__
         assert self.adapter.class_name() == self.adapter.__name__
 
     def test_it_is_made_without_loading_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gem_rag, "load", _never)
+        monkeypatch.setattr(gem_rag, "load", _fail_to_load)
         assert self.adapter("gem-tiny").model_name == "gem-tiny"
         assert self.adapter(**self.settings).to_dict()
 
@@ -72,9 +69,9 @@ class Contract:
         assert self.adapter(gem).model_name == "gem-tiny"
 
     def test_a_folder_is_a_model(self, chat_folder: Path) -> None:
-        adapter = self.adapter(chat_folder, model_kwargs={"overlong": "error"})
+        adapter = self.adapter(chat_folder, model_kwargs={"truncation": "error"})
         assert adapter.gem.name == adapter.model_name == str(chat_folder)
-        assert adapter.gem.overlong == "error"
+        assert adapter.gem.truncation == "error"
 
     def test_an_unknown_model_is_named(self) -> None:
         with pytest.raises(InputError, match="gem-tinny"):
@@ -90,17 +87,17 @@ class Contract:
         with pytest.raises(InputError, match="overlang"):
             self.use(self.adapter("gem-tiny", model_kwargs={"overlang": "error"}), "text")
 
-    def test_a_gem_stays_its_owners(self) -> None:
-        with gem_rag.load("gem-tiny", overlong="windows") as mine:
-            adapter = self.adapter(mine, model_kwargs={"overlong": "windows"})
+    def test_a_gem_is_closed_by_its_owner(self) -> None:
+        with gem_rag.load("gem-tiny", truncation="windows") as gem:
+            adapter = self.adapter(gem, model_kwargs={"truncation": "windows"})
             self.use(adapter, TEXTS[0])
             copy = pickle.loads(pickle.dumps(adapter))
-            assert copy.gem is mine  # loaded by the same name and options
+            assert copy.gem is gem  # loaded by the same name and options
             copy.gem.close()
         with pytest.raises(GemError, match="closed"):
             self.use(adapter, TEXTS[0])
 
-    # -- keeping and sending one ---------------------------------------------------------------
+    # -- serialization -------------------------------------------------------------------------
 
     def test_to_dict_and_back(self, gem: Gem) -> None:
         adapter = self.adapter("gem-tiny", **self.settings)
@@ -110,72 +107,74 @@ class Contract:
         assert self.adapter.from_dict(state).to_dict() == adapter.to_dict()
         assert self.adapter.from_dict(self.adapter(gem).to_dict()).gem is gem
 
-    def test_pickled_it_is_light_and_works(
+    def test_pickles_contain_no_weights(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         adapter = self.adapter("gem-tiny", **self.settings)
-        wanted = self.use(adapter, TEXTS[0])
+        expected = self.use(adapter, TEXTS[0])
         with caplog.at_level(logging.WARNING):
             data = pickle.dumps(adapter)
         assert len(data) < 10_000
         assert not caplog.records
         assert adapter.gem  # still there
         with monkeypatch.context() as patched:
-            patched.setattr(gem_rag, "load", _never)
+            patched.setattr(gem_rag, "load", _fail_to_load)
             copy = pickle.loads(data)
         assert copy.to_dict() == adapter.to_dict()
-        assert self.use(copy, TEXTS[0]) == pytest.approx(wanted, abs=1e-5)
+        assert self.use(copy, TEXTS[0]) == pytest.approx(expected, abs=1e-5)
 
-    # -- using one -----------------------------------------------------------------------------
+    # -- use -----------------------------------------------------------------------------------
 
-    async def test_callbacks_hear_of_it(self) -> None:
-        heard = LlamaDebugHandler(print_trace_on_end=False)
-        adapter = self.adapter("gem-tiny", callback_manager=CallbackManager([heard]))
+    async def test_callbacks_are_called(self) -> None:
+        handler = LlamaDebugHandler(print_trace_on_end=False)
+        adapter = self.adapter("gem-tiny", callback_manager=CallbackManager([handler]))
         self.use(adapter, TEXTS[0])
         await self.ause(adapter, TEXTS[0])
-        pairs = heard.get_event_pairs(self.event)
+        pairs = handler.get_event_pairs(self.event)
         assert [len(pair) for pair in pairs] == [2, 2]
         assert all("exception" not in (end.payload or {}) for _, end in pairs)
 
-    async def test_many_at_once_get_what_each_gets_alone(self) -> None:
+    async def test_concurrent_results_equal_sequential_ones(self) -> None:
         adapter = self.adapter("gem-tiny")
-        wanted = [self.use(adapter, text) for text in TEXTS]
-        found = await asyncio.gather(*(self.ause(adapter, text) for text in TEXTS))
-        assert found == [pytest.approx(one, abs=1e-5) for one in wanted]
+        expected = [self.use(adapter, text) for text in TEXTS]
+        results = await asyncio.gather(*(self.ause(adapter, text) for text in TEXTS))
+        assert results == [pytest.approx(value, abs=1e-5) for value in expected]
         with ThreadPoolExecutor(len(TEXTS)) as pool:
             fresh = self.adapter("gem-tiny")
-            found = list(pool.map(lambda text: self.use(fresh, text), TEXTS))
-        assert found == [pytest.approx(one, abs=1e-5) for one in wanted]
+            results = list(pool.map(lambda text: self.use(fresh, text), TEXTS))
+        assert results == [pytest.approx(value, abs=1e-5) for value in expected]
 
-    async def test_many_wait_together(self, gem: Gem, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All calls have reached the model before the first has its answer."""
-        everyone = threading.Barrier(AT_ONCE)
+    async def test_calls_are_concurrent(self, gem: Gem, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All calls reach the model before the first returns."""
+        barrier = threading.Barrier(CONCURRENT_CALLS)
 
         def wait(*args: Any, **kwargs: Any) -> Any:
-            everyone.wait(timeout=60)
-            return self.answered(gem)
+            barrier.wait(timeout=60)
+            return self.fake_result(gem)
 
         monkeypatch.setattr(gem, self.blocking, wait)
         adapter = self.adapter(gem)
-        await asyncio.gather(*(self.ause(adapter, "text") for _ in range(AT_ONCE)))
+        await asyncio.gather(*(self.ause(adapter, "text") for _ in range(CONCURRENT_CALLS)))
 
-    async def test_the_loop_goes_on(self, gem: Gem, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The model waits for something that the event loop does afterwards."""
-        begun, go_on = threading.Event(), threading.Event()
+    async def test_the_event_loop_is_not_blocked(
+        self, gem: Gem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The model waits for an event that the event loop sets later."""
+        started, proceed = threading.Event(), threading.Event()
 
         def wait(*args: Any, **kwargs: Any) -> Any:
-            begun.set()
-            assert go_on.wait(timeout=60)
-            return self.answered(gem)
+            started.set()
+            assert proceed.wait(timeout=60)
+            return self.fake_result(gem)
 
         monkeypatch.setattr(gem, self.blocking, wait)
         task = asyncio.create_task(self.ause(self.adapter(gem), "text"))
-        while not begun.is_set() and not task.done():
+        while not started.is_set() and not task.done():
             await asyncio.sleep(0.001)
         assert not task.done()
-        go_on.set()
+        proceed.set()
         await task
 
 
-def _never(*args: Any, **kwargs: Any) -> Any:
+def _fail_to_load(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("weights were loaded")

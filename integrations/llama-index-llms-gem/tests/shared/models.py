@@ -1,4 +1,4 @@
-"""Models that both LlamaIndex adapters are tested with; for `pytest_plugins`."""
+"""Fixtures with the models of the tests of both LlamaIndex distributions (a pytest plugin)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from llama_index.core import Settings
 
 import gem_rag
-from gem_rag.model import Gem
+from gem_rag import Gem
 
 torch.set_num_threads(1)  # two test runs go side by side
 
@@ -29,23 +29,23 @@ def gem() -> Iterator[Gem]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _count_as_the_model_does(gem: Gem) -> None:
-    Settings.tokenizer = gem.encode
+def _set_tokenizer(gem: Gem) -> None:
+    Settings.tokenizer = gem.tokenize
 
 
 @pytest.fixture(scope="session")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Phi with a chat template and prompts; it writes printable ASCII without end."""
-    return _talker(tmp_path_factory.mktemp("models"), helpers.CHAT_TEMPLATE)
+    """A random Phi with a chat template and prompts; it generates printable ASCII without end."""
+    return _save_talkative_model(tmp_path_factory.mktemp("models"), helpers.CHAT_TEMPLATE)
 
 
 @pytest.fixture(scope="session")
 def bare_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without a chat template."""
-    return _talker(tmp_path_factory.mktemp("models"), None)
+    return _save_talkative_model(tmp_path_factory.mktemp("models"), None)
 
 
-def _talker(folder: Path, template: str | None) -> Path:
+def _save_talkative_model(folder: Path, template: str | None) -> Path:
     tokenizer = helpers.build_tokenizer(bos=True, chat_template=template)
     base = helpers.save_plain(folder / "base", "phi", tokenizer, max_position_embeddings=1024)
     prompts = {"query": "query: ", "document": "passage: "}

@@ -1,4 +1,4 @@
-"""Runs what a README shows. Knows nothing about which."""
+"""Runs the examples in a README."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
-def run(readme: Path) -> dict[str, Any]:
-    """Run all Python in a README, in order; returns the names it leaves."""
-    names: dict[str, Any] = {}
+def run_examples(readme: Path) -> dict[str, Any]:
+    """Run all Python code of a README in order; returns the resulting namespace."""
+    namespace: dict[str, Any] = {}
     for code in re.findall(r"^```python\n(.*?)^```$", readme.read_text("utf-8"), re.M | re.S):
-        exec(compile(code, str(readme), "exec"), names)
-    assert names
-    return names
+        exec(compile(code, str(readme), "exec"), namespace)
+    assert namespace
+    return namespace

@@ -1,4 +1,4 @@
-"""Embeddings and a retriever of gem-rag for LlamaIndex."""
+"""Embeddings and retrieval with gem-rag for LlamaIndex."""
 
 from llama_index.embeddings.gem.base import GemEmbedding
 from llama_index.embeddings.gem.retriever import GemRetriever

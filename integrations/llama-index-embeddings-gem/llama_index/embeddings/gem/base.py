@@ -1,8 +1,4 @@
-"""`GemEmbedding`: a gem-rag model as an embedding model of LlamaIndex.
-
-Knows nothing about how texts are tokenised, batched and embedded, which is gem-rag's, nor about
-indexes.
-"""
+"""`GemEmbedding`: a gem-rag model as a LlamaIndex embedding model."""
 
 from __future__ import annotations
 
@@ -14,19 +10,31 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 
 import gem_rag
+from gem_rag import EngineName, Gem, InputError
 from gem_rag.aio import run_in_thread
-from gem_rag.core.checkpoint import open_checkpoint
-from gem_rag.errors import InputError
-from gem_rag.model import EngineName, Gem
 
 
 class GemEmbedding(BaseEmbedding):
-    """Unit vectors of queries and of texts, each with the model's own prompt.
+    """Embeds queries and texts as unit vectors, each with the model's prompt for it.
 
-    model: a name that `gem_rag.load` knows, or a `Gem`, whose owner closes it. The same name is the
-        same weights, wherever it is used in a process; they are loaded at first use.
+    The model is loaded on first use; an `embeddings_cache`, whose check needs the model's prompts,
+    loads it at once. Embeddings of the same model within a process share one set of weights.
+    Asynchronous calls run in threads and never block the event loop.
 
-    Texts are embedded as they are. Asynchronous calls never block the event loop.
+    Args:
+        model: A name that `gem_rag.load` accepts (bundled, a local folder, or a hub name), or a
+            `Gem`, which its owner closes.
+        **settings: The fields below and those of `BaseEmbedding`.
+
+    Attributes:
+        model_name: The name of the model.
+        engine: What runs a named model, as in `gem_rag.load`.
+        model_kwargs: Further options of `gem_rag.load` for a named model.
+        embed_batch_size: Number of texts in one call of the model.
+
+    Raises:
+        InputError: An `embeddings_cache` is given for a model whose prompts for queries and
+            documents differ.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,7 +42,7 @@ class GemEmbedding(BaseEmbedding):
     model_name: str = Field(
         default="gem-tiny", description="A bundled model, a local folder or a hub name."
     )
-    engine: EngineName = Field(default="auto", description="What runs it.")
+    engine: EngineName = Field(default="auto", description="The inference engine.")
     model_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of gem_rag.load."
     )
@@ -48,7 +56,7 @@ class GemEmbedding(BaseEmbedding):
     _gem: Gem | None = PrivateAttr(default=None)
 
     def __init__(self, model: str | Path | Gem = "gem-tiny", **settings: Any) -> None:
-        model = settings.pop("model_name", model)  # what it is called in `to_dict`
+        model = settings.pop("model_name", model)  # its name in `to_dict`
         name = model.name if isinstance(model, Gem) else os.fspath(model)
         super().__init__(model_name=name, **settings)
         self._gem = model if isinstance(model, Gem) else None
@@ -57,21 +65,21 @@ class GemEmbedding(BaseEmbedding):
 
     @property
     def gem(self) -> Gem:
-        """The shared instance; asked for the first time, it loads the weights."""
+        """The shared model, loaded on first access."""
         if self._gem is None:
             self._gem = gem_rag.load(self.model_name, self.engine, **self.model_kwargs)
         return self._gem
 
     @classmethod
     def class_name(cls) -> str:
-        """What serialised settings are known by."""
+        """The identifier of the class in serialized settings."""
         return "GemEmbedding"
 
     def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex would try to pickle the weights, to see whether it can.
-        light = self.model_copy()
-        light._gem = None
-        return super(GemEmbedding, light).__getstate__()
+        # LlamaIndex pickles every private attribute to see which can be; keep weights out of it.
+        without_weights = self.model_copy()
+        without_weights._gem = None
+        return super(GemEmbedding, without_weights).__getstate__()
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.gem.embed_queries([query])[0].tolist()
@@ -80,7 +88,7 @@ class GemEmbedding(BaseEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        # One by one, so that other threads, an event loop's say, get their turn.
+        # Row by row: one tolist() of the whole array would hold the GIL and stall event loops.
         return [vector.tolist() for vector in self.gem.embed_documents(texts)]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
@@ -93,9 +101,8 @@ class GemEmbedding(BaseEmbedding):
         return await run_in_thread(self._get_text_embeddings, texts)
 
     def _check_cache(self) -> None:
-        """Raises InputError if a cached vector could be taken for another."""
-        model = self._gem or open_checkpoint(self.model_name, self.model_kwargs.get("revision"))
-        prompts = model.config.prompts
+        """Refuse a cache, which is keyed by text alone, where queries and documents differ."""
+        prompts = self.gem.config.prompts
         if prompts["query"] != prompts["document"]:
             raise InputError(
                 f"{self.model_name} embeds queries with the prompt {prompts['query']!r} and "

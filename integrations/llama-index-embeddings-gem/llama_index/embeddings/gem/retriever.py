@@ -1,7 +1,4 @@
-"""`GemRetriever`: an index of gem-rag as a retriever of LlamaIndex.
-
-Translates hits into nodes; what is indexed, and by which model, is the index's matter.
-"""
+"""`GemRetriever`: a gem-rag index as a LlamaIndex retriever."""
 
 from __future__ import annotations
 
@@ -21,23 +18,35 @@ from llama_index.core.schema import (
 )
 
 import gem_rag
+from gem_rag import (
+    Document,
+    EngineName,
+    Gem,
+    Hit,
+    Index,
+    InputError,
+    StoreName,
+    SyncReport,
+)
 from gem_rag.aio import run_in_thread
-from gem_rag.documents.document import Document
-from gem_rag.errors import InputError
-from gem_rag.model import EngineName, Gem
-from gem_rag.rag.hits import Hit
-from gem_rag.rag.index import Index, StoreName, SyncReport
 
 
 class GemRetriever(BaseRetriever):
-    """The passages of an index that are nearest to a question, best first.
+    """Retrieves the passages of an index that are most similar to a query, best first.
 
-    index: an index's folder, opened with `model` at first use and made if it is not there; or an
-        `Index`, with the model that it has.
-    model: a name that `gem_rag.load` knows (by default gem-tiny), or a `Gem`.
-    engine, model_kwargs: how a named model is loaded.
-    store: "faiss" (default) or "chroma"; of an index that exists, what it was made with.
-    similarity_top_k: most passages for a question.
+    Args:
+        index: The folder of an index, opened with `model` on first use and created if it does not
+            exist; or an open `Index`, which has its own model.
+        model: A name that `gem_rag.load` accepts (default "gem-tiny"), or a `Gem`.
+        engine: What runs a named model, as in `gem_rag.load`.
+        model_kwargs: Further options of `gem_rag.load` for a named model.
+        store: "faiss" (default) or "chroma" for a new index; an existing one keeps its own.
+        similarity_top_k: Maximum number of passages for a query.
+        callback_manager: As in `BaseRetriever`.
+        verbose: As in `BaseRetriever`.
+
+    Raises:
+        InputError: An `Index` is given together with a model.
     """
 
     def __init__(
@@ -56,33 +65,44 @@ class GemRetriever(BaseRetriever):
         if isinstance(index, Index) and model is not None:
             raise InputError("an Index has its model: leave model out, or give the index's folder")
         self.similarity_top_k = similarity_top_k
-        self._given = index
+        self._index_or_folder = index
         self._load = partial(gem_rag.load, model or "gem-tiny", engine, **(model_kwargs or {}))
         self._store = store
 
     @cached_property
     def index(self) -> Index:
-        """The index. Raises GemError if it was made with another model."""
-        if isinstance(self._given, Index):
-            return self._given
-        return Index.open(self._given, self._load(), self._store)
+        """The index, opened on first access.
+
+        Raises:
+            GemError: The index was built with another model.
+        """
+        if isinstance(self._index_or_folder, Index):
+            return self._index_or_folder
+        return Index.open(self._index_or_folder, self._load(), self._store)
 
     def sync(self, items: Iterable[str | Path | Document], *, progress: bool = False) -> SyncReport:
-        """Bring the index in step with files, folders and gem-rag documents: `Index.sync`."""
+        """Bring the index up to date with files, folders and documents, as `Index.sync` does.
+
+        Args:
+            items: Files, folders, or `gem_rag.Document`s.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            What was added, changed, removed and embedded.
+        """
         return self.index.sync(items, progress=progress)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = self.index.search(query_bundle.query_str, self.similarity_top_k)
-        return [NodeWithScore(node=_node(hit), score=hit.score) for hit in hits]
+        return [NodeWithScore(node=_to_node(hit), score=hit.score) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await run_in_thread(self._retrieve, query_bundle)
 
 
-def _node(hit: Hit) -> TextNode:
-    """A chunk under its own id, with what tells where it stands."""
+def _to_node(hit: Hit) -> TextNode:
     chunk = hit.chunk
-    places = ["start", "stop"]  # nothing that a model should read
+    offsets = ["start", "stop"]  # of no use to a model that reads the node
     return TextNode(
         id_=chunk.id,
         text=chunk.text,
@@ -94,7 +114,7 @@ def _node(hit: Hit) -> TextNode:
             "start": chunk.start,
             "stop": chunk.stop,
         },
-        excluded_llm_metadata_keys=places,
-        excluded_embed_metadata_keys=places,
+        excluded_llm_metadata_keys=offsets,
+        excluded_embed_metadata_keys=offsets,
         relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=chunk.source)},
     )

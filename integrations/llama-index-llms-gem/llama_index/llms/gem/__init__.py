@@ -1,4 +1,4 @@
-"""The LLM of gem-rag for LlamaIndex."""
+"""gem-rag as a LlamaIndex LLM."""
 
 from llama_index.llms.gem.base import GemLLM
 

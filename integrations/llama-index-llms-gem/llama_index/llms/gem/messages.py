@@ -1,7 +1,4 @@
-"""Messages, tools and answers, between LlamaIndex's form and OpenAI's, which gem-rag takes.
-
-Knows nothing about models.
-"""
+"""Messages, tools and replies, converted between LlamaIndex's types and OpenAI's format."""
 
 from __future__ import annotations
 
@@ -21,38 +18,43 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
-from gem_rag.generation.chat import ChatReply
-from gem_rag.generation.sampling import Generation
+from gem_rag import ChatReply, Generation
 
 _ROLES = {"developer": "system", "chatbot": "assistant", "model": "assistant", "function": "tool"}
 
 
-def to_openai(message: ChatMessage) -> dict[str, Any]:
-    """A message as gem-rag takes it; it refuses images and other media by name."""
+def to_openai_message(message: ChatMessage) -> dict[str, Any]:
+    """Convert a message to OpenAI's format; gem-rag refuses the media types it cannot read."""
     role = message.role.value
     return {
         "role": _ROLES.get(role, role),
-        "content": [part for block in message.blocks for part in _parts(block)],
-        "tool_calls": [_call(b) for b in message.blocks if isinstance(b, ToolCallBlock)],
+        "content": [part for block in message.blocks for part in _to_content_parts(block)],
+        "tool_calls": [
+            _to_openai_tool_call(block)
+            for block in message.blocks
+            if isinstance(block, ToolCallBlock)
+        ],
         "tool_call_id": message.additional_kwargs.get("tool_call_id"),
     }
 
 
 def from_reply(reply: ChatReply) -> ChatMessage:
-    """What the model answered, or the tools that it calls."""
+    """Convert a reply of `Gem.chat` to an assistant message: its text, or its tool calls."""
     calls = [
-        ToolCallBlock(tool_call_id=uuid.uuid4().hex, tool_name=c.name, tool_kwargs=c.arguments)
-        for c in reply.calls
+        ToolCallBlock(
+            tool_call_id=uuid.uuid4().hex, tool_name=call.name, tool_kwargs=call.arguments
+        )
+        for call in reply.tool_calls
     ]
     if not calls:
         return ChatMessage(role=MessageRole.ASSISTANT, content=reply.text)
-    # Parts of LlamaIndex look for calls in blocks, and others in additional_kwargs.
-    kwargs = {"tool_calls": [_call(call) for call in calls]}
+    # Some of LlamaIndex reads tool calls from blocks, some from additional_kwargs.
+    kwargs = {"tool_calls": [_to_openai_tool_call(call) for call in calls]}
     return ChatMessage(role=MessageRole.ASSISTANT, content=calls, additional_kwargs=kwargs)
 
 
-def selection(call: ToolCallBlock) -> ToolSelection:
-    """A call as LlamaIndex's tools take it."""
+def to_tool_selection(call: ToolCallBlock) -> ToolSelection:
+    """Convert a tool call to the type that LlamaIndex's agents execute."""
     arguments = call.tool_kwargs
     return ToolSelection(
         tool_id=call.tool_call_id or "",
@@ -61,28 +63,28 @@ def selection(call: ToolCallBlock) -> ToolSelection:
     )
 
 
-def function(tool: BaseTool) -> dict[str, Any]:
-    """A tool in OpenAI's form, under its own name, which `to_openai_tool` might change."""
+def to_openai_tool(tool: BaseTool) -> dict[str, Any]:
+    """Convert a tool to OpenAI's format under its own name, which `to_openai_tool()` may alter."""
     metadata = tool.metadata
-    described = {
+    function = {
         "name": metadata.get_name(),
         "description": metadata.description,
         "parameters": metadata.get_parameters_dict(),
     }
-    return {"type": "function", "function": described}
+    return {"type": "function", "function": function}
 
 
-def choice(asked: str | dict[str, Any] | None, required: bool) -> str:
-    """gem-rag's word for a choice of tools: "auto", "any", "none", or a tool's name."""
-    if isinstance(asked, dict):
-        return str(asked["function"]["name"])
-    if asked is None:
+def to_tool_choice(choice: str | dict[str, Any] | None, required: bool) -> str:
+    """Convert a tool choice to that of `Gem.chat`: "auto", "any", "none", or a tool's name."""
+    if isinstance(choice, dict):
+        return str(choice["function"]["name"])
+    if choice is None:
         return "any" if required else "auto"
-    return "any" if asked == "required" else asked
+    return "any" if choice == "required" else choice
 
 
-def raw(generation: Generation) -> dict[str, Any]:
-    """Why a generation ended and what it took, where LlamaIndex's token counter looks."""
+def to_raw_response(generation: Generation) -> dict[str, Any]:
+    """The finish reason and token usage, with the keys that LlamaIndex's token counter reads."""
     prompt, completion = generation.prompt_tokens, len(generation.tokens)
     usage = {
         "prompt_tokens": prompt,
@@ -92,8 +94,7 @@ def raw(generation: Generation) -> dict[str, Any]:
     return {"finish_reason": generation.finish_reason, "usage": usage}
 
 
-def _parts(block: ContentBlock) -> list[dict[str, str]]:
-    """What a block adds to a message's content in OpenAI's form."""
+def _to_content_parts(block: ContentBlock) -> list[dict[str, str]]:
     if isinstance(block, TextBlock):
         return [{"type": "text", "text": block.text}]
     if isinstance(block, ToolCallBlock | ThinkingBlock | CachePoint):
@@ -101,9 +102,9 @@ def _parts(block: ContentBlock) -> list[dict[str, str]]:
     return [{"type": block.block_type}]
 
 
-def _call(block: ToolCallBlock) -> dict[str, Any]:
-    """A call in OpenAI's form."""
+def _to_openai_tool_call(block: ToolCallBlock) -> dict[str, Any]:
     arguments = block.tool_kwargs
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    called = {"name": block.tool_name, "arguments": written}
-    return {"id": block.tool_call_id, "type": "function", "function": called}
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments)
+    function = {"name": block.tool_name, "arguments": arguments}
+    return {"id": block.tool_call_id, "type": "function", "function": function}

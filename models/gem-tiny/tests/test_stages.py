@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gem_tiny.__main__ import app
-from gem_tiny.corpus import held_out
+from gem_tiny.texts import is_held_out
 from typer.testing import CliRunner
 
 import gem_rag
@@ -55,6 +55,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_stages(site: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     run("corpus", "--work", work, "--packages", site)
@@ -64,7 +65,7 @@ def test_stages(site: Path, tmp_path: Path) -> None:
         run("sequences", "--work", work)
     run("calls", "--work", work, "--most", 50, "--most-talk", 20)
     run("sequences", "--work", work)
-    kept = {n for n in range(100) if held_out(f"tools.part{n}")}
+    kept = {n for n in range(100) if is_held_out(f"tools.part{n}")}
     assert kept
     for name, expected in (("questions", False), ("held-out-questions", True)):
         rows = lines(work / f"{name}.jsonl")
@@ -79,9 +80,10 @@ def test_stages(site: Path, tmp_path: Path) -> None:
     run("language-model", *options)
     assert [entry["step"] for entry in lines(work / "language-model" / "log.jsonl")] == [0, 1, 2]
     with gem_rag.load(work / "base") as gem:
-        assert gem.context == 1024
+        assert gem.context_length == 1024
         assert gem.has_chat_template
-        assert sum(p.numel() for p in gem._engine._model.parameters()) < 16e6
+        with gem.language_model() as model:
+            assert sum(p.numel() for p in model.parameters()) < 16e6
         assert gem.generate(["Context:\n[1] # a\nUse it."], max_tokens=4)[0].tokens
     run("answering", *options)
     assert len(lines(work / "answering" / "log.jsonl")) == 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from gem_tiny.corpus import Text
-from gem_tiny.tool_call_rows import make_calls, make_talk
+from gem_tiny.texts import Text
+from gem_tiny.tool_call_rows import make_small_talk_rows, make_tool_call_rows
 from llguidance import LLMatcher, LLTokenizer
 
 from gem_rag.generation.chat import Tools
@@ -27,7 +27,7 @@ TEXTS = [
 def test_rows_are_calls_the_grammar_allows() -> None:
     tokenizer = LLTokenizer("byte")
     names = set()
-    for messages, written in make_calls(TEXTS, seed=0, most=300):
+    for messages, written in make_tool_call_rows(TEXTS, seed=0, count=300):
         assert [m["role"] for m in messages[:2]] == ["system", "user"]
         shown = messages[0]["content"].splitlines()[1:-1]
         found = json.loads(written)
@@ -47,8 +47,8 @@ def test_rows_are_calls_the_grammar_allows() -> None:
 
 def test_talk_has_nothing_to_answer_from() -> None:
     questions = [f"What does part {number} do?" for number in range(40)]
-    found = list(make_talk(questions, seed=0, most=30))
-    assert found == list(make_talk(questions, seed=0, most=30))
+    found = list(make_small_talk_rows(questions, seed=0, limit=30))
+    assert found == list(make_small_talk_rows(questions, seed=0, limit=30))
     assert len(found) == 30
     asked = [messages[0]["content"] for messages, _ in found]
     answers = dict(zip(asked, (written for _, written in found), strict=True))
@@ -75,12 +75,12 @@ def _leaves(value: object) -> list:
 
 
 def test_rows_are_the_same_for_the_same_seed() -> None:
-    first, again, other = (list(make_calls(TEXTS, seed, 40)) for seed in (0, 0, 1))
+    first, again, other = (list(make_tool_call_rows(TEXTS, seed, 40)) for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_answers_come_after_results_and_where_no_tool_fits() -> None:
-    rows = list(make_calls(TEXTS, 0, 300))
+    rows = list(make_tool_call_rows(TEXTS, 0, 300))
     told = [(m, json.loads(w)["answer"]) for m, w in rows if "answer" in json.loads(w)]
     returned = [(m[-1]["content"], answer) for m, answer in told if len(m) == 4]
     assert 20 < len(returned) < 60
@@ -90,4 +90,4 @@ def test_answers_come_after_results_and_where_no_tool_fits() -> None:
 
 def test_texts_without_functions_are_refused() -> None:
     with pytest.raises(ValueError, match="no text is a function's"):
-        next(make_calls(TEXTS[-1:], 0, 1))
+        next(make_tool_call_rows(TEXTS[-1:], 0, 1))

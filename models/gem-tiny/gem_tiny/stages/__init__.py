@@ -1,0 +1,1 @@
+"""The commands `python -m gem_tiny STAGE`, one module each."""
