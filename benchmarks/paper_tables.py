@@ -63,7 +63,7 @@ class Run:
 
 def tables(rate: float) -> dict[str, dict[str, Run]]:
     """Tables and their rows."""
-    rates = {"schedule.rate": rate, "schedule.contrastive_rate": rate / 3}
+    rates = {"schedule.learning_rate": rate, "schedule.contrastive_learning_rate": rate / 3}
     both = Run("paper", rates)
 
     def next_token(p: float) -> Run:
@@ -73,7 +73,7 @@ def tables(rate: float) -> dict[str, dict[str, Run]]:
         # Adapters and single rows take larger rates than whole models.
         own = rate if scope == "full" else 1e-3
         batch = {"schedule.batch": 64, "query_length": 64}
-        return Run("special", {"scope": scope, "schedule.rate": own, **batch})
+        return Run("special", {"scope": scope, "schedule.learning_rate": own, **batch})
 
     return {
         "objectives (table 3)": {

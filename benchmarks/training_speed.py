@@ -35,10 +35,11 @@ from transformers import (
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.documents.docstrings import docstrings
-from gem_rag.training.batches import Steps, padding
+from gem_rag.training.batches import StepDataset, count_positions
 from gem_rag.training.recipe import Recipe, read_recipe
 from gem_rag.training.scopes import prepare
-from gem_rag.training.sources import Corpus, load_data
+from gem_rag.training.corpus import Corpus
+from gem_rag.training.data import load_data
 from gem_rag.training.trainer import GemTrainer
 from gem_rag.training.training_model import TrainingModel
 
@@ -124,13 +125,13 @@ def plain(base: Checkpoint, corpus: Corpus, steps: int, batch: int, folder: str)
 
 
 def gem(base: Checkpoint, recipe: Recipe, corpora: list[Corpus], folder: str) -> float:
-    steps = Steps(recipe, corpora)
+    steps = StepDataset(recipe, corpora)
     arguments = settings(folder, recipe.schedule.steps, recipe.schedule.batch)
     trainer = GemTrainer(TrainingModel(prepare(recipe, base), recipe), arguments, steps)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    return sum(padding(steps[i].passes)[0] for i in range(len(steps))) / seconds
+    return sum(count_positions(steps[i].passes)[0] for i in range(len(steps))) / seconds
 
 
 if __name__ == "__main__":

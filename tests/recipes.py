@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, set_seed
 
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.training.batches import Steps
+from gem_rag.training.batches import StepDataset
+from gem_rag.training.data import load_data
 from gem_rag.training.recipe import Recipe, from_state
 from gem_rag.training.scopes import prepare
-from gem_rag.training.sources import load_data
 from gem_rag.training.training_model import TrainingModel
 
 TOPICS = ("fox", "index", "model", "dog", "line", "text", "vector", "passage", "answer", "token")
@@ -57,7 +57,13 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
         "next_token": {"raw": 0.5},
         "contrastive": {"drop": 0.2},
         "adapter": {"rank": 4},
-        "schedule": {"steps": 8, "batch": 8, "rate": 1e-2, "contrastive_from": 4, "ramp": 2},
+        "schedule": {
+            "steps": 8,
+            "batch": 8,
+            "learning_rate": 1e-2,
+            "contrastive_from": 4,
+            "ramp": 2,
+        },
         "memory": {"tokens": 300},
         "evaluation": {"held_out": 0.1},
         "trainer": {"logging_steps": 1, "save_steps": 3},
@@ -79,10 +85,10 @@ def pairs_recipe(folder: Path, **changes: Any) -> Recipe:
     return recipe(folder, **{"data": {"pairs": source}, "next_token": None, **changes})
 
 
-def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, Steps]:
+def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, StepDataset]:
     """What a run trains, and on what."""
     checkpoint = open_checkpoint(base)
     encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base))
     set_seed(recipe.seed)
     corpora, _ = load_data(recipe, encoder)
-    return TrainingModel(prepare(recipe, checkpoint), recipe), Steps(recipe, corpora)
+    return TrainingModel(prepare(recipe, checkpoint), recipe), StepDataset(recipe, corpora)

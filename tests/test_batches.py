@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from gem_rag.core.layout import Role, plan_batches
 from gem_rag.errors import InputError
-from gem_rag.training.batches import Batch, Contrast, Pass, Steps, padding
+from gem_rag.training.batches import Batch, Contrast, Pass, StepDataset, count_positions
+from gem_rag.training.corpus import Corpus
 from gem_rag.training.recipe import Recipe, Source, from_state
 from gem_rag.training.rows import IGNORED
-from gem_rag.training.sources import Corpus
 
 BATCH = 4
 SOME = settings(max_examples=15)
@@ -168,8 +168,8 @@ def pairs_of(contrasts: Sequence[Contrast]) -> Counter[Any]:
     return Counter(zip(queries, own, strict=True))
 
 
-def all_shares(world: World, processes: int) -> list[Steps]:
-    return [Steps(world.recipe, world.corpora, processes, rank) for rank in range(processes)]
+def all_shares(world: World, processes: int) -> list[StepDataset]:
+    return [StepDataset(world.recipe, world.corpora, processes, rank) for rank in range(processes)]
 
 
 def plain(value: Any) -> Any:
@@ -197,17 +197,17 @@ def test_a_step_hangs_on_nothing_that_ran_before(world: World, rng: random.Rando
 
     Nor on the order of sources, which no hash knows.
     """
-    in_turn, mixed_up = Steps(*world), Steps(world.recipe, rng.sample(world.corpora, 3))
+    in_turn, mixed_up = StepDataset(*world), StepDataset(world.recipe, rng.sample(world.corpora, 3))
     wanted = [plain(in_turn[step]) for step in range(len(in_turn))]
     order = rng.sample(range(len(in_turn)), len(in_turn))
     for step in [*order, *order[:3]]:
         assert plain(mixed_up[step]) == wanted[step]
-    assert plain(Steps(*world)[order[0]]) == wanted[order[0]]
+    assert plain(StepDataset(*world)[order[0]]) == wanted[order[0]]
 
 
 def test_a_run_has_its_schedules_steps() -> None:
     """And another seed draws other rows."""
-    one, other = (Steps(recipe(steps=5, seed=seed), [text_corpus(40)]) for seed in (0, 1))
+    one, other = (StepDataset(recipe(steps=5, seed=seed), [text_corpus(40)]) for seed in (0, 1))
     assert len(one) == 5
     assert [one[number].step for number in range(5)] == [0, 1, 2, 3, 4]
     assert one[0].where != other[0].where
@@ -220,7 +220,7 @@ def test_a_run_has_its_schedules_steps() -> None:
 @given(worlds(), st.sampled_from([2, 4]))
 def test_shares_together_are_the_one_process_batch(world: World, processes: int) -> None:
     """The same rows, and passes of the same numbers of rows in every process."""
-    whole, shares = Steps(*world), all_shares(world, processes)
+    whole, shares = StepDataset(*world), all_shares(world, processes)
     for step in range(len(whole)):
         one, parts = whole[step], [share[step] for share in shares]
         for part in parts:
@@ -307,14 +307,14 @@ def test_a_teachers_vectors_stand_beside_their_texts(processes: int) -> None:
         assert queries.tolist() == [[number, 1] for number in numbers]
         assert documents.tolist() == [[number, 2] for number in numbers]
         assert queries.dtype == np.float32
-    assert Steps(world.recipe, [pair_corpus(8)])[0].contrast.teacher is None
+    assert StepDataset(world.recipe, [pair_corpus(8)])[0].contrast.teacher is None
 
 
 @given(worlds())
 @SOME
 def test_texts_come_back_in_order(world: World) -> None:
     """Queries, then their documents at the same places, then negatives row by row."""
-    steps = Steps(*world)
+    steps = StepDataset(*world)
     rows = {tuple(row.get("query", row.get("text"))): row for c in world.corpora for row in c.rows}
     for batch in map(steps.__getitem__, range(3, len(steps))):
         queries, documents = restored(batch.contrast)
@@ -338,7 +338,7 @@ def test_texts_come_back_in_order(world: World) -> None:
 def test_each_row_comes_once_an_epoch_of_its_source(made: Any) -> None:
     """But for those that do not fill a batch, which are others in each epoch."""
     data = [text_corpus(8, "one"), text_corpus(14, "other", weight=2)]
-    steps = Steps(made(steps=90), data)
+    steps = StepDataset(made(steps=90), data)
     turns: dict[str, list[str]] = {"one": [], "other": []}
     for batch in map(steps.__getitem__, range(90)):
         [source] = sources(batch)  # a batch's rows come from one source
@@ -356,7 +356,7 @@ def test_each_row_comes_once_an_epoch_of_its_source(made: Any) -> None:
 @pytest.mark.parametrize("made", [next_token_only, contrastive_only])
 def test_sources_take_turns_by_weight(made: Any) -> None:
     data = [text_corpus(4, "one"), text_corpus(4, "two", weight=3)]
-    steps = Steps(made(steps=400, batch=2), data)
+    steps = StepDataset(made(steps=400, batch=2), data)
     drawn = Counter(steps[step].where[0].split(":")[0] for step in range(400))
     # Three standard deviations of as many draws.
     assert drawn["two"] / 400 == pytest.approx(0.75, abs=0.065)
@@ -370,11 +370,11 @@ def test_objectives_train_on_their_own_kinds_of_data(made: Any, kinds: str) -> N
     """What none of a recipe's reads is refused by name."""
     data = {"text": text_corpus(4, "text"), "pairs": pair_corpus(4)}
     data |= {kind: suffix_corpus(4, kind, kind) for kind in ("summary", "prompt")}
-    steps = Steps(made(steps=40), [data[kind] for kind in kinds.split()])
+    steps = StepDataset(made(steps=40), [data[kind] for kind in kinds.split()])
     assert set().union(*(sources(steps[step]) for step in range(40))) == set(kinds.split())
     for kind in data.keys() - kinds.split():
         with pytest.raises(InputError) as error:
-            Steps(made(), [data["text"], data[kind]])
+            StepDataset(made(), [data["text"], data[kind]])
         assert str(error.value) == (
             f"data {kind!r} is of kind {kind}, which no objective of the recipe reads: leave it out"
         )
@@ -384,7 +384,7 @@ def test_objectives_train_on_their_own_kinds_of_data(made: Any, kinds: str) -> N
 @SOME
 def test_the_rows_that_train_are_named(world: World) -> None:
     """A row's tokens begin with a number of their own."""
-    steps = Steps(*world)
+    steps = StepDataset(*world)
     starts = {
         f"{data.name}:{row['row']}": row.get("text", row.get("query"))[0]
         for data in world.corpora
@@ -399,11 +399,11 @@ def test_the_rows_that_train_are_named(world: World) -> None:
 
 def test_batches_have_their_sizes() -> None:
     made = recipe(plan={"contrastive_batch": 6})
-    batch = Steps(made, [text_corpus(8)])[2]
+    batch = StepDataset(made, [text_corpus(8)])[2]
     assert len(list(rows_of(batch.next_token))) == 4
     assert batch.contrast.queries == 6
     assert len(batch.where) == 10
-    assert Steps(recipe(), [text_corpus(8)])[3].contrast.queries == 4
+    assert StepDataset(recipe(), [text_corpus(8)])[3].contrast.queries == 4
 
 
 # -- rows to predict ---------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_batches_have_their_sizes() -> None:
 @SOME
 def test_everything_but_special_tokens_is_predicted(world: World) -> None:
     """Each text but for its first token, and each suffix; never a special token."""
-    steps = Steps(*world)
+    steps = StepDataset(*world)
     for batch in map(steps.__getitem__, range(3)):
         for row in rows_of(batch.next_token):
             assert row.predicted == (*row.text[1:], *row.suffix)
@@ -430,7 +430,7 @@ def test_everything_but_special_tokens_is_predicted(world: World) -> None:
 def test_rows_take_no_more_places_than_there_are(world: World, spare: int) -> None:
     """A text fits by itself, and twice, or with a suffix, it may not."""
     places = 20 + world.recipe.k + spare
-    whole, bounded = Steps(*world), Steps(*world, places=places)
+    whole, bounded = StepDataset(*world), StepDataset(*world, max_positions=places)
     for step in range(3):
         uncut = {row.text[0]: row for row in rows_of(whole[step].next_token)}
         found = list(rows_of(bounded[step].next_token))
@@ -451,14 +451,14 @@ def test_rows_take_no_more_places_than_there_are(world: World, spare: int) -> No
 @pytest.mark.parametrize("kind", ["summary", "prompt"])
 def test_suffixes_of_the_data_stand_behind_the_special_tokens(kind: str) -> None:
     data = suffix_corpus(BATCH, kind=kind)
-    batch = Steps(next_token_only(next_token={"raw": 1.0}), [data])[0]
+    batch = StepDataset(next_token_only(next_token={"raw": 1.0}), [data])[0]
     found = {(row.text, row.specials, row.suffix) for row in rows_of(batch.next_token)}
     assert found == {(tuple(r["text"]), 1, tuple(r["suffix"])) for r in data.rows}
     assert batch.raw_targets == 0
 
 
 def test_shares_of_rows_are_the_recipes() -> None:
-    steps = Steps(
+    steps = StepDataset(
         next_token_only(batch=50, steps=40, next_token={"raw": 0.8, "split": 0.25}),
         [text_corpus(50)],
     )
@@ -476,14 +476,16 @@ def test_shares_of_rows_are_the_recipes() -> None:
 def test_all_rows_are_raw_while_adapting(scope: str, raw: float, found: list[int]) -> None:
     """None ever is in the scope special."""
     data = [corpus("texts", {"text": [ids(100 * n, 5) for n in range(4)]})]
-    steps = Steps(next_token_only(scope=scope, next_token={"raw": raw}, plan={"adapt": 2}), data)
+    steps = StepDataset(
+        next_token_only(scope=scope, next_token={"raw": raw}, plan={"adapt": 2}), data
+    )
     assert [{row.raw for row in rows_of(steps[n].next_token)} for n in range(4)] == [
         {bool(share)} for share in found
     ]
 
 
 def test_rows_are_mixed_anew_in_every_step() -> None:
-    steps = Steps(next_token_only(steps=20, batch=1, next_token={"raw": 0.5}),
+    steps = StepDataset(next_token_only(steps=20, batch=1, next_token={"raw": 0.5}),
                   [corpus("texts", {"text": [ids(0, 9)]})])  # fmt: skip
     assert len({row for step in range(20) for row in rows_of(steps[step].next_token)}) > 3
 
@@ -492,7 +494,7 @@ def test_rows_are_mixed_anew_in_every_step() -> None:
 def test_a_texts_positive_lacks_some_of_its_tokens(drop: float, kept: float) -> None:
     """Others in each step; one token always stays."""
     data = [corpus("texts", {"text": [ids(100 * row, 40) for row in range(BATCH)]})]
-    steps = Steps(contrastive_only(contrastive={"drop": drop}), data)
+    steps = StepDataset(contrastive_only(contrastive={"drop": drop}), data)
     pairs = [pair for step in range(8) for pair in pairs_of([steps[step].contrast]).elements()]
     found = sum(len(document) for _, document in pairs) / sum(len(query) for query, _ in pairs)
     assert found == pytest.approx(kept, abs=0.05 if drop == 0.5 else 1e-9)
@@ -506,7 +508,7 @@ def test_a_texts_positive_lacks_some_of_its_tokens(drop: float, kept: float) -> 
 
 def parts_by_step(made: Recipe, steps: int = 5) -> list[tuple[float, bool, bool]]:
     """(alpha, whether there are rows to predict, whether there are pairs) of each step."""
-    found = Steps(made, [text_corpus(8)])
+    found = StepDataset(made, [text_corpus(8)])
     batches = [found[step] for step in range(steps)]
     for batch in batches:
         contrast = batch.contrast.passes if batch.contrast else []
@@ -527,8 +529,8 @@ def test_distilling_keeps_the_raw_rows_to_the_end() -> None:
     """Where the contrastive loss alone trains, generation drifts."""
     both = {"raw": 0.5, "distill": 0.1}
     data = [text_corpus(40, seed=3)]
-    plain_steps = Steps(recipe(batch=20, next_token={"raw": 0.5}), data)
-    steps = Steps(recipe(batch=20, next_token=both), data)
+    plain_steps = StepDataset(recipe(batch=20, next_token={"raw": 0.5}), data)
+    steps = StepDataset(recipe(batch=20, next_token=both), data)
     for step in range(3):
         assert plain(steps[step]) == plain(plain_steps[step])
     for step in range(3, 8):
@@ -546,7 +548,7 @@ def test_distilling_keeps_the_raw_rows_to_the_end() -> None:
 )
 def test_distilling_without_raw_rows_is_no_loss(data: Corpus) -> None:
     made = recipe(next_token={"raw": 0.0, "distill": 0.1})
-    batch = Steps(made, [data, pair_corpus(8, weight=1e9)])[4]
+    batch = StepDataset(made, [data, pair_corpus(8, weight=1e9)])[4]
     assert (batch.next_token, batch.targets, batch.raw_targets) == ([], 0, 0)
     assert sources(batch) == {"pairs"}
     assert len(batch.where) == BATCH
@@ -557,7 +559,7 @@ def test_many_processes_have_equal_shares_of_raw_rows(processes: int) -> None:
     """Other rows, as few as can be, fill them up."""
     made = recipe(batch=8, next_token={"raw": 0.5, "distill": 0.1})
     world = World(made, [text_corpus(8)])
-    whole, shares = Steps(*world), all_shares(world, processes)
+    whole, shares = StepDataset(*world), all_shares(world, processes)
     filled = 0
     for step in range(3, 8):
         one, parts = whole[step], [share[step] for share in shares]
@@ -595,15 +597,15 @@ def test_many_processes_have_equal_shares_of_raw_rows(processes: int) -> None:
 )  # fmt: skip
 def test_batches_that_cannot_be_filled(made: Recipe, data: list[Corpus], message: str) -> None:
     with pytest.raises(InputError) as error:
-        Steps(made, data)
+        StepDataset(made, data)
     assert str(error.value).startswith(message)
 
 
 def test_data_that_an_objective_does_not_read_may_be_few() -> None:
     few_texts = [text_corpus(8), suffix_corpus(4)]
-    assert len(Steps(recipe(plan={"contrastive_batch": 8}), few_texts)) == 8
+    assert len(StepDataset(recipe(plan={"contrastive_batch": 8}), few_texts)) == 8
     few_pairs = [text_corpus(8), pair_corpus(4)]
-    assert len(Steps(recipe(batch=8, plan={"contrastive_batch": 4}), few_pairs)) == 8
+    assert len(StepDataset(recipe(batch=8, plan={"contrastive_batch": 4}), few_pairs)) == 8
 
 
 @pytest.mark.parametrize(
@@ -612,27 +614,27 @@ def test_data_that_an_objective_does_not_read_may_be_few() -> None:
 def test_batches_that_cannot_be_shared(plan: dict[str, int], size: int) -> None:
     """Of objectives that are on."""
     with pytest.raises(InputError) as error:
-        Steps(recipe(plan=plan), [text_corpus(20)], processes=4)
+        StepDataset(recipe(plan=plan), [text_corpus(20)], processes=4)
     assert str(error.value) == (
         f"a batch of {size} cannot be shared by 4 processes: make it a multiple of them"
     )
     plan = {"batch": 8, "contrastive_batch": 8, **plan}
     other = next_token_only if plan["batch"] == 8 else contrastive_only
-    assert Steps(other(plan=plan), [text_corpus(20)], processes=4)[0].passes
+    assert StepDataset(other(plan=plan), [text_corpus(20)], processes=4)[0].passes
 
 
 # -- passes ------------------------------------------------------------------------------------
 
 
 def share_of_padding(part: Pass) -> float:
-    tokens, places = padding([part])
+    tokens, places = count_positions([part])
     return 1 - tokens / places
 
 
 @given(worlds())
 @SOME
 def test_passes_stay_within_their_bounds(world: World) -> None:
-    steps, memory = Steps(*world), world.recipe.memory
+    steps, memory = StepDataset(*world), world.recipe.memory
     for batch in map(steps.__getitem__, range(len(steps))):
         for part in batch.passes:
             rows, width = part.layout.shape
@@ -643,11 +645,11 @@ def test_passes_stay_within_their_bounds(world: World) -> None:
 @given(worlds())
 @SOME
 def test_padding_is_what_is_no_token(world: World) -> None:
-    batch = Steps(*world)[2]
+    batch = StepDataset(*world)[2]
     tokens = sum(len(r.text) + r.specials + len(r.suffix) for r in rows_of(batch.passes))
     places = sum(rows * width for rows, width in (p.layout.shape for p in batch.passes))
-    assert padding(batch.passes) == (tokens, places)
-    assert padding([]) == (0, 0)
+    assert count_positions(batch.passes) == (tokens, places)
+    assert count_positions([]) == (0, 0)
 
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=30)

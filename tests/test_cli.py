@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -182,6 +183,10 @@ def test_export(tmp_path: Path, run: Any) -> None:
     assert (code, printed, err) == (0, f"wrote {out}\n", "")
     model = SentenceTransformer(str(out), trust_remote_code=True, device="cpu")
     assert model.encode_query(["what jumps?"]).shape == (1, 32)
+    default = tmp_path / "default"
+    code, printed, err = run("export", "-m", "MODEL", "-o", str(default))
+    assert (code, printed, err) == (0, f"wrote {default}\n", "")
+    assert sorted(os.listdir(default)) == sorted(os.listdir(out))
     code, _, err = run("export", "--to", "sentence-transformer", "-m", "MODEL", "-o", str(out))
     assert code == 2
     assert err == (
@@ -198,6 +203,7 @@ def test_extras_that_are_missing_are_named(
     assert err == "gem-rag: this needs peft: pip install 'gem-rag[train]'\n"
 
 
+@pytest.mark.slow
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys\nfrom gem_rag import cli\n"
@@ -209,6 +215,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_installed_script_runs_the_command_line(run: Any) -> None:
     script = Path(sys.executable).with_name("gem-rag")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)

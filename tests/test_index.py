@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,33 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         open_index(tmp_path, chunk_tokens=65)
     with pytest.raises(InputError, match="there is no store 'milvus'"):
         open_index(tmp_path, store="milvus")
+
+
+def test_a_chroma_index_without_chromadb_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "gem_rag.rag.stores.chroma_store", raising=False)
+    monkeypatch.setitem(sys.modules, "chromadb", None)
+    with pytest.raises(InputError, match=r"pip install 'gem-rag\[chroma\]'"):
+        open_index(tmp_path, store="chroma")
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.slow
+def test_a_faiss_index_does_not_need_chromadb(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['chromadb'] = None\nsys.path.insert(0, sys.argv[1])\n"
+        "from fakes import FakeGem\nfrom gem_rag import Document, Index\n"
+        "index = Index.open(sys.argv[2], FakeGem())\nindex.sync([Document('a', 'Text.')])\n"
+        "print(index.search('text', 1)[0].chunk.text)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "index")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "Text.\n"
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def record(tiny: Gem, out: Path) -> Record:
 class Recorder:
     """A Gem that keeps what it is given; vectors say how long a text is."""
 
-    name, fingerprint, dim, max_length, overlong = "/models/recorder", "0" * 64, 2, 99, "truncate"
+    name, fingerprint, dim, max_length, truncation = "/models/recorder", "0" * 64, 2, 99, "truncate"
 
     def __init__(self) -> None:
         self.queries: list[str] = []

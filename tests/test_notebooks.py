@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -15,6 +16,8 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
+
+from gem_rag.errors import InputError
 
 HERE = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
@@ -58,11 +61,11 @@ def _check(notebook: NotebookNode) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert notebook.cells[0].cell_type == "markdown"
-    assert "begin(" in code[0].source
+    assert "setup_notebook(" in code[0].source
     assert sum(cell.source.count("MODEL = ") for cell in code) == 1
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         if cell.cell_type == "code":
-            assert before.cell_type == "markdown" or "begin(" in before.source, cell.source
+            assert before.cell_type == "markdown" or "setup_notebook(" in before.source, cell.source
             assert len(cell.source.splitlines()) <= 25, cell.source
     for output in _outputs(notebook):
         said = json.dumps(output)
@@ -90,10 +93,11 @@ def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) ->
         cells=[
             new_code_cell(source)
             for source in (
-                "from gem_rag.interop.notebook import begin\nbegin(numpy='numpy')",
+                "from gem_rag.interop.notebook import setup_notebook\n"
+                "setup_notebook(numpy='numpy')",
                 "index.search('x')",
                 "import gem_rag\ngem_rag.load('nowhere')",
-                "begin(numpy='numpy', nothing='gem-rag[some]', nought='gem-rag[some]')",
+                "setup_notebook(numpy='numpy', nothing='gem-rag[some]', nought='gem-rag[some]')",
             )
         ]
     )
@@ -109,8 +113,18 @@ def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_plain_python_needs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gem_rag.interop.notebook import begin
+    from gem_rag.interop.notebook import setup_notebook
 
     monkeypatch.setitem(sys.modules, "IPython", None)
-    begin(numpy="numpy")
+    setup_notebook(numpy="numpy")
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
+def test_the_old_name_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="gem_rag.notebook is now called"):
+        begin = importlib.import_module("gem_rag.notebook").begin
+    with (
+        pytest.warns(DeprecationWarning, match="begin is now called setup_notebook"),
+        pytest.raises(InputError, match="needs nothing: pip install 'some'"),
+    ):
+        begin(nothing="some")

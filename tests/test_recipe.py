@@ -25,7 +25,7 @@ from gem_rag.training.recipe import (
     parse_change,
     read_recipe,
 )
-from gem_rag.training.schedule import alpha, rate, raw_share
+from gem_rag.training.schedule import alpha, learning_rate_at, raw_share
 
 BUNDLED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -93,14 +93,16 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
     plan = paper.schedule
     assert (plan.batch, plan.contrastive_batch) == (32, None)
     assert plan.steps * plan.batch == 32_000
-    assert (plan.rate, plan.contrastive_rate) == (1e-4, 1e-5)
+    assert (plan.learning_rate, plan.contrastive_learning_rate) == (1e-4, 1e-5)
     assert (plan.contrastive_from, plan.ramp) == (100, 0)
-    assert (plan.adapt, plan.warmup, plan.floor) == (0, 0, 0)
+    assert (plan.adapt, plan.warmup_steps, plan.min_lr_ratio) == (0, 0, 0)
     assert [alpha(paper, step) for step in (0, 99, 100, 999)] == [0, 0, 1, 1]
     assert [raw_share(paper, step) for step in (0, 999)] == [0.8, 0.8]
     # The beginning, a quarter of the run, half and all of it: cosines that are known.
     wanted = {0: 1e-4, 250: 1e-5 * (1 + math.sqrt(0.5)) / 2, 500: 1e-5 / 2, 1000: 0}
-    assert {step: rate(paper, step) for step in wanted} == pytest.approx(wanted, abs=1e-12)
+    assert {step: learning_rate_at(paper, step) for step in wanted} == pytest.approx(
+        wanted, abs=1e-12
+    )
 
 
 # -- what is refused ---------------------------------------------------------------------------
@@ -138,14 +140,15 @@ WRONG: dict[str, list[Any]] = {
     "query_length": [0], "seed": [0.5, -1], "special_tokens": ["old"], "save_dtype": ["int8"],
     "prompts.query": [5], "trainer": [5],
     "data": [["a"]], "data.texts": [None], "data.texts.kind": ["pair"], "data.texts.path": [2020],
-    "data.texts.weight": [0, math.inf], "data.texts.overlong": ["cut"],
+    "data.texts.weight": [0, math.inf], "data.texts.truncation": ["cut"],
     "next_token.raw": [1.5], "next_token.split": [-0.1], "next_token.distill": [-1],
     "contrastive.drop": [1.1], "contrastive.dims": [64], "contrastive.teacher_weight": [-1],
     "adapter.rank": [0], "adapter.alpha": [0, math.nan], "adapter.dropout": [2],
     "schedule": [5], "schedule.steps": [0, 10.5], "schedule.batch": [0],
-    "schedule.contrastive_batch": [0], "schedule.rate": [0, math.nan, math.inf],
-    "schedule.contrastive_rate": [-1], "schedule.ramp": [-1], "schedule.warmup": ["long"],
-    "schedule.floor": [1.1], "memory.tokens": [0], "memory.padding": [2],
+    "schedule.contrastive_batch": [0], "schedule.learning_rate": [0, math.nan, math.inf],
+    "schedule.contrastive_learning_rate": [-1], "schedule.ramp": [-1],
+    "schedule.warmup_steps": ["long"],
+    "schedule.min_lr_ratio": [1.1], "memory.tokens": [0], "memory.padding": [2],
     "memory.gradient_caching": ["often"], "evaluation.held_out": [2], "evaluation.at_most": [-1],
 }  # fmt: skip
 
@@ -166,9 +169,9 @@ def test_wrong_values_are_refused_by_their_place(key: str, value: Any) -> None:
 # Settings of transformers that have a place of their own.
 OWNED = {
     "output_dir": "--out", "max_steps": "schedule.steps", "num_train_epochs": "schedule.steps",
-    "per_device_train_batch_size": "schedule.batch", "learning_rate": "schedule.rate",
+    "per_device_train_batch_size": "schedule.batch", "learning_rate": "schedule.learning_rate",
     "gradient_accumulation_steps": "memory.gradient_caching", "lr_scheduler_type": "schedule",
-    "warmup_steps": "schedule.warmup", "seed": "seed",
+    "warmup_steps": "schedule.warmup_steps", "seed": "seed",
 }  # fmt: skip
 
 
@@ -209,7 +212,10 @@ def test_what_cannot_be_meant_is_refused(state: dict[str, Any], message: str) ->
         ({"kind": "pairs", "columns": {"text": "t"}}, "data of kind pairs has no column 'text'"),
         ({"kind": "prompt", "columns": {"vector": "v"}}, "data of kind prompt has no column"),
         ({"negatives": 1}, "only data of kind pairs has negatives, not text"),
-        ({"kind": "pairs", "overlong": "windows"}, "overlong: windows is for data of kind text"),
+        (
+            {"kind": "pairs", "truncation": "windows"},
+            "truncation: windows is for data of kind text",
+        ),
     ],
 )
 def test_a_source_has_what_its_kind_has(source: dict[str, Any], message: str) -> None:
@@ -288,9 +294,9 @@ def test_files_that_are_not_there(
 )  # fmt: skip
 def test_numbers_are_read_as_people_write_them(written: Any, text: str, number: float) -> None:
     """YAML 1.1 reads 1e-4 as text."""
-    found = read_recipe(written(f"contrastive: {{}}\nschedule: {{rate: {text}}}"))
-    assert found.schedule.rate == number
-    assert parse_change(f"schedule.rate={text}") == ("schedule.rate", number)
+    found = read_recipe(written(f"contrastive: {{}}\nschedule: {{learning_rate: {text}}}"))
+    assert found.schedule.learning_rate == number
+    assert parse_change(f"schedule.learning_rate={text}") == ("schedule.learning_rate", number)
 
 
 # -- changes -----------------------------------------------------------------------------------
@@ -322,10 +328,15 @@ def test_a_change_that_cannot_be_read_is_named(change: str) -> None:
 def test_changes_take_the_place_of_the_files_values() -> None:
     """Also of parts that the file does not have."""
     before = read_recipe("special")
-    changes = {"schedule.rate": 0.5, "next_token.raw": 0.25, "contrastive": {"drop": 0.5}, "k": 4}
+    changes = {
+        "schedule.learning_rate": 0.5,
+        "next_token.raw": 0.25,
+        "contrastive": {"drop": 0.5},
+        "k": 4,
+    }
     assert read_recipe("special", changes) == dataclasses.replace(
         before,
-        schedule=dataclasses.replace(before.schedule, rate=0.5),
+        schedule=dataclasses.replace(before.schedule, learning_rate=0.5),
         next_token=NextToken(raw=0.25),
         contrastive=Contrastive(drop=0.5),
         k=4,
@@ -341,7 +352,7 @@ def test_changes_take_the_place_of_the_files_values() -> None:
         ({"schedule.steps.x": 1}, "'schedule.steps.x' cannot be set: steps holds no keys"),
         ({"schedule.step": 1}, "unknown key 'schedule.step' (did you mean 'steps'?)"),
         ({"shedule.steps": 1}, "unknown key 'shedule' (did you mean 'schedule'?)"),
-        ({"schedule.rate": "fast"}, "schedule.rate is 'fast'"),
+        ({"schedule.learning_rate": "fast"}, "schedule.learning_rate is 'fast'"),
         ({"": 1}, "unknown key ''"),
         ({"trainer.seed": 1}, "trainer.seed cannot be set: use seed"),
     ],
@@ -418,7 +429,7 @@ def test_data_needs_paths(state: dict[str, Any], paths: list[str], message: str)
 # -- other steps -------------------------------------------------------------------------------
 
 COUNTS = st.integers(0, 500)
-NAMES = ("adapt", "contrastive_from", "ramp", "warmup")
+NAMES = ("adapt", "contrastive_from", "ramp", "warmup_steps")
 
 
 @given(steps=st.integers(1, 500), new=st.integers(1, 2000), counts=st.tuples(*[COUNTS] * 4))
@@ -443,12 +454,19 @@ def test_scaled_counts_keep_their_shares(
 
 
 def test_scaled_runs_take_the_same_course() -> None:
-    before = scheduled(steps=900, adapt=300, contrastive_from=600, warmup=30, rate=1, floor=0.5)
+    before = scheduled(
+        steps=900,
+        adapt=300,
+        contrastive_from=600,
+        warmup_steps=30,
+        learning_rate=1,
+        min_lr_ratio=0.5,
+    )
     after = before.scaled(90)
     for step in range(3, 90):
         assert alpha(after, step) == alpha(before, 10 * step)
         assert raw_share(after, step) == raw_share(before, 10 * step)
-        assert rate(after, step) == pytest.approx(rate(before, 10 * step))
+        assert learning_rate_at(after, step) == pytest.approx(learning_rate_at(before, 10 * step))
     assert before.scaled(900) == before
 
 
@@ -467,7 +485,7 @@ FULL: dict[str, Any] = {
 OTHERS: dict[str, Any] = {
     "data.pairs.path": "other.jsonl", "data.pairs.kind": "text",
     "data.pairs.columns.query": "question", "data.pairs.negatives": 2, "data.pairs.weight": 2.5,
-    "data.pairs.overlong": "error", "data.pairs.subset": "english", "data.pairs.split": "test",
+    "data.pairs.truncation": "error", "data.pairs.subset": "english", "data.pairs.split": "test",
     "scope": "full", "k": 2, "pooling": "concat", "prompts.query": "query: ",
     "prompts.document": "passage: ", "max_length": 128, "query_length": 64,
     "special_tokens": "continue", "seed": 1, "save_dtype": "float16",
@@ -475,9 +493,10 @@ OTHERS: dict[str, Any] = {
     "contrastive.drop": 0.2, "contrastive.dims": [8], "contrastive.teacher": "columns",
     "contrastive.teacher_weight": 0.5, "adapter.rank": 8, "adapter.alpha": 8.0,
     "adapter.targets": ["k_proj"], "adapter.dropout": 0.1, "schedule.steps": 900,
-    "schedule.batch": 8, "schedule.contrastive_batch": 16, "schedule.rate": 1e-3,
-    "schedule.contrastive_rate": 1e-5, "schedule.adapt": 1, "schedule.contrastive_from": 3,
-    "schedule.ramp": 4, "schedule.warmup": 5, "schedule.floor": 0.1, "memory.tokens": 100,
+    "schedule.batch": 8, "schedule.contrastive_batch": 16, "schedule.learning_rate": 1e-3,
+    "schedule.contrastive_learning_rate": 1e-5, "schedule.adapt": 1, "schedule.contrastive_from": 3,
+    "schedule.ramp": 4, "schedule.warmup_steps": 5, "schedule.min_lr_ratio": 0.1,
+    "memory.tokens": 100,
     "memory.padding": 0.2, "memory.gradient_caching": True, "evaluation.held_out": 0.1,
     "evaluation.at_most": 20, "evaluation.data.test.path": "c.jsonl", "trainer.bf16": False,
     "trainer.save_steps": 20,
@@ -521,9 +540,9 @@ def test_every_setting_changes_the_hash() -> None:
 def test_equal_recipes_have_equal_hashes() -> None:
     """Whatever of it was written out, and in which order: of sources too, which decides nothing."""
     data: dict[str, Any] = {"a": {}, "b": {"weight": 2}}
-    short = recipe(k=2, schedule={"steps": 500, "rate": 1}, data=data)
+    short = recipe(k=2, schedule={"steps": 500, "learning_rate": 1}, data=data)
     turned = dict(reversed(data.items()))
-    long = recipe(data=turned, schedule={"rate": 1.0, "steps": 500, "batch": 32}, k=2)
+    long = recipe(data=turned, schedule={"learning_rate": 1.0, "steps": 500, "batch": 32}, k=2)
     assert short == long
     assert short.hash() == long.hash()
 
@@ -569,42 +588,47 @@ def test_an_only_loss_has_all_the_weight() -> None:
 
 
 def test_the_rate_warms_up_and_falls_by_a_cosine_to_the_floor() -> None:
-    made = scheduled(objectives=("next_token",), steps=10, warmup=2, rate=2, floor=0.1)
+    made = scheduled(
+        objectives=("next_token",), steps=10, warmup_steps=2, learning_rate=2, min_lr_ratio=0.1
+    )
     # After warming up a cosine of 8 steps, that lies between 2 and 0.2 of it.
     cosine = {0: 1, 2: (1 + math.sqrt(0.5)) / 2, 4: 0.5, 6: (1 - math.sqrt(0.5)) / 2, 8: 0}
     wanted = {0: 1.0, 1: 2.0} | {2 + at: 0.2 + 1.8 * part for at, part in cosine.items()}
-    assert {step: rate(made, step) for step in wanted} == pytest.approx(wanted)
+    assert {step: learning_rate_at(made, step) for step in wanted} == pytest.approx(wanted)
 
 
 def test_two_rates_mix_as_the_losses_do() -> None:
-    """A whole floor is a constant rate."""
-    plan = {"steps": 10, "rate": 1, "floor": 1, "contrastive_from": 4, "ramp": 3}
-    made = scheduled(contrastive_rate=0.2, **plan)
+    """A whole min_lr_ratio is a constant rate."""
+    plan = {"steps": 10, "learning_rate": 1, "min_lr_ratio": 1, "contrastive_from": 4, "ramp": 3}
+    made = scheduled(contrastive_learning_rate=0.2, **plan)
     wanted = [1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]
-    assert [rate(made, step) for step in range(10)] == pytest.approx(wanted)
-    assert [rate(scheduled(**plan), step) for step in range(10)] == pytest.approx([1] * 10)
-    only = scheduled(objectives=("contrastive",), contrastive_rate=0.2, **plan)
-    assert rate(only, 0) == pytest.approx(0.2)
+    assert [learning_rate_at(made, step) for step in range(10)] == pytest.approx(wanted)
+    assert [learning_rate_at(scheduled(**plan), step) for step in range(10)] == pytest.approx(
+        [1] * 10
+    )
+    only = scheduled(objectives=("contrastive",), contrastive_learning_rate=0.2, **plan)
+    assert learning_rate_at(only, 0) == pytest.approx(0.2)
 
 
 @given(
     steps=st.integers(1, 60),
-    warmup=st.integers(0, 80),
-    floor=st.floats(0, 1),
+    warmup_steps=st.integers(0, 80),
+    min_lr_ratio=st.floats(0, 1),
     contrastive_from=st.integers(0, 59),
     ramp=st.integers(0, 30),
 )
 def test_rates_stay_between_none_and_the_higher_of_the_two(
-    steps: int, warmup: int, floor: float, contrastive_from: int, ramp: int
+    steps: int, warmup_steps: int, min_lr_ratio: float, contrastive_from: int, ramp: int
 ) -> None:
     """Also where the warm-up is longer than the run."""
     made = scheduled(
-        steps=steps, warmup=warmup, floor=floor, contrastive_from=min(contrastive_from, steps - 1),
-        ramp=ramp, rate=1, contrastive_rate=0.5,
+        steps=steps, warmup_steps=warmup_steps, min_lr_ratio=min_lr_ratio,
+        contrastive_from=min(contrastive_from, steps - 1),
+        ramp=ramp, learning_rate=1, contrastive_learning_rate=0.5,
     )  # fmt: skip
-    rates = [rate(made, step) for step in range(steps)]
+    rates = [learning_rate_at(made, step) for step in range(steps)]
     assert all(0 < value <= 1 + 1e-9 for value in rates)
-    assert all(value >= floor / 2 - 1e-9 for value in rates[warmup:])
+    assert all(value >= min_lr_ratio / 2 - 1e-9 for value in rates[warmup_steps:])
     alphas = [alpha(made, step) for step in range(steps)]
     assert alphas == sorted(alphas)
 
@@ -620,3 +644,40 @@ def test_rates_stay_between_none_and_the_higher_of_the_two(
 def test_all_rows_are_raw_while_adapting(state: dict[str, Any], shares: list[float]) -> None:
     made = recipe(**state, schedule={"adapt": 2, "contrastive_from": 4})
     assert [raw_share(made, step) for step in range(4)] == shares
+
+
+# -- keys that had other names -------------------------------------------------------------------
+
+OLD_KEYS = {
+    "schedule": {"rate": 0.5, "contrastive_rate": 0.25, "warmup": 7, "floor": 0.125},
+    "data": {"texts": {"overlong": "windows"}},
+    "evaluation": {"data": {"test": {"path": "t.jsonl", "overlong": "error"}}},
+}
+NEW_KEYS = {
+    "schedule": {
+        "learning_rate": 0.5,
+        "contrastive_learning_rate": 0.25,
+        "warmup_steps": 7,
+        "min_lr_ratio": 0.125,
+    },
+    "data": {"texts": {"truncation": "windows"}},
+    "evaluation": {"data": {"test": {"path": "t.jsonl", "truncation": "error"}}},
+}
+
+
+def test_old_keys_still_work_and_warn() -> None:
+    with pytest.warns(DeprecationWarning, match="schedule.rate is now called schedule.learning"):
+        old = from_state({"next_token": {}, **OLD_KEYS}, "here")
+    assert old == from_state({"next_token": {}, **NEW_KEYS}, "here")
+
+
+def test_old_keys_may_be_set_over_new_ones(written: Any) -> None:
+    file = written("contrastive: {}\nschedule: {learning_rate: 1.0}")
+    with pytest.warns(DeprecationWarning, match="schedule.rate"):
+        assert read_recipe(file, {"schedule.rate": 0.5}).schedule.learning_rate == 0.5
+
+
+def test_a_key_under_both_names_is_refused() -> None:
+    state = {"next_token": {}, "schedule": {"floor": 0.1, "min_lr_ratio": 0.2}}
+    with pytest.raises(InputError, match="here: floor is now called min_lr_ratio: give one"):
+        from_state(state, "here")

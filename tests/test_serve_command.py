@@ -239,6 +239,12 @@ def test_serve_has_a_model_and_an_address_of_its_own(run: Any, started: Any) -> 
     assert command[-1] == "--enforce-eager"
 
 
+def test_the_engine_option_is_accepted_with_a_warning(run: Any, started: Any) -> None:
+    code, out, err = run("--engine", "vllm")
+    assert (code, out, len(started)) == (0, "", 1)
+    assert err == "gem-rag: warning: --engine is no longer needed, and goes in gem-rag 0.2\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -26,16 +26,11 @@ from hypothesis import strategies as st
 
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
+from gem_rag.training.corpus import Corpus, HeldOut, load_corpus
+from gem_rag.training.data import load_data
 from gem_rag.training.recipe import COLUMNS, Recipe, Source, from_state
-from gem_rag.training.sources import (
-    Corpus,
-    HeldOut,
-    load_corpus,
-    load_data,
-    load_teacher,
-    read_source,
-    with_teacher,
-)
+from gem_rag.training.sources import read_source
+from gem_rag.training.teacher import add_teacher_vectors, load_teacher
 
 Rows = Sequence[dict[str, Any]]
 PLAIN = SafeTokenizer(helpers.build_tokenizer())
@@ -294,7 +289,7 @@ def test_over_long_texts_are_cut_and_counted(jsonl: Any) -> None:
         corpus = loaded(path, max_length=size)
         assert corpus.rows["text"] == [ids[:size] for ids in whole]
         assert corpus.cut == cut
-    assert loaded(path, {"overlong": "error"}, max_length=length).cut == 0
+    assert loaded(path, {"truncation": "error"}, max_length=length).cut == 0
 
 
 def test_a_row_is_counted_once_however_much_of_it_is_cut(jsonl: Any) -> None:
@@ -315,10 +310,11 @@ def test_over_long_rows_are_named_if_they_are_errors(column: str, jsonl: Any) ->
     good = {"query": "q", "document": "d", "negatives": ["n", "m"]}
     bad = {**good, column: ["n", long] if column == "negatives" else long}
     path = jsonl([good, good, bad, good])
-    source = {"kind": "pairs", "negatives": 2, "overlong": "error"}
+    source = {"kind": "pairs", "negatives": 2, "truncation": "error"}
     assert refusal(path, source, max_length=9) == (
-        f"data 'mine', row 3 of {path}: a text has {PLAIN.count(long)} tokens and the recipe's "
-        "maximum is 9: shorten it, raise max_length, or choose overlong: truncate or windows"
+        f"data 'mine', row 3 of {path}: a text has {PLAIN.count_tokens(long)} tokens and the "
+        "recipe's maximum is 9: shorten it, raise max_length, or choose truncation: truncate or "
+        "windows"
     )
 
 
@@ -345,14 +341,14 @@ def test_windows_hold_every_token_once(
         parts = [head + body[at : at + room] for at in range(0, len(body), room)]
         expected += [(part, row) for part in parts if len(part) > 1]
     assume(expected)
-    corpus = loaded(str(folder), {"overlong": "windows"}, encoder, max_length=size)
+    corpus = loaded(str(folder), {"truncation": "windows"}, encoder, max_length=size)
     assert list(zip(corpus.rows["text"], corpus.rows["row"], strict=True)) == expected
     assert corpus.cut == 0
 
 
 def test_where_nothing_is_left_to_train_on(jsonl: Any) -> None:
     path = jsonl([{"text": "a"}, {"text": "b"}])
-    message = refusal(path, {"overlong": "windows"})
+    message = refusal(path, {"truncation": "windows"})
     assert message == f"data 'mine': no text of {path} has two tokens or more"
     message = refusal(path, evaluation={"held_out": 1})
     assert message == "data 'mine' has no rows to train on: give it more"
@@ -373,7 +369,7 @@ def test_prompts_stand_before_pairs(jsonl: Any) -> None:
 
 def test_a_prompt_leaves_room_for_a_text(jsonl: Any) -> None:
     path, prompts = jsonl([{"query": "q", "document": "d"}]), {"query": "query: ", "document": ""}
-    length = PLAIN.count("query: ")
+    length = PLAIN.count_tokens("query: ")
     message = refusal(path, {"kind": "pairs"}, prompts=prompts, query_length=length)
     assert message.startswith(
         f"the prompt 'query: ' leaves no room for a text of {length} tokens: "
@@ -651,7 +647,7 @@ def test_a_teacher_sees_what_the_student_reads(jsonl: Any) -> None:
     prompts = {"query": "? ", "document": ""}
     before = loaded(jsonl(rows), {"kind": "pairs"}, max_length=9, prompts=prompts)
     teacher = Teacher()
-    after = with_teacher(before, teacher, PLAIN)
+    after = add_teacher_vectors(before, teacher, PLAIN)
     documents = texts_of(before, "document")
     assert teacher.seen == ["? what?", "? q", *documents]
     assert documents[0] != "a long document"
@@ -665,7 +661,7 @@ def test_a_teacher_sees_what_the_student_reads(jsonl: Any) -> None:
 @pytest.mark.parametrize("own", [{}, {"vector": [1.0]}], ids=str)
 def test_a_teacher_of_running_text(own: Any, jsonl: Any) -> None:
     """Its vectors take the place of the data's."""
-    corpus = with_teacher(loaded(jsonl([{"text": "hello", **own}])), Teacher(), PLAIN)
+    corpus = add_teacher_vectors(loaded(jsonl([{"text": "hello", **own}])), Teacher(), PLAIN)
     assert corpus.rows["vector"] == [[5.0, ord("h")]]
     assert set(corpus.rows.column_names) == {"text", "row", "vector"}
 
@@ -673,7 +669,7 @@ def test_a_teacher_of_running_text(own: Any, jsonl: Any) -> None:
 @pytest.mark.parametrize("teacher", [Teacher(), None], ids=["model", "columns"])
 def test_what_the_contrastive_loss_does_not_read_gets_no_vectors(teacher: Any, jsonl: Any) -> None:
     corpus = loaded(jsonl([{"text": "hello", "summary": "hi"}]), {"kind": "summary"})
-    assert with_teacher(corpus, teacher, PLAIN).rows.column_names == corpus.rows.column_names
+    assert add_teacher_vectors(corpus, teacher, PLAIN).rows.column_names == corpus.rows.column_names
 
 
 @pytest.mark.usefixtures("_teachers")
@@ -695,7 +691,7 @@ def test_vectors_may_be_in_the_data(jsonl: Any) -> None:
     ]
     source = {"kind": "pairs", "columns": {"query_vector": "qv"}}
     before = loaded(jsonl(rows), source)
-    corpus = with_teacher(before, None, PLAIN)
+    corpus = add_teacher_vectors(before, None, PLAIN)
     assert corpus == before
     assert corpus.rows["query_vector"] == [[1.0, 0.0], [0.5, 0.5]]
     assert corpus.rows["document_vector"] == [[0.0, 1.0], [0.5, 0.25]]
@@ -717,7 +713,11 @@ def test_a_recipes_teacher_is_asked(jsonl: Any) -> None:
     [
         ({}, {}, "'vector' of a teacher's vectors: add it"),
         # A vector of a whole text is none of its pieces.
-        ({"overlong": "windows"}, {"vector": [1.0]}, "'vector' of a teacher's vectors (pieces of"),
+        (
+            {"truncation": "windows"},
+            {"vector": [1.0]},
+            "'vector' of a teacher's vectors (pieces of",
+        ),
         ({"kind": "pairs"}, {"query_vector": [1.0]}, "'document_vector'"),
         ({"kind": "pairs"}, {"document_vector": [1.0]}, "'query_vector'"),
     ],
@@ -725,7 +725,7 @@ def test_a_recipes_teacher_is_asked(jsonl: Any) -> None:
 def test_missing_vectors_are_named(source: Any, row: Any, missing: str, jsonl: Any) -> None:
     corpus = loaded(jsonl([{"text": "hello", "query": "q", "document": "d", **row}]), source)
     with pytest.raises(InputError) as error:
-        with_teacher(corpus, None, PLAIN)
+        add_teacher_vectors(corpus, None, PLAIN)
     assert str(error.value).startswith(f"data 'mine' has no column {missing}")
 
 
@@ -744,7 +744,7 @@ def test_vectors_that_do_not_fit_are_named_by_their_row(
 ) -> None:
     path = jsonl([{"text": "t", "vector": vector} for vector in vectors])
     with pytest.raises(InputError) as error:
-        with_teacher(loaded(path), None, PLAIN)
+        add_teacher_vectors(loaded(path), None, PLAIN)
     assert str(error.value) == (
         f"data 'mine', row {row}: 'vector' is no vector of {length} finite numbers"
     )

@@ -82,7 +82,7 @@ class At(TrainerCallback):
 def test_a_run_learns_and_its_folder_loads_everywhere(
     base: Path, tmp_path: Path, scope: str
 ) -> None:
-    steps = {"steps": 30, "batch": 16, "rate": 2e-2, "contrastive_from": 0}
+    steps = {"steps": 30, "batch": 16, "learning_rate": 2e-2, "contrastive_from": 0}
     plan = pairs_recipe(tmp_path, scope=scope, k=2, schedule=steps, prompts={
         "query": "query: ", "document": "passage: "})  # fmt: skip
     report = train(plan, base, tmp_path / "out")
@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_the_last_state(
 
 def test_a_loss_that_is_no_number_stops_and_names_the_rows(base: Path, tmp_path: Path) -> None:
     with pytest.raises(GemError, match=r"the loss is nan at step \d, on rows texts:\d+, .*rate"):
-        train(recipe(tmp_path, schedule__rate=1e30), base, tmp_path / "out")
+        train(recipe(tmp_path, schedule__learning_rate=1e30), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -331,7 +331,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_rows(base: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"schedule__rate": 2e-2}, "recipe.schedule.rate (0.01, now 0.02)"),
+        ({"schedule__learning_rate": 2e-2}, "recipe.schedule.learning_rate (0.01, now 0.02)"),
         ({"next_token__raw": 0.9}, "recipe.next_token.raw (0.5, now 0.9)"),
         ({"trainer": {"save_steps": 3, "logging_steps": 1, "weight_decay": 0.1}}, "weight_decay"),
     ],

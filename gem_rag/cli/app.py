@@ -28,7 +28,10 @@ from gem_rag.cli.common import (
     IndexOption,
     JsonOption,
     MarginOption,
+    ModelNameOption,
     ModelOption,
+    StyleOption,
+    TemperatureOption,
     load_model,
     open_index,
     print_notice,
@@ -56,9 +59,7 @@ _INTERRUPTED = 130
 
 @app.command()
 def index(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files and folders to bring the index in step with.")
-    ] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders to index.")] = None,
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     store: Annotated[
@@ -68,32 +69,33 @@ def index(
         int | None, typer.Option(help="Most tokens in a chunk of a new index.")
     ] = None,
     reembed: Annotated[
-        bool, typer.Option("--reembed", help="Embed all of the index again, with --model.")
+        bool, typer.Option("--reembed", help="Embed the whole index again, with --model.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an index of documents, or bring one in step with them."""
+    """Create an index of documents, or bring it in sync with them."""
     from gem_rag.rag.index import Index
 
     if not paths and not reembed:
         raise InputError("index needs files or folders: gem-rag index docs/")
     index = index.expanduser()
     progress = shows_progress(as_json)
+    gem = load_model(_model_for(index, model))
     if reembed:
-        opened = Index.reembed(index, load_model(_model_of(index, model)), progress=progress)
+        document_index = Index.reembed(index, gem, progress=progress)
+        chunks = len(document_index)
         if not paths:
-            print_result({"chunks": len(opened)}, as_json, f"re-embedded {len(opened)} chunks")
+            print_result({"chunks": chunks}, as_json, f"re-embedded {chunks} chunks")
             return
     else:
-        gem = load_model(_model_of(index, model))
-        opened = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
-    report = opened.sync(paths or (), progress=progress)
+        document_index = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
+    report = document_index.sync(paths or (), progress=progress)
     for skipped in report.skipped:
         print_notice(f"skipped: {skipped.reason}")
     if report.passed_over:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.passed_over.items())
         print_notice(f"passed over files of kinds that are not indexed: {kinds}")
-    if not opened.sources:
+    if not document_index.sources:
         raise InputError(
             f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes text, "
             "Markdown, reStructuredText and Python files, and with gem-rag[files] PDF, Word and "
@@ -106,12 +108,13 @@ def index(
     summary = f"{counts}; {report.chunks} chunks in {index}, {report.embedded} embedded now"
     print_result(dataclasses.asdict(report), as_json, summary)
     if not report.complete:
-        raise GemError("some files or folders could not be read, see above; what the index had of "
-                       "them is kept")  # fmt: skip
+        raise GemError(
+            "some files or folders could not be read, see above; what the index had of them is kept"
+        )
 
 
-def _model_of(index: Path, model: str | None) -> str:
-    """The model to use for an index: the one that is named, or the one that made it."""
+def _model_for(index: Path, model: str | None) -> str:
+    """The model that is named, or else the one that the index was made with."""
     from gem_rag.rag.manifest import Manifest
 
     if model:
@@ -136,7 +139,7 @@ def search(
     for number, hit in enumerate(hits, start=1):
         chunk = hit.chunk
         print_text(f"[{number}] {hit.score:.3f}  {chunk.source}:{chunk.start}-{chunk.stop}")
-        print_text(_indent(shorten(chunk.text, 300)))
+        _print_excerpt(chunk.text, 300)
 
 
 @app.command()
@@ -148,11 +151,8 @@ def ask(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in the answer.")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
-    style: Annotated[
-        str | None,
-        typer.Option(help="free, or quote: words of a passage; default the model's own."),
-    ] = None,
+    temperature: TemperatureOption = 0.0,
+    style: StyleOption = None,
     margin: MarginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -175,8 +175,7 @@ def ask(
     for citation in answer.citations:
         start, stop = citation.span
         print_text(f"[{citation.number}] {citation.source}:{start}-{stop}")
-        quote = f'"{citation.quote}"'
-        print_text(_indent(shorten(quote, 200)))
+        _print_excerpt(f'"{citation.quote}"', 200)
     if not answer.citations:
         print("No passage holds these words; what was read:")
         for number, hit in enumerate(answer.hits, start=1):
@@ -195,14 +194,14 @@ def train(
         typer.Option("--data", "-d", help="NAME=PATH of a source; PATH if there is one."),
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Scale the whole schedule to so many steps.")
+        int | None, typer.Option(min=1, help="Scale the whole schedule to this many steps.")
     ] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE over the recipe's, like schedule.batch=64."),
+        typer.Option("--set", help="KEY=VALUE overrides the recipe, as in schedule.batch=64."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last saved state.")
+        bool, typer.Option("--resume", help="Continue from the last saved state.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -215,50 +214,50 @@ def train(
     silence_libraries()
     plan = recipe.scaled(max_steps) if max_steps else recipe
     report = run(plan, model, out, resume=resume, progress=shows_progress(as_json))
-    if report is not None:  # of many processes, the first has it
+    if report is not None:  # in distributed training, only the first process has it
         print_result(dataclasses.asdict(report), as_json, report.summary())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
     context: typer.Context,
-    # No -m: vLLM has short flags with an m in them.
+    # No -m: it would swallow vLLM's short flags that contain an m.
     model: Annotated[
         str, typer.Option("--model", help="Bundled or hub name, or folder.")
     ] = DEFAULT_MODEL,
-    engine: Annotated[str, typer.Option(hidden=True)] = "",
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    engine: Annotated[str | None, typer.Option(hidden=True)] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     embed_share: Annotated[
         float,
         typer.Option(help="Share of the time that embeddings may take while text is generated."),
     ] = 0.5,
 ) -> None:
-    """Serve chat, completions and embeddings from one set of weights, in OpenAI's form.
+    """Serve chat, completions and embeddings from one set of weights, through an OpenAI-style API.
 
-    Further options are vLLM's own: gem-rag serve --model NAME --tensor-parallel-size 2
+    Further options are passed to vLLM: gem-rag serve --model NAME --tensor-parallel-size 2
     """
     from gem_rag._utils.suggestions import check_choice
     from gem_rag.core.checkpoint import open_checkpoint
     from gem_rag.engines.vllm.serve import command, environment
 
-    if engine:
+    if engine is not None:
         check_choice("engine", engine, ("vllm",))
         warnings.warn(
-            "--engine is not needed any more, and goes in gem-rag 0.2",
+            "--engine is no longer needed, and goes in gem-rag 0.2",
             DeprecationWarning,
             stacklevel=1,
         )
     require_extra("vllm", "vllm")
     checkpoint = open_checkpoint(model)
-    line = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
-    os.execve(line[0], line, environment())  # vLLM's server takes this process's place
+    argv = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
+    os.execve(argv[0], argv, environment())  # vLLM's server replaces this process
 
 
 @app.command()
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the export goes.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model.")] = DEFAULT_MODEL,
+    model: ModelNameOption = DEFAULT_MODEL,
     to: Annotated[
         str, typer.Option("--to", help="The library that will load it.")
     ] = "sentence-transformers",
@@ -278,7 +277,7 @@ def info(
     model: Annotated[str | None, typer.Option("--model", "-m", help="A model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an index or a model is, without loading weights."""
+    """Describe an index or a model, without loading weights."""
     from gem_rag.core.checkpoint import open_checkpoint
     from gem_rag.rag.manifest import Manifest
 
@@ -299,12 +298,14 @@ def info(
     print_result(facts, as_json, "\n".join(lines))
 
 
-def _indent(text: str) -> str:
-    return "\n".join(f"    {line.strip()}" for line in text.splitlines() if line.strip())
+def _print_excerpt(text: str, limit: int) -> None:
+    """Print the beginning of a text, indented and without empty lines."""
+    lines = (line.strip() for line in shorten(text, limit).splitlines())
+    print_text("\n".join(f"    {line}" for line in lines if line))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"gem-rag {__version__}")
         raise typer.Exit
 
@@ -312,7 +313,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -320,13 +324,15 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; errors become one line and an exit code, never a traceback."""
-    warnings.showwarning = lambda message, *rest, **more: print_notice(f"warning: {message}")
+    warnings.showwarning = lambda message, *args, **kwargs: print_notice(f"warning: {message}")
+    warnings.filterwarnings("default", category=DeprecationWarning, module="gem_rag")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # some terminals cannot show every character
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(_questions_last(arguments or sys.argv[1:]), standalone_mode=False)
-        if code == _INTERRUPTED:  # typer returns it
+        arguments = sys.argv[1:] if arguments is None else arguments
+        code = app(_protect_question(arguments), standalone_mode=False)
+        if code == _INTERRUPTED:  # typer returns it instead of raising
             raise KeyboardInterrupt
     except GemError as error:
         print_notice(error)
@@ -349,8 +355,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _questions_last(arguments: list[str]) -> list[str]:
-    """The arguments, with a question that begins like an option where it is read as a question."""
+def _protect_question(arguments: list[str]) -> list[str]:
+    """Move a question that starts with a dash behind "--", so that it is not read as an option."""
     if arguments[:1] not in (["search"], ["ask"]) or "--" in arguments:
         return arguments
 

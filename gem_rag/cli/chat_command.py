@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gem_rag.cli.common import DEFAULT_MODEL, load_model, print_text
+from gem_rag.cli.common import (
+    DEFAULT_MODEL,
+    ModelNameOption,
+    TemperatureOption,
+    load_model,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from gem_rag.model import Gem
 
 
 def chat(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")
-    ] = DEFAULT_MODEL,
-    system: Annotated[
-        str | None, typer.Option(help="What the model is told before anything else.")
-    ] = None,
+    model: ModelNameOption = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
 ) -> None:
-    """Talk with a model, a line at a time; an empty line or Ctrl-D ends."""
+    """Chat with a model, one line at a time; an empty line or Ctrl-D ends."""
     gem = load_model(model)
     room = min(max_tokens, gem.context_length // 2)
     messages = [{"role": "system", "content": system}] if system else []

@@ -1,4 +1,4 @@
-"""What commands share: options, opening models and indexes, printing.
+"""Shared by the commands: options, opening models and indexes, and printing.
 
 Heavy imports happen inside functions, so that `--help` is quick.
 """
@@ -21,11 +21,19 @@ if TYPE_CHECKING:
     from gem_rag.rag.index import Index
 
 IndexOption = Annotated[Path, typer.Option("--index", "-i", help="Folder of the index.")]
+ModelNameOption = Annotated[
+    str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
 ]
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to retrieve.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the most likely answer.")]
+StyleOption = Annotated[
+    str | None,
+    typer.Option(help="free, or quote: words of a passage; default the model's own."),
+]
 MarginOption = Annotated[
     float | None,
     typer.Option(
@@ -45,8 +53,8 @@ def open_index(folder: Path, model: str | None) -> Index:
     from gem_rag.rag.manifest import Manifest
 
     folder = folder.expanduser()
-    made_with = Manifest.read_existing(folder).model
-    return Index.open(folder, load_model(model or made_with), create=False)
+    own_model = Manifest.read_existing(folder).model
+    return Index.open(folder, load_model(model or own_model), create=False)
 
 
 def load_model(model: str, engine: Any = "auto") -> Gem:

@@ -20,7 +20,9 @@ from gem_rag.cli.common import (
     IndexOption,
     JsonOption,
     MarginOption,
+    ModelNameOption,
     ModelOption,
+    StyleOption,
     load_model,
     open_index,
     print_notice,
@@ -39,7 +41,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for scores and the report.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")]
 Tasks = Annotated[
     list[str] | None, typer.Option("--tasks", "-t", help="Names, also with commas between.")
 ]
@@ -63,7 +64,7 @@ def mteb(
     tasks: Tasks = None,
     paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's tasks.")] = False,
     documents: Documents = None,
-    model: Model = DEFAULT_MODEL,
+    model: ModelNameOption = DEFAULT_MODEL,
     engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "auto",
     baseline: Baselines = None,
     instructions: Annotated[
@@ -101,7 +102,7 @@ def lm(
     tasks: Tasks = None,
     paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's: MMLU, 5-shot.")] = False,
     documents: Documents = None,
-    model: Model = DEFAULT_MODEL,
+    model: ModelNameOption = DEFAULT_MODEL,
     base: Annotated[
         str | None, typer.Option(help="The model before training, side by side.")
     ] = None,
@@ -140,7 +141,7 @@ def lm(
 
 @app.command()
 def paper(
-    model: Model = DEFAULT_MODEL,
+    model: ModelNameOption = DEFAULT_MODEL,
     base: Annotated[str | None, typer.Option(help="The model before training.")] = None,
     documents: Documents = None,
     cache: Cache = None,
@@ -183,7 +184,7 @@ def retrieval(
         Path | None, typer.Option("--data", "-d", help="A folder in the BEIR layout.")
     ] = None,
     documents: Documents = None,
-    model: Model = DEFAULT_MODEL,
+    model: ModelNameOption = DEFAULT_MODEL,
     baseline: Baselines = None,
     held_out: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of --documents whose titles ask.")
@@ -203,8 +204,10 @@ def retrieval(
     else:
         collection = from_documents(documents or [], held_out)
         collection.save(out / "collection")
-        print_notice(f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
-            f"in {out / 'collection'}")  # fmt: skip
+        print_notice(
+            f"{len(collection.queries)} titles ask {len(collection.documents)} texts; the set is "
+            f"in {out / 'collection'}"
+        )
     baselines = baseline if baseline is not None else ["bm25", "mean-pooling"]
     _write(evaluate_retrieval(load_model(model), collection, baselines), out, as_json)
 
@@ -218,7 +221,7 @@ def rag(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
-    style: Annotated[str | None, typer.Option(help="free or quote; default the model's.")] = None,
+    style: StyleOption = None,
     margin: MarginOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,
     out: Out = OUT,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,13 @@ class SafeTokenizer:
         Raises:
             InputError: A text holds a lone surrogate.
         """
-        try:
+        with _surrogates_named():
             return self.plain_backend.encode_batch(list(texts), add_special_tokens=True)
-        except TypeError:
-            raise InputError(
-                "a text holds a lone surrogate (\\ud800 to \\udfff), which no Unicode text does: "
-                "decode its bytes with errors='replace'"
-            ) from None
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a plain text that follows another: nothing is added around it."""
-        return self.plain_backend.encode(text, add_special_tokens=False).ids
+        with _surrogates_named():
+            return self.plain_backend.encode(text, add_special_tokens=False).ids
 
     def count_tokens(self, text: str) -> int:
         """How many tokens `encode` makes of a text."""
@@ -122,11 +119,12 @@ class SafeTokenizer:
         # Only the inside of a broken control token is a boundary, so ordinary text is tokenized in
         # one piece.
         encode = self.hf_tokenizer.encode
-        return [
-            token_id
-            for piece in rendered.split(_BREAK)
-            for token_id in encode(piece, add_special_tokens=False)
-        ]
+        with _surrogates_named():
+            return [
+                token_id
+                for piece in rendered.split(_BREAK)
+                for token_id in encode(piece, add_special_tokens=False)
+            ]
 
     def _break_control_tokens(self, value: Any) -> Any:
         """A message, or a part of one, with a break inside every control token in its texts."""
@@ -138,6 +136,18 @@ class SafeTokenizer:
         if isinstance(value, list | tuple):
             return [self._break_control_tokens(part) for part in value]
         return value
+
+
+@contextmanager
+def _surrogates_named() -> Iterator[None]:
+    """Say what is wrong with a text that the tokenizer cannot take."""
+    try:
+        yield
+    except TypeError:
+        raise InputError(
+            "a text holds a lone surrogate (\\ud800 to \\udfff), which no Unicode text does: "
+            "decode its bytes with errors='replace'"
+        ) from None
 
 
 def _control_tokens(tokenizer: Any, template: str) -> dict[str, int]:

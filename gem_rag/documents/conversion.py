@@ -1,6 +1,6 @@
-"""`Converter`: PDF, Word and HTML files to Markdown, in a child process with limits.
+"""`Converter`: converts PDF, Word and HTML files to Markdown in a child process with limits.
 
-A file that hangs, fills memory or crashes its converter costs one file and not the run.
+If a file hangs, fills memory or crashes its converter, only that file is lost, not the run.
 """
 
 from __future__ import annotations
@@ -17,25 +17,34 @@ from types import TracebackType
 from gem_rag.errors import InputError
 
 TIMEOUT = 120.0  # seconds for one file
-LARGEST_FILE = 200_000_000  # bytes
+MAX_FILE_BYTES = 200_000_000  # bytes
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A file's text as Markdown, and the title that its format records, if any."""
+class ConvertedFile:
+    """A converted file.
+
+    Attributes:
+        text: Its text as Markdown.
+        title: The title recorded in the file, or nothing.
+    """
 
     text: str
     title: str
 
 
 class Converter:
-    """Starts the child process with the first file, and again after a file that ended it."""
+    """Converts files; starts its child process for the first one, and again after a crash.
+
+    Args:
+        timeout: Seconds for one file.
+    """
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self._timeout = timeout
         self._process: subprocess.Popen[str] | None = None
 
-    def convert(self, path: Path, file_format: str) -> Converted:
+    def convert(self, path: Path, file_format: str) -> ConvertedFile:
         """Convert one file.
 
         Args:
@@ -47,17 +56,17 @@ class Converter:
         """
         if find_spec("markitdown") is None:
             raise InputError(f"{path} needs a converter: pip install 'gem-rag[files]'")
-        if (size := path.stat().st_size) > LARGEST_FILE:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise InputError(
                 f"{path} has {size >> 20:,} MiB, more than is converted "
-                f"({LARGEST_FILE >> 20} MiB): split it, or leave it out"
+                f"({MAX_FILE_BYTES >> 20} MiB): split it, or leave it out"
             )
-        answer = self._ask({"path": str(path.absolute()), "format": file_format})
+        answer = self._request({"path": str(path.absolute()), "format": file_format})
         if "error" in answer:
             reason = answer["error"]
             remedy = "" if ": " in reason else ": save it again, or leave it out"
             raise InputError(f"{path} cannot be converted ({reason}){remedy}")
-        return Converted(answer["text"], answer["title"])
+        return ConvertedFile(answer["text"], answer["title"])
 
     def close(self) -> None:
         """End the child process."""
@@ -77,8 +86,8 @@ class Converter:
     ) -> None:
         self.close()
 
-    def _ask(self, request: dict[str, str]) -> dict[str, str]:
-        process = self._started()
+    def _request(self, request: dict[str, str]) -> dict[str, str]:
+        process = self._ensure_process()
         assert process.stdin is not None
         assert process.stdout is not None
         expired = threading.Event()
@@ -105,7 +114,7 @@ class Converter:
             return {"error": f"it takes longer than {self._timeout:.0f} s"}
         return {"error": "its converter crashed"}
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _ensure_process(self) -> subprocess.Popen[str]:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gem_rag.documents.conversion_worker"],

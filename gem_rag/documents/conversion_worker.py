@@ -1,7 +1,7 @@
-"""Converts files to Markdown in a process of its own: python -m gem_rag.documents.conversion_worker
+"""The child process of `Converter`: python -m gem_rag.documents.conversion_worker
 
-Reads one JSON object a line, {"path": ..., "format": "pdf" | "docx" | "html"}, and writes one,
-{"text": ..., "title": ...} or {"error": ...}. Limits on memory protect the machine from files that
+Reads one JSON object per line, {"path": ..., "format": "pdf" | "docx" | "html"}, and writes one,
+{"text": ..., "title": ...} or {"error": ...}. A memory limit protects the machine from files that
 grow without bound when they are unpacked.
 """
 
@@ -15,32 +15,31 @@ from pathlib import Path
 from typing import Any
 
 MEMORY_LIMIT = 2 << 30  # bytes of address space
-_LONGEST_TEXT = 50_000_000  # characters
+_MAX_CHARACTERS = 50_000_000  # characters
 _HIDDEN_TAGS = ("script", "style", "noscript", "template", "nav", "svg", "iframe", "form")
 
 
 def main() -> None:
     """Serve requests on standard input until it ends."""
-    limit = MEMORY_LIMIT
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    answers = sys.stdout
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    responses = sys.stdout
     sys.stdout = sys.stderr  # libraries may print
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(json.dumps(_answer(request["path"], request["format"])) + "\n")
-        answers.flush()
+        response = _respond(request["path"], request["format"])
+        print(json.dumps(response), file=responses, flush=True)
 
 
-def _answer(path: str, file_format: str) -> dict[str, Any]:
+def _respond(path: str, file_format: str) -> dict[str, Any]:
     try:
         text, title = _convert(Path(path), file_format)
     except MemoryError:
         return {"error": f"it needs more than {MEMORY_LIMIT >> 30} GiB of memory to be converted"}
     except Exception as error:  # converters raise whatever their libraries do
         return {"error": _reason(error)}
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > _MAX_CHARACTERS:
         return {"error": f"it unpacks to {len(text):,} characters, which is data and not prose"}
-    # Lone surrogates are no Unicode text, and could not be written back.
+    # Lone surrogates cannot be encoded.
     return {"text": text.encode("utf-8", "replace").decode(), "title": title or ""}
 
 
@@ -58,7 +57,7 @@ def _convert(path: Path, file_format: str) -> tuple[str, str | None]:
 
 
 def _visible_html(data: bytes) -> tuple[bytes, str]:
-    """The part of a page that a reader sees, and its title."""
+    """The visible part of a page, and its title."""
     from bs4 import BeautifulSoup
 
     page = BeautifulSoup(data, "lxml")
@@ -88,10 +87,9 @@ def _is_hidden(element: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why a conversion failed, in words; markitdown hides the cause among its attempts."""
+    """Why a conversion failed; markitdown hides the cause among its attempts."""
     attempts = getattr(error, "attempts", None) or ()
-    causes = [attempt.exc_info[1] for attempt in attempts if attempt.exc_info]
-    cause = causes[0] if causes else error
+    cause = next((attempt.exc_info[1] for attempt in attempts if attempt.exc_info), error)
     names = {cls.__name__ for cls in type(cause).__mro__}
     if names & {"PDFPasswordIncorrect", "PDFEncryptionError"}:
         return "it is protected by a password: save it without one"

@@ -15,12 +15,12 @@ class Document:
     """A text with a name.
 
     Attributes:
-        source: Where it comes from; what citations show, unique in an index.
-        text: All of it.
+        source: Where it comes from; shown in citations, unique in an index.
+        text: The whole text.
         title: A line that says what it is about, put before every chunk.
         kind: The markup, which decides where headings are and how the text is split.
-        digest: Of the file that the text was converted from, so that it is not converted again;
-            empty for text that is read as it is.
+        digest: Digest of the file that the text was converted from, so that an unchanged file is
+            not converted again; empty for text that is read as it is.
         file: The source of the file it was read from; empty for documents made in Python.
     """
 
@@ -39,7 +39,7 @@ class Skipped:
     Attributes:
         source: Its name.
         reason: One sentence that says why, and what to do.
-        unreadable: Whether the system would not let it be read, so that nobody knows what is in it.
+        unreadable: Whether the system denied reading it, so that its content is unknown.
     """
 
     source: str
@@ -49,7 +49,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PassedOver:
-    """How many files of each kind that cannot be indexed, by suffix, were in the folders read."""
+    """The files in the folders read that are of kinds which cannot be indexed.
+
+    Attributes:
+        counts: How many of them have each suffix.
+    """
 
     counts: dict[str, int]
 
@@ -59,12 +63,12 @@ class Chunk:
     """A part of a document.
 
     Attributes:
-        source: The document's.
+        source: The document's source.
         title: The document's title and the headings above the chunk; for a chunk that begins inside
-            a table also the table's header.
+            a table, also the table's header.
         start: Its first character in the document's text.
         stop: The character after its last one.
-        text: Its characters.
+        text: The text between them.
     """
 
     source: str
@@ -75,11 +79,11 @@ class Chunk:
 
     @property
     def passage(self) -> str:
-        """What is embedded, and read when answering: the text under its title."""
+        """The title and the text: what is embedded, and read to answer a question."""
         return f"{self.title}\n{self.text}" if self.title else self.text
 
     @cached_property
     def id(self) -> str:
-        """The same for the same passage at the same place of the same source, and only then."""
+        """Identifies the source, the position and the passage together: 32 hexadecimal digits."""
         key = f"{self.source}\0{self.start}\0{self.passage}"
         return hashlib.sha256(key.encode()).hexdigest()[:32]

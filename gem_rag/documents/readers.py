@@ -2,7 +2,7 @@
 
 Text, Markdown and reStructuredText are read as they are; Python files give one document for each
 docstring; PDF, Word and HTML files are converted to Markdown. What cannot be read is reported, and
-the rest goes on.
+reading continues with the rest.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from gem_rag.documents.structure import front_matter_title
 from gem_rag.errors import InputError
 
 MAX_LINE_LENGTH = 1_000_000  # characters; longer lines are data, and would take hours to embed
-LARGEST_TEXT = 100_000_000  # bytes
+MAX_TEXT_BYTES = 100_000_000  # bytes
 _TITLE_LENGTH = 100  # characters
+_TITLE_LINES = 20  # where a title is looked for
+_REPEATED = 3  # a line that occurs this often is a running header
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -39,62 +41,65 @@ _BOMS = {
 _CONVERTED = {".pdf": "pdf", ".docx": "docx", ".html": "html", ".htm": "html"}
 INDEXED_SUFFIXES = (".txt", ".text", ".rst", ".md", ".markdown", ".py", *_CONVERTED)
 _MAGIC = {"pdf": b"%PDF-", "docx": b"PK\x03\x04"}
-_TITLE_MARKS = "#=*-~ \t"
+_TITLE_MARKS = "#=*-~ \t\f"
 
 
 class Reader(Protocol):
-    """Reads one file as documents. Raises InputError saying what is wrong with it."""
+    """Reads one file as documents; raises InputError if it cannot."""
 
     def __call__(self, file: Path, source: str) -> Iterator[Document]: ...
 
 
-Name = Callable[[Path], str]
-Known = Callable[[str], Document | None]
+SourceOf = Callable[[Path], str]
+Lookup = Callable[[str], Document | None]
 
 
 def read_paths(
-    paths: Sequence[Path], base: Path, name: Name | None = None, known: Known | None = None
+    paths: Sequence[Path],
+    base: Path,
+    source_of: SourceOf | None = None,
+    lookup: Lookup | None = None,
 ) -> Iterator[Document | Skipped | PassedOver]:
     """Read files, and all readable files in folders, in order of name.
 
     Args:
-        paths: Files and folders. Hidden files and folders inside folders are passed over.
+        paths: Files and folders. Hidden files and folders inside folders are ignored.
         base: The folder that sources are relative to.
-        name: Gives a file's or folder's source instead.
-        known: Gives a document that was read before by its source; a file that has to be converted
+        source_of: Names the source of a file or folder instead.
+        lookup: Finds a document that was read before, by its source; a file that needs conversion
             is not converted again if its bytes are the same.
 
     Yields:
-        `Document`s; `Skipped` for files and folders that cannot be read; at last `PassedOver`, the
+        `Document`s; `Skipped` for files and folders that cannot be read; finally `PassedOver`, the
         kinds of file that are not indexed, if there were any.
 
     Raises:
         InputError: A path is not there, or a file named outright cannot be read.
     """
-    name_of = name or (lambda path: source_name(path, base))
+    source_of = source_of or (lambda path: source_name(path, base))
     check_paths(paths)
     passed_over: Counter[str] = Counter()
     with Converter() as converter:
-        readers = _readers(converter, known or (lambda source: None))
+        readers = _make_readers(converter, lookup or (lambda source: None))
         for path in paths:
             if path.is_dir():
                 for entry in _walk(path, readers, passed_over):
                     if isinstance(entry, Skipped):
-                        yield Skipped(name_of(Path(entry.source)), entry.reason, entry.unreadable)
+                        yield Skipped(source_of(Path(entry.source)), entry.reason, entry.unreadable)
                     else:
-                        yield from _read_or_skip(entry, name_of(entry), readers)
+                        yield from _read_or_skip(entry, source_of(entry), readers)
             elif path.suffix.lower() not in readers:
                 raise InputError(
                     f"{path} is of no kind that can be indexed: use {', '.join(readers)}"
                 )
             else:
-                yield from _read(path, name_of(path), readers)
+                yield from _read(path, source_of(path), readers)
     if passed_over:
         yield PassedOver(dict(passed_over.most_common()))
 
 
 def check_paths(paths: Sequence[Path]) -> None:
-    """Raise InputError for a path that is not there."""
+    """Raise InputError for a path that does not exist."""
     for path in paths:
         if not path.exists():
             raise InputError(f"there is no file or folder {str(path)!r}: check the path")
@@ -103,7 +108,7 @@ def check_paths(paths: Sequence[Path]) -> None:
 def source_name(path: Path, base: Path) -> str:
     """The path relative to `base`, with forward slashes: the same from any working folder.
 
-    Bytes of a name that are no text are written as escapes.
+    Bytes of a name that are not UTF-8 are escaped.
     """
     relative = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
     return os.fsencode(relative).decode("utf-8", "backslashreplace").replace(os.sep, "/")
@@ -113,7 +118,7 @@ def source_name(path: Path, base: Path) -> str:
 
 
 def _walk(
-    folder: Path, known: dict[str, Reader], passed_over: Counter[str]
+    folder: Path, readers: dict[str, Reader], passed_over: Counter[str]
 ) -> Iterator[Path | Skipped]:
     """Files of known kinds in a folder, and the folders in it that cannot be listed."""
     denied: list[OSError] = []
@@ -126,7 +131,7 @@ def _walk(
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
                 continue
-            if suffix in known:
+            if suffix in readers:
                 yield Path(root, name)
             else:
                 passed_over[suffix or "no suffix"] += 1
@@ -146,7 +151,7 @@ def _read_or_skip(
         yield from _read(file, source, readers)
     except InputError as error:
         unreadable = isinstance(error.__cause__, OSError)
-        yield Skipped(source, printable(str(error)), unreadable)
+        yield Skipped(source, escape_surrogates(str(error)), unreadable)
 
 
 def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]:
@@ -171,14 +176,14 @@ def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]
 
 
 def _check_regular(file: Path) -> None:
-    """Refuse what is no plain file: a pipe would be waited for, and a device never ends."""
+    """Refuse anything but a regular file: reading a pipe blocks, and a device may never end."""
     mode = file.stat().st_mode
     if not stat.S_ISREG(mode):
-        raise InputError(f"{file} is a pipe, a device or a socket and no file: leave it out")
+        raise InputError(f"{file} is a pipe, a device or a socket, not a file: leave it out")
 
 
-def printable(text: str) -> str:
-    """A text without lone surrogates, which cannot be written anywhere."""
+def escape_surrogates(text: str) -> str:
+    """Escape lone surrogates, which cannot be encoded."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -186,13 +191,13 @@ def printable(text: str) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A file's text: UTF-8, or what its byte order mark says.
+    """Read a text file: UTF-8, or the encoding of its byte order mark.
 
     Raises:
         InputError: It is empty, binary, too large, or in another encoding.
     """
-    if file.stat().st_size > LARGEST_TEXT:
-        raise InputError(f"{file} has over {LARGEST_TEXT >> 20} MiB of text: split it")
+    if file.stat().st_size > MAX_TEXT_BYTES:
+        raise InputError(f"{file} has over {MAX_TEXT_BYTES >> 20} MiB of text: split it")
     data = file.read_bytes()
     encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), "utf-8")
     if encoding == "utf-8" and b"\0" in data:
@@ -211,7 +216,7 @@ def read_text(file: Path) -> str:
 def _clean(text: str, file: Path) -> str:
     if not text.strip():
         raise InputError(f"{file} is empty: there is nothing to index")
-    return printable(text.replace("\r\n", "\n"))
+    return escape_surrogates(text.replace("\r\n", "\n"))
 
 
 def _read_plain(file: Path, source: str) -> Iterator[Document]:
@@ -230,13 +235,20 @@ def _read_markdown(file: Path, source: str) -> Iterator[Document]:
 
 
 def find_title(text: str) -> str:
-    """The first line that says something, without heading marks, if it is short enough for a title
-    and does not come back on every page."""
+    """Find a title for a text.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The first line with words that is not repeated on every page (as running headers are),
+        without heading marks; empty if there is none, or if it is too long for a title.
+    """
     lines = [line.strip(_TITLE_MARKS) for line in text.split("\n")]
-    spoken = [line for line in lines if any(map(str.isalnum, line))]
-    often = Counter(re.sub(r"\d+", "0", line) for line in spoken)
-    for line in spoken[:20]:
-        if often[re.sub(r"\d+", "0", line)] < 3:
+    lines = [line for line in lines if any(map(str.isalnum, line))]
+    counts = Counter(re.sub(r"\d+", "0", line) for line in lines)
+    for line in lines[:_TITLE_LINES]:
+        if counts[re.sub(r"\d+", "0", line)] < _REPEATED:
             return line if len(line) <= _TITLE_LENGTH else ""
     return ""
 
@@ -259,11 +271,11 @@ def _read_python(file: Path, source: str) -> Iterator[Document]:
         seen[name] += 1
         if seen[name] > 1:  # overloads and conditional definitions share a name
             name += f"@{seen[name]}"
-        yield Document(name, printable(f"{title}\n{doc.text}"), printable(title))
+        yield Document(name, escape_surrogates(f"{title}\n{doc.text}"), escape_surrogates(title))
 
 
 def _python_source(file: Path) -> str:
-    """A module's source, decoded as Python does it (PEP 263)."""
+    """A module's source, decoded as Python decodes it (PEP 263)."""
     data = file.read_bytes()
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     if encoding.startswith("utf-8"):
@@ -274,7 +286,7 @@ def _python_source(file: Path) -> str:
 # -- converted formats ---------------------------------------------------------------------------
 
 
-def _readers(converter: Converter, known: Known) -> dict[str, Reader]:
+def _make_readers(converter: Converter, lookup: Lookup) -> dict[str, Reader]:
     """The reader of each kind of file, by suffix."""
 
     def read_converted(file: Path, source: str) -> Iterator[Document]:
@@ -282,9 +294,9 @@ def _readers(converter: Converter, known: Known) -> dict[str, Reader]:
         _check_format(file, file_format)
         with file.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        before = known(source)
-        if before is not None and before.digest == digest:
-            yield before
+        previous = lookup(source)
+        if previous is not None and previous.digest == digest:
+            yield previous
             return
         result = converter.convert(file, file_format)
         if not result.text.strip():
@@ -306,14 +318,14 @@ def _readers(converter: Converter, known: Known) -> dict[str, Reader]:
 
 
 def _check_format(file: Path, file_format: str) -> None:
-    """Refuse a file whose content is not what its name says."""
+    """Refuse a file whose content does not match its suffix."""
     with file.open("rb") as handle:
         head = handle.read(4096)
     magic = _MAGIC.get(file_format)
     if magic is not None and magic not in head[:1024]:
         raise InputError(
-            f"{file} is no {file_format.upper()} file, whatever its name: rename it, or leave it "
+            f"{file} is not a {file_format.upper()} file, despite its name: rename it, or leave it "
             "out"
         )
     if magic is None and b"\0" in head and not head.startswith(tuple(_BOMS)):
-        raise InputError(f"{file} is binary, whatever its name: rename it, or leave it out")
+        raise InputError(f"{file} is binary, despite its name: rename it, or leave it out")

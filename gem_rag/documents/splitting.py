@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from gem_rag.documents.document import Chunk, Document
-from gem_rag.documents.structure import Section, Table, parse_structure, sections_of
+from gem_rag.documents.structure import Section, Table, parse_structure, split_sections
 
 TITLE_SEPARATOR = " > "
 _TITLE_SHARE = 3  # a title takes at most one third of a passage's tokens
@@ -63,7 +63,7 @@ class Splitter:
     def split(self, document: Document) -> list[Chunk]:
         """The chunks of a document, in order."""
         structure = parse_structure(document)
-        sections = sections_of(document, structure)
+        sections = split_sections(document, structure)
         return [
             chunk
             for section, start in _join_bare_headings(sections, document.text)

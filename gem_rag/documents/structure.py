@@ -16,12 +16,19 @@ from gem_rag.documents.document import Document
 
 _LINE_END = re.compile(r"\r\n?|\n")
 _RULE = re.compile(r"([=\-*~^\"'#+`:._])\1{2,}[ \t]*")
-_LONGEST_PLAIN_HEADING = 100  # characters
+_MAX_PLAIN_HEADING = 100  # characters
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading: its [start, stop) characters, its level (1 is the highest) and its words."""
+    """A heading.
+
+    Attributes:
+        start: The first character.
+        stop: The character after the last one.
+        level: 1 is the highest.
+        text: Its words, without markup.
+    """
 
     start: int
     stop: int
@@ -31,7 +38,13 @@ class Heading:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its [start, stop) characters, and those of its header, which end at `body`."""
+    """A table.
+
+    Attributes:
+        start: The first character.
+        body: The first character after the header.
+        stop: The character after the last one.
+    """
 
     start: int
     body: int
@@ -40,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What stands under a heading, the heading itself included.
+    """A heading and the text under it.
 
     Attributes:
         start: The first character.
@@ -64,7 +77,7 @@ class Structure:
 
 
 def parse_structure(document: Document) -> Structure:
-    """The headings and tables of a document."""
+    """Parse the headings and tables of a document."""
     if document.kind == "markdown":
         return _parse_markdown(document.text)
     if document.kind == "rst":
@@ -72,8 +85,8 @@ def parse_structure(document: Document) -> Structure:
     return Structure(list(_underlined_lines(document.text)), [])
 
 
-def sections_of(document: Document, structure: Structure) -> list[Section]:
-    """The sections of a document, in order; together they are all of its text."""
+def split_sections(document: Document, structure: Structure) -> list[Section]:
+    """Split a document into its sections, in order; together they cover all of its text."""
     headings, length = structure.headings, len(document.text)
     first = headings[0].start if headings else length
     sections = [Section(0, 0, first, ())] if first else []
@@ -144,7 +157,7 @@ def front_matter_title(text: str) -> str:
 
 
 def _inline_text(token: Any) -> str:
-    """The words of a heading, without marks, targets of links and images."""
+    """The words of a heading, without markup, link targets and images."""
     parts = [
         " " if child.type in ("softbreak", "hardbreak") else child.content
         for child in token.children or ()
@@ -157,7 +170,7 @@ def _inline_text(token: Any) -> str:
 
 
 def _rst_headings(text: str) -> list[Heading]:
-    """Section titles as docutils reads them, at the underlined lines where they stand."""
+    """Section titles as docutils reads them, located at their underlined lines."""
     titles = _rst_titles(text)
     lines = text.split("\n")
     starts = _Lines(text.replace("\r", " ")).starts
@@ -222,7 +235,7 @@ def _underlined_lines(text: str) -> Iterator[Heading]:
         if number and rows[number - 1].strip():
             continue
         if (
-            len(title) <= _LONGEST_PLAIN_HEADING
+            len(title) <= _MAX_PLAIN_HEADING
             and _RULE.fullmatch(rule)
             and abs(len(rule) - len(title)) <= 2
         ):

@@ -16,7 +16,7 @@ from typing import Any
 
 from gem_rag.documents.document import Document
 from gem_rag.documents.readers import read_paths
-from gem_rag.documents.structure import parse_structure, sections_of
+from gem_rag.documents.structure import parse_structure, split_sections
 from gem_rag.errors import InputError
 
 _SHORTEST = 40  # letters of a body
@@ -159,12 +159,12 @@ def is_held_out(source: str, share: float) -> bool:
 
 def _titled_texts(document: Document) -> Iterator[tuple[str, str]]:
     """(heading, text below it), or (title, text) of a document without headings."""
-    sections = [s for s in sections_of(document, parse_structure(document)) if s.path]
+    sections = [s for s in split_sections(document, parse_structure(document)) if s.path]
     if sections:
         titled = [(s.path[-1], document.text[s.body : s.stop]) for s in sections]
     else:
         first, _, body = document.text.strip().partition("\n")
-        title = document.title or first
+        title = (document.title or first).lstrip("# ")  # docstrings' titles are marked
         titled = [(title, body if title in first else document.text)]
     for title, body in titled:
         title = " ".join(title.split())

@@ -83,8 +83,8 @@ class GemEncoder:
         made_with = dict(options or {})
         if instructions:
             made_with["instructions"] = _named(instructions)
-        if gem.overlong != "truncate":
-            made_with["overlong"] = gem.overlong
+        if gem.truncation != "truncate":
+            made_with["overlong"] = gem.truncation
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": f"gem-rag/{self.name}",

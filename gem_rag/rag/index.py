@@ -324,7 +324,7 @@ class Index:
                 self._state = _load(self.folder, self._state.manifest)
             self._state.store.clean()
             indexed = self._state.documents
-            gone = self._gone(documents, roots, list(map(absolute, paths)), skipped)
+            gone = self._find_gone(documents, roots, list(map(absolute, paths)), skipped)
             added = [source for source in documents if source not in indexed]
             changed = {
                 source
@@ -334,8 +334,11 @@ class Index:
             embedded = 0
             if added or changed or gone or roots.recorded() != self._recorded_roots():
                 kept = {source: e for source, e in indexed.items() if source not in gone}
-                new = self._split(documents[source] for source in documents
-                                  if source in changed or source not in indexed)  # fmt: skip
+                new = self._split(
+                    document
+                    for source, document in documents.items()
+                    if source in changed or source not in indexed
+                )
                 if kept or new or gone:
                     embedded = self._commit(kept | new, roots.recorded(), progress)
         unchanged = [s for s in documents if s in indexed and s not in changed]
@@ -357,7 +360,7 @@ class Index:
         entry = self._state.documents.get(source)
         return entry.document if entry else None
 
-    def _gone(
+    def _find_gone(
         self,
         documents: dict[str, Document],
         roots: Roots,
@@ -380,13 +383,17 @@ class Index:
         return {d.source: _Entry(d, splitter.split(d)) for d in documents}
 
     def _commit(self, documents: dict[str, _Entry], roots: dict[str, str], progress: bool) -> int:
-        """Make these the index's documents; returns how many chunks had to be embedded.
+        """Make these the index's documents, or leave the index as it was if the disk fails.
 
-        Raises GemError if the disk is full or fails; the index is then as it was.
+        Returns:
+            How many chunks had to be embedded.
+
+        Raises:
+            GemError: The disk is full or fails.
         """
         chunks = _chunks_by_id(documents)
         new_ids = [id for id in chunks if id not in self._state.chunks]
-        vectors, embedded = self._vectors([chunks[id] for id in new_ids], progress)
+        vectors, embedded = self._embed_chunks([chunks[id] for id in new_ids], progress)
         try:
             self._write(documents, chunks, new_ids, vectors, roots)
         except OSError as error:
@@ -408,7 +415,7 @@ class Index:
         file = self.folder / f"documents-{generation}.jsonl"
         with create_file(file) as handle:
             for entry in documents.values():
-                handle.write(_record(entry))
+                handle.write(_format_record(entry))
         files = old.store.stage(list(chunks), new_ids, vectors, generation)
         manifest = dataclasses.replace(
             old.manifest,
@@ -423,7 +430,7 @@ class Index:
         remove_others(self.folder, "documents-*.jsonl", manifest.files)
         store.clean()
 
-    def _vectors(self, chunks: list[Chunk], progress: bool) -> tuple[FloatArray, int]:
+    def _embed_chunks(self, chunks: list[Chunk], progress: bool) -> tuple[FloatArray, int]:
         """Vectors of new chunks, reused if the same passage was in the index elsewhere; and how
         many were computed."""
         id_of = {chunk.passage: id for id, chunk in self._state.chunks.items()}
@@ -514,8 +521,8 @@ def _read_documents(folder: Path, manifest: Manifest, vectors: bool = True) -> d
     return entries
 
 
-def _record(entry: _Entry) -> bytes:
-    """A line of documents-N.jsonl: the document, and [start, stop, title] of its chunks."""
+def _format_record(entry: _Entry) -> bytes:
+    """A line of documents-N.jsonl: the document, and [start, stop, title] of each chunk."""
     spans = [[chunk.start, chunk.stop, chunk.title] for chunk in entry.chunks]
     record = {**dataclasses.asdict(entry.document), "spans": spans}
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"

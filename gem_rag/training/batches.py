@@ -1,10 +1,8 @@
 """What every process trains on in every step: a function of the recipe, the data and the step.
 
-Nothing depends on what ran before, so a resumed run sees the batches of the unbroken one, and
-many processes share one process's batch. All of them get the same number of passes, which sharded
-training needs.
-
-Knows nothing about models, losses or files.
+Nothing depends on what ran before, so a resumed run sees the batches of an uninterrupted one, and
+several processes split the batch that one process would have. All of them get the same number of
+passes, which sharded training needs.
 """
 
 from __future__ import annotations
@@ -23,17 +21,19 @@ from gem_rag.core.arrays import IntArray
 from gem_rag.core.layout import Layout, Role, Row, plan_batches
 from gem_rag.errors import InputError
 from gem_rag.training import rows
+from gem_rag.training.corpus import Corpus
 from gem_rag.training.recipe import Recipe
 from gem_rag.training.schedule import alpha, raw_share
-from gem_rag.training.sources import Corpus
 
 
 class Pass(NamedTuple):
     """One forward pass of a process.
 
-    layout: rows in place.
-    labels: what each place predicts (`rows.targets`), or None where only vectors are wanted.
-    raw: which rows are plain text, [B] bool.
+    Attributes:
+        layout: The rows.
+        labels: What each position predicts (`rows.next_token_labels`), or None if only vectors are
+            needed.
+        raw: Which rows are plain text, bool [B].
     """
 
     layout: Layout
@@ -45,14 +45,15 @@ class Pass(NamedTuple):
 class Contrast:
     """The contrastive part of a step: every process embeds its share, and compares all vectors.
 
-    passes: of this process's queries, documents and negatives.
-    order: for each row in the passes' order its number among queries, then documents, then
-        negatives.
-    queries: how many of this process's rows are queries; the same in every process.
-    positive: for each query of all processes the column of its document among all documents.
-    same: [queries, documents] bool over all processes: documents that are right too, and must not
-        count as wrong.
-    teacher: vectors of all queries and of their documents by a teacher, or None.
+    Attributes:
+        passes: Of this process's queries, documents and negatives.
+        order: For each row, in the order of the passes, its number among queries, then documents,
+            then negatives.
+        queries: How many of this process's rows are queries; the same in every process.
+        positive: For each query of all processes the column of its document among all documents.
+        same: Documents that are also right and must not count as negatives: bool [queries,
+            documents] over all processes.
+        teacher: Vectors of all queries and of their documents by a teacher, or None.
     """
 
     passes: list[Pass]
@@ -67,11 +68,14 @@ class Contrast:
 class Batch:
     """One step of one process.
 
-    alpha: weight of the contrastive loss.
-    next_token: passes of rows to predict.
-    targets, raw_targets: places that all processes' rows, and their raw rows, predict.
-    contrast: None while alpha is 0.
-    where: names of the rows that all processes train on, for errors.
+    Attributes:
+        step: Its number.
+        alpha: Weight of the contrastive loss.
+        next_token: Passes of rows to predict.
+        targets: Tokens that the rows of all processes predict.
+        raw_targets: Tokens that their raw rows predict.
+        contrast: None while alpha is 0.
+        where: Names of the rows that all processes train on, for errors.
     """
 
     step: int
@@ -87,14 +91,19 @@ class Batch:
         return [*self.next_token, *(self.contrast.passes if self.contrast else ())]
 
 
-class Steps(Dataset[Batch]):
+class StepDataset(Dataset[Batch]):
     """The batches of a run, by step.
 
-    corpora: the data.
-    processes, rank: which share of each batch.
-    places: most positions a row may take; a text rebuilt from its special tokens takes it twice.
+    Args:
+        recipe: The recipe.
+        corpora: The data.
+        processes: How many processes split each batch.
+        rank: Which of them this is.
+        max_positions: The most positions of a row; a text that is reconstructed from its special
+            tokens takes its own twice.
 
-    Raises InputError if a batch cannot be filled or shared.
+    Raises:
+        InputError: A batch cannot be filled or split.
     """
 
     def __init__(
@@ -103,22 +112,29 @@ class Steps(Dataset[Batch]):
         corpora: Sequence[Corpus],
         processes: int = 1,
         rank: int = 0,
-        places: int = sys.maxsize,
+        max_positions: int = sys.maxsize,
     ) -> None:
         plan = recipe.schedule
-        self.recipe, self.processes, self.rank, self.places = recipe, processes, rank, places
-        self.next_token = _Draws("next_token", corpora, plan.batch, recipe)
-        self.contrast = _Draws("contrastive", corpora, plan.contrastive_batch or plan.batch, recipe)
+        self.recipe, self.processes, self.rank = recipe, processes, rank
+        self.max_positions = max_positions
+        self.next_token = _Sampler("next_token", corpora, plan.batch, recipe)
+        self.contrast = _Sampler(
+            "contrastive", corpora, plan.contrastive_batch or plan.batch, recipe
+        )
         for draws in (self.next_token, self.contrast):
-            if draws.wanted and draws.batch % processes:
-                raise InputError(f"a batch of {draws.batch} cannot be shared by {processes} "
-                                 "processes: make it a multiple of them")  # fmt: skip
-
-        read = {c.name for d in (self.next_token, self.contrast) if d.wanted for c in d.corpora}
+            if draws.is_used and draws.batch % processes:
+                raise InputError(
+                    f"a batch of {draws.batch} cannot be shared by {processes} processes: make it "
+                    "a multiple of them"
+                )
+        used = [d for d in (self.next_token, self.contrast) if d.is_used]
+        read = {corpus.name for draws in used for corpus in draws.corpora}
         for corpus in corpora:
             if corpus.name not in read:
-                raise InputError(f"data {corpus.name!r} is of kind {corpus.source.kind}, which no "
-                                 "objective of the recipe reads: leave it out")  # fmt: skip
+                raise InputError(
+                    f"data {corpus.name!r} is of kind {corpus.source.kind}, which no objective of "
+                    "the recipe reads: leave it out"
+                )
 
     def __len__(self) -> int:
         return self.recipe.schedule.steps
@@ -134,7 +150,7 @@ class Steps(Dataset[Batch]):
             made, where = self._next_token_rows(step, raw_only=share == 1)
             targets = sum(len(r.text) - 1 + len(r.suffix) for r in made)
             raw_targets = sum(len(r.text) - 1 for r in made if not r.spans)
-            passes = self._passes(self._dealt(made), labelled=True)[0]
+            passes = self._build_passes(self._deal(made), labeled=True)[0]
         if share > 0:
             contrast, pair_names = self._contrast(step)
             where += pair_names
@@ -153,10 +169,13 @@ class Steps(Dataset[Batch]):
                 row = Row.whole(data["text"], data["suffix"])
             else:
                 rng = self._rng(step, index)
-                row = rows.mixed(data["text"], rng, p_raw, self.recipe.next_token.split)
-            found = rows.fitted(row, self.recipe.k, self.places), f"{corpus.name}:{data['row']}"
-            (spare if raw_only and row.spans else chosen).append(found)
-        # Where only raw rows count, others fill the shares up; they weigh nothing.
+                row = rows.mixed_row(data["text"], rng, p_raw, self.recipe.next_token.split)
+            fitted = (
+                rows.shorten_to_fit(row, self.recipe.k, self.max_positions),
+                f"{corpus.name}:{data['row']}",
+            )
+            (spare if raw_only and row.spans else chosen).append(fitted)
+        # If only raw rows count, others fill up the shares; they weigh nothing.
         chosen += spare[: -len(chosen) % self.processes]
         return [row for row, _ in chosen], [name for _, name in chosen]
 
@@ -175,14 +194,19 @@ class Steps(Dataset[Batch]):
             )]
             for share in shares
         ]  # fmt: skip
-        passes, order = self._passes(dealt, labelled=False)
+        passes, order = self._build_passes(dealt, labeled=False)
         documents = [tuple(row.text) for own, share in zip(dealt, shares, strict=True)
                      for row in own[len(share) :]]  # fmt: skip
         everyone = [example for share in shares for example in share]
         share, width = len(shares[0]), len(documents) // self.processes
         positive = np.concatenate([r * width + np.arange(share) for r in range(self.processes)])
         contrast = Contrast(
-            passes, order, share, positive, _same(everyone, documents, positive), _teacher(everyone)
+            passes,
+            order,
+            share,
+            positive,
+            _equal_documents(everyone, documents, positive),
+            _teacher_vectors(everyone),
         )
         return contrast, [f"{corpus.name}:{data['row']}" for data in taken]
 
@@ -199,30 +223,30 @@ class Steps(Dataset[Batch]):
     def _rng(self, step: int, index: int) -> random.Random:
         return random.Random(f"{self.recipe.seed} {step} {index}")
 
-    # -- sharing and placing -------------------------------------------------------------------
+    # -- splitting and arranging -------------------------------------------------------------------
 
-    def _dealt(self, made: Sequence[Row]) -> list[list[Row]]:
-        """Rows of like length side by side in different processes."""
+    def _deal(self, made: Sequence[Row]) -> list[list[Row]]:
+        """Split rows among processes so that each gets rows of similar length."""
         by_length = sorted(made, key=lambda row: -row.length(self.recipe.k))
         return [by_length[r :: self.processes] for r in range(self.processes)]
 
-    def _passes(self, dealt: list[list[Row]], labelled: bool) -> tuple[list[Pass], list[int]]:
-        """This process's passes, cut where every other process cuts its own."""
+    def _build_passes(self, dealt: list[list[Row]], labeled: bool) -> tuple[list[Pass], list[int]]:
+        """This process's passes, split where every other process splits its own."""
         k, memory = self.recipe.k, self.recipe.memory
         by_length = [sorted(range(len(r)), key=lambda i: -r[i].length(k)) for r in dealt]
         lengths = [
             max(dealt[p][i].length(k) for p, i in enumerate(places))
             for places in zip(*by_length, strict=True)
         ]
-        mine, found, order = dealt[self.rank], [], []
+        mine, passes, order = dealt[self.rank], [], []
         for part in plan_batches(lengths, memory.tokens, memory.padding):
             indices = [by_length[self.rank][i] for i in part]
             chosen = [mine[i] for i in indices]
-            layout = Layout.build(chosen, k, "right" if labelled else "aligned")
-            labels = rows.targets(layout) if labelled else None
-            found.append(Pass(layout, labels, np.array([not row.spans for row in chosen])))
+            layout = Layout.build(chosen, k, "right" if labeled else "aligned")
+            labels = rows.next_token_labels(layout) if labeled else None
+            passes.append(Pass(layout, labels, np.array([not row.spans for row in chosen])))
             order += indices
-        return found, order
+        return passes, order
 
 
 class _Example(NamedTuple):
@@ -232,7 +256,7 @@ class _Example(NamedTuple):
     vectors: tuple[Sequence[float] | None, Sequence[float] | None]
 
 
-class _Draws:
+class _Sampler:
     """Which source, and which of its rows, each step's batch takes: every row once an epoch."""
 
     def __init__(
@@ -244,11 +268,11 @@ class _Draws:
         self.corpora = sorted(
             (c for c in corpora if c.source.kind in kinds), key=lambda corpus: corpus.name
         )
-        self.wanted = wanted = getattr(recipe, objective) is not None
-        if wanted and not self.corpora:
+        self.is_used = getattr(recipe, objective) is not None
+        if self.is_used and not self.corpora:
             raise InputError(f"the recipe has {objective} and no data for it: add data of kind "
                              f"{' or '.join(kinds)}, or leave {objective} out")  # fmt: skip
-        for corpus in self.corpora if wanted else ():
+        for corpus in self.corpora if self.is_used else ():
             if len(corpus.rows) < batch:
                 raise InputError(f"data {corpus.name!r} has {len(corpus.rows)} rows, fewer than a "
                                  f"batch of {batch}: lower schedule.batch")  # fmt: skip
@@ -271,7 +295,7 @@ class _Draws:
         return corpus, self._order[source][1][place * self.batch : (place + 1) * self.batch]
 
 
-def _same(
+def _equal_documents(
     queries: Sequence[_Example], documents: Sequence[tuple[int, ...]], positive: IntArray
 ) -> npt.NDArray[np.bool_]:
     """Documents equal to the query's own, or to another answer to the same query, wherever they
@@ -290,7 +314,7 @@ def _same(
     return same
 
 
-def _teacher(
+def _teacher_vectors(
     examples: Sequence[_Example],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
     if any(e.vectors[0] is None or e.vectors[1] is None for e in examples):
@@ -299,8 +323,8 @@ def _teacher(
     return queries, documents
 
 
-def padding(passes: Sequence[Pass]) -> tuple[int, int]:
-    """(tokens, places) of passes: what is not a token is padding."""
+def count_positions(passes: Sequence[Pass]) -> tuple[int, int]:
+    """(tokens, positions) of passes; positions without a token are padding."""
     places = sum(p.layout.ids.size for p in passes)
     padded = sum(int((p.layout.tokens.role == Role.PAD).sum()) for p in passes)
     return places - padded, places

@@ -1,7 +1,4 @@
-"""Losses of GEM training.
-
-Knows nothing about models, data or the training loop.
-"""
+"""Losses of GEM training."""
 
 from __future__ import annotations
 
@@ -40,13 +37,17 @@ def info_nce(
     positive: Tensor | None = None,
     same: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss with the batch's other documents as negatives; a scalar.
+    """Contrastive loss with the batch's other documents as negatives (paper section 4).
 
-    queries: unit vectors [n, dim].
-    documents: unit vectors [m, dim].
-    scale: factor on cosine similarities.
-    positive: column of each query's document, [n]; default document i for query i.
-    same: [n, m] bool, documents that are no negatives of a query; default none.
+    Args:
+        queries: Unit vectors [n, dim].
+        documents: Unit vectors [m, dim].
+        scale: Factor on cosine similarities.
+        positive: Column of each query's document, int64 [n]; default document i for query i.
+        same: Documents that are no negatives of a query, bool [n, m]; default none.
+
+    Returns:
+        A scalar, in nats.
     """
     logits = scale * queries @ documents.T
     if same is not None:
@@ -62,31 +63,44 @@ def matryoshka(
     documents: Tensor,
     dims: Sequence[int],
 ) -> Tensor:
-    """Mean of a loss of vectors over their first `dims` numbers and all of them (arXiv 2205.13147).
+    """Mean of a loss over full vectors and shortened ones (arXiv 2205.13147).
 
-    queries, documents: unit vectors [n, dim], [m, dim]; cut ones are normalised again.
+    Args:
+        loss: Of unit vectors of queries and documents.
+        queries: Unit vectors [n, dim].
+        documents: Unit vectors [m, dim].
+        dims: Lengths to shorten to; shortened vectors are normalized again.
+
+    Returns:
+        A scalar.
     """
     losses = [loss(queries, documents)]
     for dim in dims:
-        cut = (F.normalize(vectors[:, :dim], dim=-1) for vectors in (queries, documents))
-        losses.append(loss(*cut))
+        shortened = (F.normalize(vectors[:, :dim], dim=-1) for vectors in (queries, documents))
+        losses.append(loss(*shortened))
     return torch.stack(losses).mean()
 
 
 def teacher_loss(
     queries: Tensor, documents: Tensor, teacher: tuple[Tensor, Tensor], scale: Tensor
 ) -> Tensor:
-    """KL divergence from a teacher's similarities within a batch to our own; a scalar.
+    """KL divergence from a teacher's similarities within a batch to the model's.
 
-    queries, documents: unit vectors [n, dim]; document i belongs to query i.
-    teacher: vectors of the same texts by the teacher, of any dimension: only who is near whom is
-        learned.
+    Args:
+        queries: Unit vectors [n, dim].
+        documents: Unit vectors [n, dim]; document i belongs to query i.
+        teacher: The teacher's vectors of the same texts, of any dimension: only similarities are
+            learned.
+        scale: Factor on cosine similarities.
+
+    Returns:
+        A scalar, in nats.
     """
-    wanted = F.normalize(teacher[0], dim=-1) @ F.normalize(teacher[1], dim=-1).T
+    target = F.normalize(teacher[0], dim=-1) @ F.normalize(teacher[1], dim=-1).T
     scale = scale.detach()  # or the loss would vanish by making both flat
     return F.kl_div(
         (scale * queries @ documents.T).log_softmax(-1),
-        (scale * wanted).log_softmax(-1),
+        (scale * target).log_softmax(-1),
         reduction="batchmean",
         log_target=True,
     )
@@ -95,21 +109,29 @@ def teacher_loss(
 def next_token_loss(
     hidden: Tensor, head: nn.Module, targets: Tensor, reduction: str = "mean"
 ) -> Tensor:
-    """Language-modelling loss, a scalar, in nats per predicted token (or their sum).
+    """Language-modeling loss.
 
-    hidden: last-layer outputs [B, T, hidden].
-    head: the model's language-modelling head.
-    targets: what each place predicts, [B, T]; -100 for nothing (see `rows.targets`).
+    Args:
+        hidden: Last-layer outputs [B, T, hidden].
+        head: The model's language-modeling head.
+        targets: What each position predicts, int64 [B, T]; -100 for nothing (see
+            `rows.next_token_labels`).
+        reduction: "mean" or "sum" over predicted tokens.
+
+    Returns:
+        A scalar, in nats.
     """
     predicts = targets != IGNORED
-    # Only the places that predict go through the head: its output is the largest tensor there is.
+    # Only positions that predict go through the head: its output is the largest tensor there is.
     return F.cross_entropy(head(hidden[predicts]).float(), targets[predicts], reduction=reduction)
 
 
 def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
-    """Sum over places of the KL divergence from a base's predictions to the model's, in nats.
+    """Sum over positions of the KL divergence from a base's predictions to the model's, in nats.
 
-    logits, base_logits: [places, vocabulary].
+    Args:
+        logits: [positions, vocabulary].
+        base_logits: [positions, vocabulary].
     """
     return F.kl_div(
         logits.float().log_softmax(-1),

@@ -1,12 +1,11 @@
-"""Recipes: what to train on, with which objectives, for how long; YAML to checked dataclasses.
+"""Recipes: what to train on, with which objectives, for how long; YAML to validated dataclasses.
 
-Every number of a run stands in its recipe, so that a recipe and its data give the same model.
-
-Knows nothing about torch, files of text or models.
+Every number of a run is in its recipe, so a recipe and its data always give the same model.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -19,7 +18,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from gem_rag._utils.suggestions import did_you_mean
+from gem_rag._utils.deprecation import warn_renamed
+from gem_rag._utils.suggestions import check_known, did_you_mean
 from gem_rag.core.config import MAX_K, Pooling, Scope, check_prompts
 from gem_rag.core.truncation import Truncation
 from gem_rag.errors import InputError
@@ -30,7 +30,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LearningRate = PositiveFloat
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,29 +43,46 @@ _Loader.add_implicit_resolver(
 )
 
 
-# The columns that each kind of source has, and those it may have.
+# The columns that each kind of source must have, and those it may have.
 COLUMNS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ("vector",)),
     "pairs": (("query", "document"), ("negatives", "query_vector", "document_vector")),
     "summary": (("text", "summary"), ()),
     "prompt": (("prompt", "answer"), ()),
 }
-# Fields of transformers' TrainingArguments that the recipe has a place of its own for.
-_OWNED = {
+# A teacher's vectors, by the columns of texts they are of.
+TEACHER_COLUMNS: dict[Kind, dict[str, str]] = {
+    "text": {"text": "vector"},
+    "pairs": {"query": "query_vector", "document": "document_vector"},
+}
+# Fields of transformers' TrainingArguments that have a key of the recipe.
+_RECIPE_KEY = {
     "output_dir": "--out",
     "max_steps": "schedule.steps",
     "num_train_epochs": "schedule.steps",
     "per_device_train_batch_size": "schedule.batch (over all processes)",
     "gradient_accumulation_steps": "memory.gradient_caching, which bounds memory for any batch",
-    "learning_rate": "schedule.rate",
+    "learning_rate": "schedule.learning_rate",
     "lr_scheduler_type": "schedule",
-    "warmup_steps": "schedule.warmup",
+    "warmup_steps": "schedule.warmup_steps",
     "seed": "seed",
 }
 
 
+# Keys that have other names since 0.1; the old ones work until 0.2.
+_RENAMED: dict[str, dict[str, str]] = {
+    "schedule": {
+        "rate": "learning_rate",
+        "contrastive_rate": "contrastive_learning_rate",
+        "warmup": "warmup_steps",
+        "floor": "min_lr_ratio",
+    },
+    "data": {"overlong": "truncation"},
+}
+
+
 class _Part:
-    """What all parts of a recipe share: unknown keys are errors."""
+    """Base of all parts of a recipe: unknown keys are errors."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -73,23 +91,26 @@ class _Part:
 class Source(_Part):
     """One data set.
 
-    path: a JSONL or Parquet file, a folder of documents, or a name on the hub; `--data` gives it.
-    kind: "text" (next-token rows; contrast by token dropout), "pairs" (contrast, with the
-        batch's other documents and `negatives` hard ones per row as negatives), "summary" (text,
-        special tokens, summary) or "prompt" (prompt, special tokens, answer).
-    columns: the file's names of the columns that the kind needs, where they differ.
-    negatives: how many hard negatives of each row are used.
-    weight: how often batches come from here, beside the other sources' weights.
-    overlong: what happens to texts beyond the maximal length; "windows" cuts texts in pieces.
-    subset, split: of a data set on the hub.
+    Attributes:
+        path: A JSONL or Parquet file, a folder of documents, or a data set's name on the hub;
+            `--data` sets it.
+        kind: "text" (next-token rows; contrast by token dropout), "pairs" (contrast; negatives are
+            the batch's other documents and `negatives` hard ones for each row), "summary" (text,
+            special tokens, summary) or "prompt" (prompt, special tokens, answer).
+        columns: The file's names of the columns that the kind needs, where they differ.
+        negatives: How many hard negatives of each row are used.
+        weight: How often batches come from this source, relative to the other sources.
+        truncation: What happens to texts beyond the maximum length; "windows" splits them.
+        subset: Of a data set on the hub.
+        split: Of a data set on the hub.
     """
 
     path: str | None = None
     kind: Kind = "text"
     columns: dict[str, str] = field(default_factory=dict)
     negatives: Count = 0
-    weight: Rate = 1.0
-    overlong: Truncation = "truncate"
+    weight: PositiveFloat = 1.0
+    truncation: Truncation = "truncate"
     subset: str | None = None
     split: str = "train"
 
@@ -101,18 +122,19 @@ class Source(_Part):
                                  f"{did_you_mean(name, needed + possible)}")  # fmt: skip
         if self.negatives and self.kind != "pairs":
             raise InputError(f"only data of kind pairs has negatives, not {self.kind}")
-        if self.overlong == "windows" and self.kind != "text":
-            raise InputError(f"overlong: windows is for data of kind text, not {self.kind}")
+        if self.truncation == "windows" and self.kind != "text":
+            raise InputError(f"truncation: windows is for data of kind text, not {self.kind}")
 
 
 @dataclass(frozen=True)
 class NextToken(_Part):
     """Mixed next-token prediction (paper section 4).
 
-    raw: share of rows that stay raw text (the paper's p).
-    split: of the others, how many are split at random; the rest are reconstructed.
-    distill: weight of the KL divergence from the frozen base's predictions on raw rows. It also
-        counts while the contrastive loss alone trains, which is when generation drifts.
+    Attributes:
+        raw: Share of rows that stay raw text (the paper's p).
+        split: Share of the others that are split at random; the rest are reconstructed.
+        distill: Weight of the KL divergence from the frozen base's predictions on raw rows. It also
+            applies while only the contrastive loss trains, which is when generation drifts.
     """
 
     raw: Share = 0.8
@@ -124,12 +146,13 @@ class NextToken(_Part):
 class Contrastive(_Part):
     """InfoNCE (paper section 4).
 
-    drop: share of a text's tokens left out in its positive, for data of kind text.
-    dims: Matryoshka dimensions (arXiv 2205.13147): the loss is the mean over vectors cut to
-        these and the whole ones.
-    teacher: a sentence-transformers model whose similarities within a batch are learned;
-        or "columns" to read its vectors from the data.
-    teacher_weight: of that loss, beside InfoNCE's 1.
+    Attributes:
+        drop: Share of a text's tokens that its positive lacks, for data of kind text.
+        dims: Matryoshka dimensions (arXiv 2205.13147): the loss is the mean over vectors shortened
+            to these and the full ones.
+        teacher: A sentence-transformers model whose similarities within a batch are learned, or
+            "columns" to read its vectors from the data.
+        teacher_weight: Weight of that loss, relative to InfoNCE's 1.
     """
 
     drop: Share = 0.1
@@ -142,58 +165,67 @@ class Contrastive(_Part):
 class Adapter(_Part):
     """Low-rank adapters, for the scopes lora and special.
 
-    rank, alpha: alpha defaults to twice the rank.
-    targets: last names of the linear layers that get one ("q_proj", ...); default all below the
-        head. In the scope special, routers of mixture-of-experts models take flattened tokens and
-        must be left out.
-    dropout: in the scope lora.
+    Attributes:
+        rank: Inner dimension.
+        alpha: Updates are scaled by alpha / rank; default twice the rank.
+        targets: Last names of the linear layers that get one ("q_proj", ...); default all below the
+            head. In the scope special, routers of mixture-of-experts models, which take flattened
+            tokens, must be left out.
+        dropout: In the scope lora.
     """
 
     rank: Positive = 16
-    alpha: Rate | None = None
+    alpha: PositiveFloat | None = None
     targets: tuple[str, ...] = ()
     dropout: Share = 0.0
 
     @property
-    def strength(self) -> float:
+    def effective_alpha(self) -> float:
         """alpha, or its default."""
         return self.alpha or 2.0 * self.rank
 
 
 @dataclass(frozen=True)
 class Schedule(_Part):
-    """Steps and rates. All counts of steps shrink together with `Recipe.scaled`.
+    """Steps, batch sizes and learning rates; `Recipe.scaled` shrinks all counts of steps together.
 
-    batch: rows in a step, over all processes.
-    contrastive_batch: pairs in a contrastive step; default `batch`.
-    rate, contrastive_rate: learning rates of the two phases; in between they mix as the losses do.
-    adapt: steps at the beginning in which every row is raw (plain training on the domain's text).
-    contrastive_from: step at which the contrastive loss sets in (the paper's alpha leaves 0).
-    ramp: steps until it has replaced the next-token loss (alpha is 1); 0 is at once.
-    warmup: steps of linear warm-up of the rate; it then falls by a cosine, to `floor` of itself.
+    Attributes:
+        steps: Optimizer steps.
+        batch: Rows in a step, over all processes.
+        contrastive_batch: Pairs in a contrastive step; default `batch`.
+        learning_rate: Of the next-token phase.
+        contrastive_learning_rate: Of the contrastive phase, default the same; in between the two
+            mix as the losses do.
+        adapt: Steps at the beginning in which every row is raw (plain training on the domain's
+            text).
+        contrastive_from: Step at which the contrastive loss sets in (the paper's alpha leaves 0).
+        ramp: Steps until it has replaced the next-token loss (alpha is 1); 0 is at once.
+        warmup_steps: Steps of linear warm-up of the learning rate, which then decays by a cosine.
+        min_lr_ratio: The share of the learning rate that it decays to.
     """
 
     steps: Positive = 1000
     batch: Positive = 32
     contrastive_batch: Positive | None = None
-    rate: Rate = 1e-4
-    contrastive_rate: Rate | None = None
+    learning_rate: LearningRate = 1e-4
+    contrastive_learning_rate: LearningRate | None = None
     adapt: Count = 0
     contrastive_from: Count = 100
     ramp: Count = 0
-    warmup: Count = 0
-    floor: Share = 0.0
+    warmup_steps: Count = 0
+    min_lr_ratio: Share = 0.0
 
 
 @dataclass(frozen=True)
 class Memory(_Part):
-    """How a batch is cut up to fit.
+    """How a batch is split to fit into memory.
 
-    tokens: most places in one forward pass of one process.
-    padding: largest share of them that may be padding; rows of like length go together. With many
-        processes it holds for the longest of each process's rows.
-    gradient_caching: keep no activations but one pass's, and compute each pass twice. The batch
-        is then bound by time, not by memory (arXiv 2101.06983).
+    Attributes:
+        tokens: The most positions in one forward pass of one process.
+        padding: The largest share of them that may be padding; rows of similar length go together.
+            With many processes it applies to the longest of each process's rows.
+        gradient_caching: Keep only one pass's activations, and compute each pass twice. The batch
+            is then limited by time, not by memory (arXiv 2101.06983).
     """
 
     tokens: Positive = 16384
@@ -205,8 +237,10 @@ class Memory(_Part):
 class Evaluation(_Part):
     """What the report measures on.
 
-    held_out: share of each source's rows kept out of training, at most `at_most`.
-    data: sources to measure on instead; nothing is then held out of the training data.
+    Attributes:
+        held_out: Share of each source's rows that is kept out of training.
+        at_most: The most rows to measure on.
+        data: Sources to measure on instead; nothing is then held out of the training data.
     """
 
     held_out: Share = 0.05
@@ -218,12 +252,18 @@ class Evaluation(_Part):
 class Recipe(_Part):
     """A whole training run; see the parts.
 
-    scope: which weights move: "full", "lora" or "special".
-    prompts: put before queries and documents of pairs, and kept in the checkpoint.
-    max_length: most tokens of a text; query_length: of a query, default the same.
-    special_tokens: "new" starts them anew, "continue" goes on from those the model has.
-    save_dtype: of the saved weights; "auto" is the base model's own.
-    trainer: further fields of transformers' TrainingArguments (bf16, save_steps, fsdp, ...).
+    Attributes:
+        data: Sources by name.
+        scope: Which weights move: "full", "lora" or "special".
+        k: Special tokens in an embedding.
+        pooling: How their outputs become one vector.
+        prompts: Put before queries and documents of pairs, and kept in the checkpoint.
+        max_length: The most tokens of a text.
+        query_length: The most tokens of a query; default `max_length`.
+        special_tokens: "new" initializes them, "continue" starts from those the model has.
+        seed: Of everything that is drawn.
+        save_dtype: Of the saved weights; "auto" is the base model's own.
+        trainer: Further fields of transformers' TrainingArguments (bf16, save_steps, fsdp, ...).
     """
 
     data: dict[str, Source] = field(default_factory=dict)
@@ -252,7 +292,7 @@ class Recipe(_Part):
         if self.next_token and self.contrastive and plan.contrastive_from >= plan.steps:
             raise InputError(f"schedule.contrastive_from is {plan.contrastive_from}, and steps is "
                              f"{plan.steps}: the contrastive loss would never train")  # fmt: skip
-        for name, place in _OWNED.items():
+        for name, place in _RECIPE_KEY.items():
             if name in self.trainer:
                 raise InputError(f"trainer.{name} cannot be set: use {place}")
 
@@ -261,16 +301,15 @@ class Recipe(_Part):
         return dict(json.loads(json.dumps(dataclasses.asdict(self), default=str)))
 
     def hash(self) -> str:
-        """16 hexadecimal digits that name every setting."""
-        state = json.dumps(self.state(), sort_keys=True)
-        return hashlib.sha256(state.encode()).hexdigest()[:16]
+        """16 hexadecimal digits that identify every setting."""
+        return hash_state(self.state())
 
     def scaled(self, steps: int) -> Recipe:
         """The same run in other steps: warm-up, phases and saves keep their shares."""
         factor = steps / self.schedule.steps
         counts = {
             name: round(getattr(self.schedule, name) * factor)
-            for name in ("adapt", "contrastive_from", "ramp", "warmup")
+            for name in ("adapt", "contrastive_from", "ramp", "warmup_steps")
         }
         counts["contrastive_from"] = min(counts["contrastive_from"], steps - 1)
         schedule = dataclasses.replace(self.schedule, steps=steps, **counts)
@@ -292,8 +331,8 @@ class Recipe(_Part):
                 name, path = next(iter(data)), given
             if not path or name not in data:
                 raise InputError(
-                    f"--data {given!r} names no source of the recipe{did_you_mean(name, data)}: give "
-                    f"NAME=PATH with a NAME among {', '.join(data)}"
+                    f"--data {given!r} names no source of the recipe{did_you_mean(name, data)}: "
+                    f"give NAME=PATH with a NAME among {', '.join(data)}"
                 )
             data[name] = dataclasses.replace(data[name], path=path)
         for name, source in self.evaluation.data.items():
@@ -312,17 +351,24 @@ class Recipe(_Part):
 def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe by the name of a bundled one, or from a YAML file.
 
-    changes: dotted keys with values that take the place of the file's ("schedule.rate": 1e-3).
+    Args:
+        name: A bundled recipe's name, or a YAML file.
+        changes: Values that replace the file's, by dotted key ("schedule.learning_rate": 1e-3).
 
-    Raises InputError naming the key, and the nearest right one, if anything in it is wrong.
+    Raises:
+        InputError: Something in it is wrong; the message names the key, and the closest valid one.
     """
     path = Path(name)
     if path.parent == Path() and not path.suffix:
         path = RECIPES / f"{name}.yaml"
         known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-        if not path.exists():
-            raise InputError(f"there is no recipe {str(name)!r}{did_you_mean(str(name), known)}: give a "
-                             f"YAML file, or one of {', '.join(known)}")  # fmt: skip
+        if not path.exists():  # which also says what it may be called
+            check_known(
+                [str(name)],
+                known,
+                "there is no recipe",
+                f": give a YAML file, or one of {', '.join(known)}",
+            )
     try:
         state = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -331,24 +377,65 @@ def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
         raise InputError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(state, dict):
         raise InputError(f"recipe {path} must hold keys and values")
+    state = upgrade_keys(state, f"recipe {path}")
     for key, value in (changes or {}).items():
-        _set(state, key, value)
+        _set(state, _upgrade_dotted(key), value)
     return from_state(state, f"recipe {path}")
 
 
 def from_state(state: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe from plain values, checked; errors as in `read_recipe`."""
+    """A validated recipe from plain values; raises what `read_recipe` raises."""
     try:
-        return TypeAdapter(Recipe).validate_python(state)
+        return TypeAdapter(Recipe).validate_python(upgrade_keys(state, where))
     except ValidationError as error:
         raise InputError(f"{where}: {_sentence(error)}") from None
+
+
+def hash_state(state: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that identify a recipe's values."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def upgrade_keys(state: Mapping[str, Any], where: str, warn: bool = True) -> dict[str, Any]:
+    """A copy of a recipe's values with old keys under their new names.
+
+    Raises:
+        InputError: A key is there under both names.
+    """
+    upgraded: dict[str, Any] = copy.deepcopy(dict(state))
+    evaluation = upgraded.get("evaluation")
+    places: list[tuple[str, Any]] = [("schedule", upgraded.get("schedule"))]
+    for sources in (upgraded.get("data"), evaluation and evaluation.get("data")):
+        if isinstance(sources, dict):
+            places += [("data", source) for source in sources.values()]
+    for part, values in places:
+        for old, new in _RENAMED[part].items():
+            if not isinstance(values, dict) or old not in values:
+                continue
+            if new in values:
+                raise InputError(f"{where}: {old} is now called {new}: give one of them")
+            if warn:
+                warn_renamed(f"the recipe's key {part}.{old}", f"{part}.{new}", stacklevel=4)
+            values[new] = values.pop(old)
+    return upgraded
+
+
+def _upgrade_dotted(key: str) -> str:
+    """A dotted key of a change under its new name."""
+    *parents, last = key.split(".")
+    part = "data" if "data" in parents else parents[0] if parents else ""
+    new = _RENAMED.get(part, {}).get(last)
+    if new is None:
+        return key
+    warn_renamed(f"the recipe's key {part}.{last}", f"{part}.{new}", stacklevel=4)
+    return ".".join([*parents, new])
 
 
 def parse_change(text: str) -> tuple[str, Any]:
     """KEY=VALUE, the value as YAML reads it. Raises InputError without a `=`."""
     key, found, value = text.partition("=")
     if not found:
-        raise InputError(f"--set {text!r} is not KEY=VALUE, like schedule.rate=1e-4")
+        raise InputError(f"--set {text!r} is not KEY=VALUE, like schedule.learning_rate=1e-4")
     try:
         return key, yaml.load(value, _Loader)
     except yaml.YAMLError as error:

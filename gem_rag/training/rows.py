@@ -1,9 +1,7 @@
 """Texts to the rows that GEM's next-token objectives train on (paper section 4).
 
-A row says what stands where; `targets` says which token each place must predict. Special tokens
-are never targets, every other token is.
-
-Knows nothing about models, losses or where texts come from.
+`next_token_labels` says which token each position of a layout must predict. Special tokens are
+never predicted, every other token is.
 """
 
 from __future__ import annotations
@@ -16,62 +14,68 @@ import numpy as np
 from gem_rag.core.arrays import IntArray
 from gem_rag.core.layout import Layout, Role, Row
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
+IGNORED = -100  # the label that torch's cross entropy ignores
 
 
-def raw(text: Sequence[int]) -> Row:
+def raw_row(text: Sequence[int]) -> Row:
     """Plain language modelling: no special tokens."""
     return Row(text, ())
 
 
-def random_split(text: Sequence[int], rng: random.Random) -> Row:
-    """The special tokens at a random place: what follows sees the beginning through them only.
+def random_split_row(text: Sequence[int], rng: random.Random) -> Row:
+    """Special tokens at a random place: what follows sees the beginning only through them.
 
-    Raises ValueError for a text of fewer than two tokens.
+    Raises:
+        ValueError: The text has fewer than two tokens.
     """
     cut = rng.randrange(1, len(text))
     return Row.whole(text[:cut], text[cut:])
 
 
-def reconstruction(text: Sequence[int]) -> Row:
-    """The text, the special tokens, and the same text again, to be told from them."""
+def reconstruction_row(text: Sequence[int]) -> Row:
+    """The text, the special tokens, and the same text again, to be reconstructed from them."""
     return Row.whole(text, text)
 
 
-def mixed(text: Sequence[int], rng: random.Random, p_raw: float, p_split: float = 0.5) -> Row:
+def mixed_row(text: Sequence[int], rng: random.Random, p_raw: float, p_split: float = 0.5) -> Row:
     """A row of the paper's mixed objective.
 
-    p_raw: probability that the text stays raw (the paper's p).
-    p_split: of the others, how many are split at random; the rest are reconstructed.
+    Args:
+        text: Token ids.
+        rng: What is random.
+        p_raw: Probability that the text stays raw (the paper's p).
+        p_split: Probability that one of the others is split at random; the rest is reconstructed.
     """
     if len(text) < 2 or rng.random() < p_raw:
-        return raw(text)
-    return random_split(text, rng) if rng.random() < p_split else reconstruction(text)
+        return raw_row(text)
+    if rng.random() < p_split:
+        return random_split_row(text, rng)
+    return reconstruction_row(text)
 
 
-def fitted(row: Row, k: int, places: int) -> Row:
-    """The row, text and suffix cut short where it would take more places than the model has."""
-    if row.length(k) <= places:
+def shorten_to_fit(row: Row, k: int, max_positions: int) -> Row:
+    """The row, its text and suffix shortened if it takes more positions than the model has."""
+    if row.length(k) <= max_positions:
         return row
-    room = places - k
+    room = max_positions - k
     suffix = row.suffix[: max(room // 2, room - len(row.text))]
     return Row.whole(row.text[: room - len(suffix)], suffix)
 
 
 def drop_tokens(text: Sequence[int], rng: random.Random, rate: float) -> list[int]:
-    """The positive of the contrastive objective: the text without some of its tokens.
+    """The positive of the contrastive objective: the text without a random share of its tokens.
 
-    At least one token stays.
+    At least one token is kept.
     """
     kept = [token for token in text if rng.random() >= rate]
     return kept or [text[rng.randrange(len(text))]]
 
 
-def targets(layout: Layout) -> IntArray:
-    """What each place predicts: a token id, or -100 for nothing; the layout's shape.
+def next_token_labels(layout: Layout) -> IntArray:
+    """What each position predicts: a token id, or -100 for nothing; int64 of the layout's shape.
 
-    A text token predicts the next of its text, a suffix token the next of its suffix, and the
-    last special token the first of the suffix.
+    A text token predicts the next one of its text, a suffix token the next one of its suffix, and
+    the last special token the first one of the suffix.
     """
     labels = np.full_like(layout.ids, IGNORED)
     tokens = layout.tokens

@@ -1,10 +1,8 @@
 """A training run from a recipe to a checkpoint and a report; resumable.
 
-    OUT          the trained model, an ordinary folder, there when the run has ended
-    OUT/report   what it gained and what it cost
-    OUT.run      the run's state: run.json (recipe and data hashes), checkpoint-N, logs
-
-Knows nothing about the command line.
+OUT          the trained model, an ordinary folder, there when the run has ended
+OUT/report   what it gained and what it cost
+OUT.run      the run's state: run.json (recipe and data hashes), checkpoint-N, logs
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -37,10 +34,11 @@ from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from gem_rag.core.encoder import max_text_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
-from gem_rag.training.batches import Steps
-from gem_rag.training.recipe import Recipe
+from gem_rag.training.batches import StepDataset
+from gem_rag.training.corpus import Corpus
+from gem_rag.training.data import load_data
+from gem_rag.training.recipe import Recipe, hash_state, upgrade_keys
 from gem_rag.training.scopes import prepare, trained_state
-from gem_rag.training.sources import Corpus, load_data
 from gem_rag.training.trainer import GemTrainer, latest_checkpoint
 from gem_rag.training.training_model import TrainingModel
 from gem_rag.training.training_report import Cost, Report, make_report
@@ -62,17 +60,24 @@ def train(
     report: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Report | None:
-    """Train, save and measure; on many processes (torchrun) each calls this.
+    """Train, save and measure; with several processes (torchrun), each calls this.
 
-    recipe: with its data's paths.
-    model: the model to start from, by bundled name, folder or hub name.
-    out: where the trained model goes; must not exist.
-    resume: go on from the last state of the same run.
-    report: measure before and after, and write the report; returned by the main process.
-    callbacks: transformers' callbacks, to watch.
+    Args:
+        recipe: The recipe, with the paths of its data.
+        model: The model to start from: a bundled name, a folder or a hub name.
+        out: Where the trained model goes; must not exist.
+        resume: Continue from the last saved state of the same run.
+        progress: Whether to show progress bars.
+        report: Measure before and after, and write the report.
+        callbacks: transformers' callbacks.
 
-    Raises InputError for what cannot be trained on, InterruptedRunError when a signal ended the
-    run, and GemError if the loss is not a number or the disk is full. The last saved state stays.
+    Returns:
+        The report, in the main process.
+
+    Raises:
+        InputError: Something cannot be trained on.
+        InterruptedRunError: A signal ended the run; its state is saved.
+        GemError: The loss is not a number, or the disk is full; the last saved state stays.
     """
     (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
     base = open_checkpoint(model)
@@ -81,17 +86,21 @@ def train(
     state = out.with_name(out.name + ".run")
     arguments = _arguments(recipe, state)
     longest = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
-    recipe = _fitting(recipe, base.name, longest)
-    encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base.path))
+    recipe = _limit_length(recipe, base.name, longest)
+    tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():
-        corpora, measured = load_data(recipe, encoder)
+        corpora, measured = load_data(recipe, tokenizer)
     record = _record(recipe, base, corpora)
     if arguments.process_index == 0:
         _check_state(state, record, resume)
     last = latest_checkpoint(state) if resume else None
     set_seed(recipe.seed)
-    steps = Steps(
-        recipe, corpora, arguments.world_size, arguments.process_index, places=longest + recipe.k
+    steps = StepDataset(
+        recipe,
+        corpora,
+        arguments.world_size,
+        arguments.process_index,
+        max_positions=longest + recipe.k,
     )
     trainer = GemTrainer(
         TrainingModel(prepare(recipe, base), recipe), arguments, steps, callbacks, progress
@@ -113,16 +122,16 @@ def train(
 
 
 def save_trained(recipe: Recipe, base: Checkpoint, state: Path, out: Path) -> Checkpoint:
-    """Make a checkpoint of a run's last state, which holds the weights that trained only."""
+    """Make a checkpoint of a run's last state, which has only the weights that trained."""
     last = latest_checkpoint(state)
     assert last is not None, state
-    tuned = prepare(recipe, base)
+    trainable = prepare(recipe, base)
     trained = load_file(last / "model.safetensors")
-    own = {name.removeprefix("encoder."): t for name, t in trained.items()}
-    tuned.encoder.load_state_dict(own, strict=False)
-    own_dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
-    dtype = own_dtype if recipe.save_dtype == "auto" else getattr(torch, recipe.save_dtype)
-    tokens = {n: t.to(dtype) for n, t in tuned.encoder.special.tensors().items()}
+    state_dict = {name.removeprefix("encoder."): t for name, t in trained.items()}
+    trainable.encoder.load_state_dict(state_dict, strict=False)
+    base_dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
+    dtype = base_dtype if recipe.save_dtype == "auto" else getattr(torch, recipe.save_dtype)
+    tokens = {n: t.to(dtype) for n, t in trainable.encoder.special.tensors().items()}
     config = dataclasses.replace(
         base.config,
         k=recipe.k,
@@ -131,10 +140,10 @@ def save_trained(recipe: Recipe, base: Checkpoint, state: Path, out: Path) -> Ch
         tokens=(),
         prompts=recipe.prompts,
         max_length=recipe.max_length,
-        adapter=tuned.encoder.adapter,
+        adapter=trainable.encoder.adapter,
         base_model=base.config.base_model or Path(base.name).name,
     )
-    weights = None if recipe.scope == "special" else partial(tuned.save_weights, dtype=dtype)
+    weights = None if recipe.scope == "special" else partial(trainable.save_weights, dtype=dtype)
     return save_checkpoint(out, base.path, config, tokens, weights)
 
 
@@ -146,14 +155,16 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for name in recipe.trainer:
         if name not in known:
-            raise InputError(f"trainer.{name} is no setting of transformers' TrainingArguments"
-                             f"{did_you_mean(name, known)}")  # fmt: skip
+            raise InputError(
+                f"trainer.{name} is no setting of transformers' TrainingArguments"
+                f"{did_you_mean(name, known)}"
+            )
     steps = recipe.schedule.steps
     on_cpu = not torch.accelerator.is_available()
     settings: dict[str, Any] = {
         "output_dir": str(state),
         "max_steps": steps,
-        "learning_rate": recipe.schedule.rate,
+        "learning_rate": recipe.schedule.learning_rate,
         "seed": recipe.seed,
         "logging_steps": max(1, steps // 100),
         "save_steps": max(1, steps // 5),
@@ -161,7 +172,7 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
         "report_to": "none",
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
-        # Steps of one loss leave what only the other needs without gradients.
+        # StepDataset of one loss leave what only the other needs without gradients.
         "ddp_find_unused_parameters": True,
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -182,7 +193,7 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
     return arguments
 
 
-def _fitting(recipe: Recipe, name: str, longest: int) -> Recipe:
+def _limit_length(recipe: Recipe, name: str, longest: int) -> Recipe:
     """The recipe with no longer texts than the model reads."""
     if recipe.max_length <= longest:
         return recipe
@@ -218,14 +229,22 @@ def _check_state(state: Path, record: Mapping[str, Any], resume: bool) -> None:
         return
     if not file.exists():
         raise InputError(f"there is nothing to resume: {state} holds no run; leave --resume out")
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = _upgrade_record(json.loads(file.read_text(encoding="utf-8")), str(file))
     change = next(_differences(before, dict(record)), None)
     if change:
-        name, own, other = change
+        name, new, old = change
         raise InputError(
-            f"{state} was begun with another {name} ({other!r}, now {own!r}): resume with the same "
+            f"{state} was begun with another {name} ({old!r}, now {new!r}): resume with the same "
             "settings, or begin anew with another --out"
         )
+
+
+def _upgrade_record(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A run's record with the recipe's keys under their present names."""
+    recipe = upgrade_keys(record["recipe"], where, warn=False)
+    if recipe == record["recipe"]:
+        return record
+    return {**record, "recipe": recipe, "recipe_hash": hash_state(recipe)}
 
 
 def _differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

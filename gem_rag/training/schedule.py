@@ -1,6 +1,6 @@
-"""What changes in the course of a run: the weight of the two losses, and the learning rate.
+"""What changes in the course of a run: the weights of the two losses, and the learning rate.
 
-Plain functions of the step. Knows nothing about models or data.
+Plain functions of the step.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ def alpha(recipe: Recipe, step: int) -> float:
         return 0.0
     if recipe.next_token is None:
         return 1.0
-    since = step - recipe.schedule.contrastive_from
-    if since < 0:
+    elapsed = step - recipe.schedule.contrastive_from
+    if elapsed < 0:
         return 0.0
-    return min(1.0, (since + 1) / (recipe.schedule.ramp + 1))
+    return min(1.0, (elapsed + 1) / (recipe.schedule.ramp + 1))
 
 
-def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate: those of the two phases mixed by alpha, warmed up, falling by a cosine."""
+def learning_rate_at(recipe: Recipe, step: int) -> float:
+    """The learning rate: the two phases' mixed by alpha, warmed up, decaying by a cosine."""
     plan = recipe.schedule
-    contrastive = plan.rate if plan.contrastive_rate is None else plan.contrastive_rate
+    contrastive = plan.contrastive_learning_rate or plan.learning_rate
     share = alpha(recipe, step)
-    mixed = (1 - share) * plan.rate + share * contrastive
-    if step < plan.warmup:
-        return mixed * (step + 1) / plan.warmup
-    progress = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    return mixed * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    mixed = (1 - share) * plan.learning_rate + share * contrastive
+    if step < plan.warmup_steps:
+        return mixed * (step + 1) / plan.warmup_steps
+    progress = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
+    return mixed * (
+        plan.min_lr_ratio + (1 - plan.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    )
 
 
 def raw_share(recipe: Recipe, step: int) -> float:

@@ -5,8 +5,6 @@
 | full | every weight (the paper) | another model's |
 | lora | low-rank adapters on every token, and the special tokens' rows | another model's |
 | special | the special tokens' rows and adapters on their rows only | the base's, bit for bit |
-
-Knows nothing about data, losses or the training loop.
 """
 
 from __future__ import annotations
@@ -34,10 +32,12 @@ _ADAPTER = Adapter()
 
 @dataclass
 class TrainableModel:
-    """A model made ready for a scope: what may move is float32 and requires gradients.
+    """A model prepared for a scope: what may move is float32 and requires gradients.
 
-    encoder: the model and its special tokens.
-    lora: peft's model around the encoder's, in the scope `lora`.
+    Attributes:
+        scope: What may move.
+        encoder: The model and its special tokens.
+        lora: peft's model around the encoder's, in the scope `lora`.
     """
 
     scope: Scope
@@ -55,15 +55,15 @@ class TrainableModel:
             yield self._base or self.encoder.model
 
     def keep_base(self) -> None:
-        """Make sure that `base` stays what it is now, at the cost of a copy in the scope `full`."""
+        """Keep what `base` is now, at the cost of a copy in the scope `full`."""
         if self.scope == "full":
             self._base = copy.deepcopy(self.encoder.model).requires_grad_(False).eval()
 
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the language model's weights; the scope `special` has none of its own.
 
-        Adapters of the scope `lora` are merged, so that the folder is an ordinary model, and kept
-        beside it in peft's format, under lora/.
+        Adapters of the scope `lora` are merged, so that the folder is an ordinary model, and also
+        saved in peft's format, under lora/.
         """
         model = self.encoder.model
         if self.lora is not None:
@@ -78,7 +78,9 @@ def special(
     """Only the special tokens' own weights train."""
     model.requires_grad_(False)
     targets = linear_targets(model, adapter.targets)
-    encoder = GemEncoder(model, k, pooling, AdapterConfig(adapter.rank, adapter.strength, targets))
+    encoder = GemEncoder(
+        model, k, pooling, AdapterConfig(adapter.rank, adapter.effective_alpha, targets)
+    )
     check_supported(encoder)
     encoder.special.to(torch.float32)
     return TrainableModel("special", encoder)
@@ -100,7 +102,7 @@ def lora(
     names = {name.rsplit(".", 1)[-1] for name in linear_targets(model, adapter.targets)}
     config = peft.LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.strength,
+        lora_alpha=adapter.effective_alpha,
         lora_dropout=adapter.dropout,
         target_modules=sorted(names),
     )
@@ -112,9 +114,10 @@ def lora(
 
 
 def prepare(recipe: Recipe, base: Checkpoint) -> TrainableModel:
-    """The base model, ready for the recipe's scope.
+    """Load the base model and prepare it for the recipe's scope.
 
-    Raises InputError if special tokens are to be continued and there are none that fit.
+    Raises:
+        InputError: Special tokens are to be continued, and there are none that fit.
     """
     # A frozen base computes in the dtype it was saved in; what trains is float32.
     frozen = recipe.scope != "full" and recipe.trainer.get("bf16")
@@ -122,23 +125,23 @@ def prepare(recipe: Recipe, base: Checkpoint) -> TrainableModel:
         base.path, dtype="auto" if frozen else torch.float32, use_safetensors=True
     )
     if recipe.scope == "full":
-        tuned = full(model, recipe.k, recipe.pooling)
+        trainable = full(model, recipe.k, recipe.pooling)
     else:
-        adapted = lora if recipe.scope == "lora" else special
-        tuned = adapted(model, recipe.k, recipe.pooling, recipe.adapter)
+        prepare_scope = lora if recipe.scope == "lora" else special
+        trainable = prepare_scope(model, recipe.k, recipe.pooling, recipe.adapter)
     if recipe.special_tokens == "continue":
-        _continue(tuned, base)
-    return tuned
+        _continue_special_tokens(trainable, base)
+    return trainable
 
 
-def _continue(tuned: TrainableModel, base: Checkpoint) -> None:
+def _continue_special_tokens(trainable: TrainableModel, base: Checkpoint) -> None:
     """Start the special tokens from those that the checkpoint has."""
     weights = base.adapter()
     if weights is None:
         raise InputError(f"{base.name} has no special tokens to continue: it has not been "
                          "GEM-trained; set special_tokens: new")  # fmt: skip
     try:
-        tuned.encoder.special.load_tensors(weights)
+        trainable.encoder.special.load_tensors(weights)
     except InputError as error:
         raise InputError(f"{base.name}'s special tokens cannot be continued: {error}; use its k, "
                          "scope and adapter, or special_tokens: new") from None  # fmt: skip

@@ -1,7 +1,4 @@
-"""GEM training on transformers' Trainer: steps, rates, logs, saving and stopping.
-
-Knows nothing about recipes' files, data formats or reports.
-"""
+"""GEM training on transformers' Trainer: steps, learning rates, logs, saving and stopping."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gem_rag._utils.progress import progress_bar
 from gem_rag.errors import GemError
-from gem_rag.training.batches import Batch, Steps, padding
-from gem_rag.training.schedule import rate
+from gem_rag.training.batches import Batch, StepDataset, count_positions
+from gem_rag.training.schedule import learning_rate_at
 from gem_rag.training.scopes import trained_state
 from gem_rag.training.training_model import TrainingModel
 
@@ -35,39 +32,43 @@ _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 
 
 class GemTrainer(Trainer):
-    """Trainer over `Steps`; saves the weights that train only, the rest does not change.
+    """A Trainer over a `StepDataset` that saves only the weights that train.
 
-    model: the training model. steps: its batches.
-    shown: whether to draw a progress bar.
+    Args:
+        model: The training model.
+        args: Trainer's settings.
+        steps: The batch of each step.
+        callbacks: Further callbacks.
+        progress: Whether to show a progress bar.
     """
 
     def __init__(
         self,
         model: TrainingModel,
         args: TrainingArguments,
-        steps: Steps,
+        steps: StepDataset,
         callbacks: Sequence[TrainerCallback] = (),
-        shown: bool = False,
+        progress: bool = False,
     ) -> None:
         self.steps = steps
         self._parts: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._since = time.perf_counter()
         self.interruption = Interruption()
-        self._bar = _Bar(shown and args.should_log)
-        super().__init__(model, args, data_collator=_only, train_dataset=steps)
+        self._bar = _ProgressBar(progress and args.should_log)
+        super().__init__(model, args, data_collator=_take_only, train_dataset=steps)
         self.remove_callback(PrinterCallback)
-        for callback in (*callbacks, self.interruption, self._bar, _Ends()):
+        for callback in (*callbacks, self.interruption, self._bar, _LogLastStep()):
             self.add_callback(callback)
         self.model_accepts_loss_kwargs = False  # losses are means already
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        # A step's batch is this process's share already: accelerate must not share it again.
+        # A step's batch is already this process's share: accelerate must not split it again.
         return DataLoader(
             self.steps,
             batch_size=1,
             shuffle=False,
-            collate_fn=_only,
+            collate_fn=_take_only,
             num_workers=self.args.dataloader_num_workers,
         )
 
@@ -75,8 +76,9 @@ class GemTrainer(Trainer):
         self, num_training_steps: int, optimizer: Any = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         recipe = self.steps.recipe
+        peak = recipe.schedule.learning_rate
         self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda step: rate(recipe, step) / recipe.schedule.rate
+            optimizer or self.optimizer, lambda step: learning_rate_at(recipe, step) / peak
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -101,7 +103,7 @@ class GemTrainer(Trainer):
         for name, part in parts.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part.detach()
             self._counts[name] += 1
-        tokens, places = padding(batch.passes)
+        tokens, places = count_positions(batch.passes)
         self._counts["tokens"] += tokens
         self._counts["places"] += places
         return (loss, parts) if return_outputs else loss
@@ -114,16 +116,16 @@ class GemTrainer(Trainer):
     def _own_logs(self) -> dict[str, float]:
         """The losses' parts, the work done and the time it took, since the last log."""
         now = time.perf_counter()
-        found: dict[str, float] = {"seconds": now - self._since}
+        logs: dict[str, float] = {"seconds": now - self._since}
         for name in sorted(self._parts):
             mean = self._parts[name] / self._counts[name]
-            found[name] = float(self.accelerator.reduce(mean, reduction="mean"))
+            logs[name] = float(self.accelerator.reduce(mean, reduction="mean"))
         work = torch.tensor([self._counts["tokens"], self._counts["places"]])
         tokens, places = self.accelerator.reduce(work.to(self.args.device)).tolist()
-        found |= {"tokens": tokens, "places": places}
-        found["logit_scale"] = float(self.model.logit_scale().detach())
+        logs |= {"tokens": tokens, "places": places}
+        logs["logit_scale"] = float(self.model.logit_scale().detach())
         self._parts, self._counts, self._since = {}, defaultdict(int), now
-        return found
+        return logs
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._since = time.perf_counter()
@@ -155,17 +157,17 @@ class GemTrainer(Trainer):
             ) from error
 
     def latest(self) -> Path | None:
-        """The last whole training checkpoint."""
+        """The last complete training checkpoint."""
         return latest_checkpoint(Path(self.args.output_dir))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The last whole training checkpoint of a run; one that was being written is passed over."""
-    whole = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
-    return max(whole, key=lambda path: int(path.name.removeprefix(_PREFIX)), default=None)
+    """The last complete training checkpoint of a run; unfinished ones are passed over."""
+    complete = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
+    return max(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)), default=None)
 
 
-def _only(items: list[Batch]) -> dict[str, Batch]:
+def _take_only(items: list[Batch]) -> dict[str, Batch]:
     (batch,) = items
     return {"batch": batch}
 
@@ -175,15 +177,15 @@ def _not_finite(batch: Batch, loss: float, saved: Path | None) -> str:
     more = f" and {len(batch.where) - 40} more" if len(batch.where) > 40 else ""
     return (
         f"the loss is {loss} at step {batch.step}, on rows {shown}{more}: look at these rows, or "
-        f"lower schedule.rate; the last saved state is {saved or 'none'}"
+        f"lower schedule.learning_rate; the last saved state is {saved or 'none'}"
     )
 
 
 class Interruption(TrainerCallback):
-    """Ends a run that gets SIGINT or SIGTERM after the step it is in, saved; the second time at
-    once.
+    """On SIGINT or SIGTERM, saves and ends the run after the current step; the second time at once.
 
-    signal: the one that came, or None.
+    Attributes:
+        signal: The signal that came, or None.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -194,25 +196,25 @@ class Interruption(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         try:
-            self._before = {s: signal.signal(s, self._note) for s in self._SIGNALS}
+            self._before = {s: signal.signal(s, self._handle) for s in self._SIGNALS}
         except ValueError:  # only a main thread may handle signals
             self._before = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._anyone():
+        if self._any_process_interrupted():
             control.should_save = control.should_log = control.should_training_stop = True
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self.restore()
 
-    def _anyone(self) -> bool:
+    def _any_process_interrupted(self) -> bool:
         """Whether any process was interrupted; all must stop after the same step."""
         if not dist.is_initialized():
             return self.signal is not None
@@ -223,7 +225,7 @@ class Interruption(TrainerCallback):
         return self.signal is not None
 
 
-class _Ends(TrainerCallback):
+class _LogLastStep(TrainerCallback):
     """Logs the last step, whatever the interval."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -231,7 +233,7 @@ class _Ends(TrainerCallback):
             control.should_log = True
 
 
-class _Bar(TrainerCallback):
+class _ProgressBar(TrainerCallback):
     """A progress bar with the last losses."""
 
     def __init__(self, shown: bool) -> None:
@@ -248,9 +250,9 @@ class _Bar(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         names = ("next_token", "contrastive", "distill", "teacher", "learning_rate")
-        told = (f"{n.replace('_', ' ')} {logs[n]:.3g}" for n in names if n in logs)
+        losses = (f"{n.replace('_', ' ')} {logs[n]:.3g}" for n in names if n in logs)
         if "loss" in (logs or {}):
-            self._advance(0, "training: " + ", ".join(told))
+            self._advance(0, "training: " + ", ".join(losses))
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -1,7 +1,4 @@
-"""The model as the training loop sees it: a batch in, losses out.
-
-Knows nothing about data files, optimisers or the training loop.
-"""
+"""`TrainingModel`: what the training loop runs; a batch in, losses out."""
 
 from __future__ import annotations
 
@@ -30,23 +27,23 @@ from gem_rag.training.scopes import TrainableModel
 class TrainingModel(nn.Module):
     """An encoder, its logit scale and the recipe's losses.
 
-    With gradient caching a pass keeps its inputs only and runs again on the way back, so that
-    memory holds one pass's activations whatever the batch (arXiv 2101.06983). That is activation
-    checkpointing around whole passes, and what does it here.
+    With gradient caching a pass keeps only its inputs and runs again in the backward pass, so that
+    memory holds one pass's activations whatever the batch (arXiv 2101.06983). It is implemented as
+    activation checkpointing around whole passes.
     """
 
     _keys_to_ignore_on_save = None  # Trainer asks for it when a run resumes
 
-    def __init__(self, tuned: TrainableModel, recipe: Recipe) -> None:
+    def __init__(self, trainable: TrainableModel, recipe: Recipe) -> None:
         super().__init__()
-        self.encoder = tuned.encoder
+        self.encoder = trainable.encoder
         self.logit_scale = LogitScale()
         self.recipe = recipe
-        self._tuned = tuned
-        # What accelerate shards by.
-        self._no_split_modules = getattr(tuned.encoder.model, "_no_split_modules", None)
+        self._trainable = trainable
+        # What accelerate shards by layer.
+        self._no_split_modules = getattr(trainable.encoder.model, "_no_split_modules", None)
         if recipe.next_token and recipe.next_token.distill:
-            tuned.keep_base()
+            trainable.keep_base()
 
     @property
     def config(self) -> Any:
@@ -78,21 +75,21 @@ class TrainingModel(nn.Module):
     def _next_token(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss per predicted token, and mean divergence per token of raw rows."""
         assert self.recipe.next_token is not None
-        distil = self.recipe.next_token.distill > 0
-        sums = torch.stack([self._cached(self._predict, p, distil) for p in batch.next_token])
+        distill = self.recipe.next_token.distill > 0
+        sums = torch.stack([self._run_pass(self._predict, p, distill) for p in batch.next_token])
         counts = torch.tensor([batch.targets, batch.raw_targets], device=sums.device).clamp(min=1)
         means = sums.sum(0) / counts * _processes()
         return means[0], means[1]
 
-    def _predict(self, part: Pass, distil: bool) -> Tensor:
+    def _predict(self, part: Pass, distill: bool) -> Tensor:
         """Sums of a pass's next-token loss and of its divergence from the base: [2]."""
         head = self.encoder.model.get_output_embeddings()
         labels = torch.as_tensor(part.labels, device=self.encoder.device)
-        # Rows end at different places, and splitting them costs more than a T x T mask.
+        # Rows end at different positions, and splitting them costs more than a T x T mask.
         hidden = self.encoder.hidden_states(part.layout, "dense")
         loss = next_token_loss(hidden, head, labels, "sum")
         divergence = torch.zeros_like(loss)
-        if distil and part.raw.any():
+        if distill and part.raw.any():
             raw = torch.as_tensor(part.raw, device=labels.device)[:, None] & (labels != IGNORED)
             divergence = distillation_loss(head(hidden[raw]), self._base_logits(part)[raw])
         return torch.stack([loss, divergence])
@@ -102,7 +99,7 @@ class TrainingModel(nn.Module):
         """The base's predictions, by plain causal attention: right for rows of raw text, which
         are padded on their right. [B, T, vocabulary]"""
         ids = torch.as_tensor(part.layout.ids, device=self.encoder.device)
-        with self._tuned.base() as base:
+        with self._trainable.base() as base:
             logits: Tensor = base(ids, use_cache=False).logits
         return logits
 
@@ -112,8 +109,8 @@ class TrainingModel(nn.Module):
         settings = self.recipe.contrastive
         assert settings is not None
         own = self.embed(contrast)
-        queries = _gathered(own[: contrast.queries])
-        documents = _gathered(own[contrast.queries :])
+        queries = _gather(own[: contrast.queries])
+        documents = _gather(own[contrast.queries :])
         scale = self.logit_scale()
         positive = torch.as_tensor(contrast.positive, device=own.device)
         same = torch.as_tensor(contrast.same, device=own.device) if contrast.same.any() else None
@@ -130,7 +127,7 @@ class TrainingModel(nn.Module):
 
     def embed(self, contrast: Contrast) -> Tensor:
         """Unit vectors of this process's rows: queries, documents, negatives; [rows, dim]."""
-        vectors = torch.cat([self._cached(self._embed, part) for part in contrast.passes])
+        vectors = torch.cat([self._run_pass(self._embed, part) for part in contrast.passes])
         inverse = torch.empty(len(contrast.order), dtype=torch.long, device=vectors.device)
         inverse[torch.as_tensor(contrast.order, device=vectors.device)] = torch.arange(
             len(contrast.order), device=vectors.device
@@ -138,15 +135,15 @@ class TrainingModel(nn.Module):
         return vectors[inverse]
 
     def _embed(self, part: Pass) -> Tensor:
-        # With layers checkpointed there is no cache of keys and values to go by.
-        if self._tuned.scope == "special" and not self.encoder.model.is_gradient_checkpointing:
+        # With activation checkpointing of layers there is no cache of keys and values.
+        if self._trainable.scope == "special" and not self.encoder.model.is_gradient_checkpointing:
             return self.encoder.frozen_forward(part.layout)
         vectors: Tensor = self.encoder(part.layout)
         return vectors
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _cached(self, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    def _run_pass(self, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
         if self.recipe.memory.gradient_caching and torch.is_grad_enabled():
             output: Tensor = checkpoint(run, *inputs, use_reentrant=False)
             return output
@@ -159,7 +156,7 @@ class TrainingModel(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Any = None, **options: Any
     ) -> None:
-        """Keep layers' inputs only, as transformers does it."""
+        """Checkpoint every layer's activations, as transformers does."""
         kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
         self.encoder.model.gradient_checkpointing_enable(
             {**kwargs, "context_fn": self.encoder.special.checkpoint_contexts}, **options
@@ -170,11 +167,11 @@ def _processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _gathered(own: Tensor) -> Tensor:
-    """All processes' rows, in order of process.
+def _gather(own: Tensor) -> Tensor:
+    """The rows of all processes, in order of process.
 
-    Every process computes the whole batch's loss, with gradients to its own rows only. Their sum
-    is the whole gradient, and data parallelism takes the mean: so they are multiplied here.
+    Every process computes the whole batch's loss, with gradients for its own rows only. Their sum
+    is the whole gradient, but data parallelism takes the mean: so gradients are scaled here.
     """
     if _processes() == 1:
         return own

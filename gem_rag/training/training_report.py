@@ -24,8 +24,8 @@ from gem_rag.evaluation.baselines import mean_pooled
 from gem_rag.evaluation.known_item import RetrievalFigures, distinct, known_item
 from gem_rag.evaluation.perplexity import Generation, compare
 from gem_rag.model import Gem, load
+from gem_rag.training.corpus import HeldOut
 from gem_rag.training.recipe import Recipe
-from gem_rag.training.sources import HeldOut
 
 _LOSSES = ("next_token", "contrastive", "distill", "teacher")
 

@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             if missing:
                 item.add_marker(pytest.mark.skip("vLLM is not installed (make setup-vllm)"))
+            item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost", "0.0.0.0"]))
 
 
@@ -60,9 +61,9 @@ def served_folder(new_folder: Any, runnable_folder: Callable[..., Path]) -> Call
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny() -> Iterator[Gem]:
-    """gem-tiny on vLLM, in a process of its own, compiled."""
+    """gem-tiny on vLLM, in a process of its own, compiled: what takes longest to start."""
     with gem_rag.load("gem-tiny", engine="vllm", **SMALL) as gem:
         yield gem
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ async def written(engine: Any, gem: Gem, name: str) -> tuple[int, ...]:
 
 
 def test_many_tasks_embed_and_generate_at_once(plain_tiny: Gem) -> None:
-    rows = [Row.whole(plain_tiny.encode(text)) for text in TEXTS]
+    rows = [Row.whole(plain_tiny.tokenize(text)) for text in TEXTS]
     wanted = plain_tiny.embed_documents(TEXTS)
 
     async def test(engine: Any) -> None:
@@ -74,15 +75,17 @@ def test_many_tasks_embed_and_generate_at_once(plain_tiny: Gem) -> None:
 
 
 def test_an_engine_without_the_extension_is_refused() -> None:
-    async def test(engine: Any) -> None:
-        with pytest.raises(GemError, match="worker_extension_cls='gem_rag"):
-            await AsyncEmbedder.connect(engine, CHECKPOINT)
+    """Its configuration says so; nothing has to be started."""
+    from vllm import EngineArgs
 
-    with_engine(test)
+    config = EngineArgs(model=str(CHECKPOINT.path), enforce_eager=True, **SMALL)
+    client = SimpleNamespace(vllm_config=config.create_engine_config())
+    with pytest.raises(GemError, match="worker_extension_cls='gem_rag"):
+        asyncio.run(AsyncEmbedder.connect(client, CHECKPOINT))
 
 
 def test_those_who_wait_hear_that_the_engine_has_died(plain_tiny: Gem) -> None:
-    rows = [Row.whole(plain_tiny.encode("word " * 100))] * 400
+    rows = [Row.whole(plain_tiny.tokenize("word " * 100))] * 400
 
     async def test(engine: Any) -> None:
         embedder = await AsyncEmbedder.connect(engine, CHECKPOINT)
@@ -110,7 +113,7 @@ def test_a_gem_says_that_its_engine_has_died() -> None:
 
 
 def kill_engine() -> None:
-    """SIGKILL to vLLM's engine process, whichever of this process's children it is."""
+    """SIGKILL to the vLLM engine process that was started last."""
     children = psutil.Process().children(recursive=True)
-    engine = next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
-    os.kill(engine.pid, signal.SIGKILL)
+    engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    os.kill(max(engines, key=psutil.Process.create_time).pid, signal.SIGKILL)

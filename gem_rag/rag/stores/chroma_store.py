@@ -70,9 +70,7 @@ class ChromaStore(Store):
                 for id, distance in zip(ids, distances, strict=True)
                 if id in self._row_of
             ]
-            for query, ids, distances in zip(
-                queries, found["ids"], found["distances"], strict=True
-            )
+            for query, ids, distances in zip(queries, found["ids"], found["distances"], strict=True)
         ]
 
     def vectors(self, ids: Sequence[str]) -> FloatArray:
