@@ -34,7 +34,7 @@ from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.core.encoder import GemEncoder
 from gem_rag.core.layout import Layout, Row
 from gem_rag.evaluation.baselines import mean_pooled
-from gem_rag.evaluation.known_item import known_item
+from gem_rag.evaluation.known_item import evaluate_known_items
 from gem_rag.training.recipe import Source, read_recipe
 from gem_rag.training.run import train
 from gem_rag.training.sources import read_source
@@ -188,7 +188,7 @@ def untrained(base: Checkpoint, data: Data, work: Path) -> dict[str, dict[str, f
         }
         figures = {}
         for name, (queries, documents) in found.items():
-            f = known_item(queries @ documents.T)
+            f = evaluate_known_items(queries @ documents.T)
             figures[name] = {"R@1": f.recall_1, "R@10": f.recall_10, "MRR": f.mrr, **plain}
         file.write_text(json.dumps(figures))
     return dict(json.loads(file.read_text()))

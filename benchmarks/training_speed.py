@@ -36,10 +36,10 @@ from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.documents.docstrings import docstrings
 from gem_rag.training.batches import StepDataset, count_positions
-from gem_rag.training.recipe import Recipe, read_recipe
-from gem_rag.training.scopes import prepare
 from gem_rag.training.corpus import Corpus
 from gem_rag.training.data import load_data
+from gem_rag.training.recipe import Recipe, read_recipe
+from gem_rag.training.scopes import prepare
 from gem_rag.training.trainer import GemTrainer
 from gem_rag.training.training_model import TrainingModel
 

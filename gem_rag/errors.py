@@ -1,7 +1,4 @@
-"""The two kinds of failure a user can meet; both carry one sentence with a remedy.
-
-Knows nothing about where they are raised or how they are shown.
-"""
+"""The two kinds of failure a user can meet; both carry one sentence with a remedy."""
 
 
 class GemError(RuntimeError):

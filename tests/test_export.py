@@ -440,7 +440,9 @@ def test_a_file_is_not_replaced(trained_folder: Path, out: Path) -> None:
         pytest.param(lambda out: (out / export.CONFIG_FILE).unlink(), id="no mark"),
         pytest.param(lambda out: (out / export.CONFIG_FILE).write_text("["), id="no JSON"),
         pytest.param(lambda out: (out / export.CONFIG_FILE).write_text("[]"), id="a list"),
-        pytest.param(lambda out: edit_json(out / export.CONFIG_FILE, gem_rag_files=5), id="a number"),
+        pytest.param(
+            lambda out: edit_json(out / export.CONFIG_FILE, gem_rag_files=5), id="a number"
+        ),
     ],
 )
 def test_an_export_that_has_changed_is_not_replaced(

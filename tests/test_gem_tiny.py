@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import gem_rag
 from gem_rag.core.checkpoint import BUNDLED
 from gem_rag.documents.document import Document
-from gem_rag.evaluation.known_item import known_item
+from gem_rag.evaluation.known_item import evaluate_known_items
 from gem_rag.model import Gem
 
 PROMPT = "Context:\n[1] # os.getcwd()\nReturn the current folder.\n\nQuestion: What does getcwd do?"
@@ -44,7 +44,7 @@ def test_it_finds_held_out_docstrings_of_the_standard_library(tiny: Gem) -> None
         tiny.embed_queries([pair.summary for pair in kept])
         @ tiny.embed_documents([pair.rest for pair in kept], truncation="windows").T
     )
-    assert known_item(scores, range(len(kept))).recall_10 > 0.5  # by chance 0.03
+    assert evaluate_known_items(scores, range(len(kept))).recall_10 > 0.5  # by chance 0.03
 
 
 def test_its_generation_is_its_bases_bit_for_bit(tiny: Gem) -> None:

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -370,7 +371,7 @@ def test_there_must_be_a_model_on_the_transformers_engine(
 ) -> None:
     with pytest.raises(InputError, match="there is no model"):
         run_lm({}, ["subjects"], tmp_path)
-    monkeypatch.setattr(gem, "_engine_or_none", object())
+    monkeypatch.setattr(gem, "_engine_or_none", SimpleNamespace(name="vllm"))
     with pytest.raises(InputError, match="own is on the vLLM engine.*engine='transformers'"):
         run_lm({"own": gem}, ["subjects"], tmp_path)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gem_rag.errors import InputError
 from gem_rag.evaluation.comparison import compare
-from gem_rag.evaluation.scores import Missing, Record, Score, merged
+from gem_rag.evaluation.scores import Missing, Record, Score, merge_records
 from gem_rag.evaluation.significance import interval, paired
 
 RNG = np.random.default_rng(0)
@@ -45,11 +45,11 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
 def test_later_scores_replace_earlier_ones_and_what_was_missing() -> None:
     first = Record("own", (score("a", 0.1), score("b", 0.2)), (Missing("retrieval", "c", "why"),))
     second = Record("own", (score("a", 0.3), score("c", 0.4)))
-    both = merged([first, second])
+    both = merge_records([first, second])
     assert {s.task: s.value for s in both.scores} == {"a": 0.3, "b": 0.2, "c": 0.4}
     assert both.missing == ()
     with pytest.raises(InputError, match="several systems: own, other"):
-        merged([first, Record("other", ())])
+        merge_records([first, Record("other", ())])
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:

@@ -108,7 +108,7 @@ def test_a_run_learns_and_its_folder_loads_everywhere(
         before, after = (m(ids).logits for m in plain)
         assert torch.equal(before, after) == (scope == "special")
         if scope == "lora":
-            merged = model._tuned.lora.merge_and_unload()
+            merged = model._trainable.lora.merge_and_unload()
             assert torch.allclose(merged.eval()(ids).logits, after, atol=1e-5)
     assert report.generation is not None
     moved = report.generation.logits_difference

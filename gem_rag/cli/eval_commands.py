@@ -7,7 +7,7 @@ add to it.
 from __future__ import annotations
 
 import json
-import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +28,7 @@ from gem_rag.cli.common import (
     print_notice,
     print_result,
     require_extra,
+    shows_progress,
 )
 from gem_rag.cli.tables import draw_comparison, draw_scores
 from gem_rag.errors import InputError
@@ -62,7 +63,7 @@ OUT = Path("gem-eval")
 @app.command()
 def mteb(
     tasks: Tasks = None,
-    paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's tasks.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", hidden=True)] = False,
     documents: Documents = None,
     model: ModelNameOption = DEFAULT_MODEL,
     engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "auto",
@@ -77,30 +78,31 @@ def mteb(
     """Run mteb's tasks or benchmarks by name, or its kinds of tasks on your own documents."""
     _needs_eval()
     from gem_rag.evaluation.baselines import baseline as opened
-    from gem_rag.evaluation.mteb_tasks import chosen, run_mteb
-    from gem_rag.evaluation.scores import beside
+    from gem_rag.evaluation.mteb_tasks import run_mteb, select_tasks
+    from gem_rag.evaluation.scores import with_baselines
 
+    _warn_if_paper(paper)
     named = _split(tasks)
-    found = chosen(named, paper) if named or paper or not documents else []
+    found = select_tasks(named, paper) if named or paper or not documents else []
     if documents:
         from gem_rag.evaluation.collection import from_documents
-        from gem_rag.evaluation.document_tasks import own_tasks
+        from gem_rag.evaluation.document_tasks import document_tasks
 
-        found += own_tasks(from_documents(documents))
+        found += document_tasks(from_documents(documents))
     said = _instructions(instructions)
     gem = load_model(model, engine)
     models = [gem, *(opened(name, gem.name, gem.max_length) for name in baseline or ())]
     records = [
-        run_mteb(one, found, out, cache=cache, instructions=said, progress=_drawn(as_json))
+        run_mteb(one, found, out, cache=cache, instructions=said, progress=shows_progress(as_json))
         for one in models
     ]
-    _write(beside(*records), out, as_json)
+    _write(with_baselines(*records), out, as_json)
 
 
 @app.command()
 def lm(
     tasks: Tasks = None,
-    paper: Annotated[bool, typer.Option("--paper", help="The GEM paper's: MMLU, 5-shot.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", hidden=True)] = False,
     documents: Documents = None,
     model: ModelNameOption = DEFAULT_MODEL,
     base: Annotated[
@@ -121,6 +123,7 @@ def lm(
     _needs_eval()
     from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
 
+    _warn_if_paper(paper)
     named = _split(tasks)
     if paper:
         named, shots = [*PAPER_LM.tasks, *named], PAPER_LM.shots if shots is None else shots
@@ -134,7 +137,7 @@ def lm(
         named.append(write_choices(from_documents(documents), include))
     record = run_lm(
         _by_name(base, model), named, out, shots=shots, limit=limit, include=include, cache=cache,
-        progress=_drawn(as_json),
+        progress=shows_progress(as_json),
     )  # fmt: skip
     _write(record, out, as_json)
 
@@ -155,19 +158,19 @@ def paper(
     _needs_eval()
     from gem_rag.evaluation.baselines import baseline as opened
     from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
-    from gem_rag.evaluation.mteb_tasks import chosen, run_mteb
-    from gem_rag.evaluation.scores import beside
+    from gem_rag.evaluation.mteb_tasks import run_mteb, select_tasks
+    from gem_rag.evaluation.scores import with_baselines
 
-    found, named, include = chosen(paper=True), list(PAPER_LM.tasks), None
+    found, named, include = select_tasks(paper=True), list(PAPER_LM.tasks), None
     if documents:
         from gem_rag.evaluation.collection import from_documents
-        from gem_rag.evaluation.document_tasks import own_tasks, write_choices
+        from gem_rag.evaluation.document_tasks import document_tasks, write_choices
 
         collection = from_documents(documents)
-        found, include = [*found, *own_tasks(collection)], out / "choices"
+        found, include = [*found, *document_tasks(collection)], out / "choices"
         named.append(write_choices(collection, include))
     gem = load_model(model)
-    shown = _drawn(as_json)
+    shown = shows_progress(as_json)
     records = [run_mteb(gem, found, out, cache=cache, progress=shown)]
     if base:  # which has no other embedding
         pooled = opened("mean-pooling", base, gem.max_length)
@@ -175,7 +178,7 @@ def paper(
                                 progress=shown))  # fmt: skip
     records.append(run_lm(_by_name(base, model), named, out, shots=PAPER_LM.shots, include=include,
                           cache=cache, progress=shown))  # fmt: skip
-    _write(beside(*records), out, as_json)
+    _write(with_baselines(*records), out, as_json)
 
 
 @app.command()
@@ -235,7 +238,7 @@ def rag(
     check_style(style)
     questions = read_questions(data)
     found, asked = evaluate_answers(
-        open_index(index, model), questions, k, task=data.stem, progress=_drawn(as_json),
+        open_index(index, model), questions, k, task=data.stem, progress=shows_progress(as_json),
         style=style, margin=margin, max_tokens=max_tokens,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -275,6 +278,13 @@ def compare(
         draw_comparison(found)
 
 
+def _warn_if_paper(paper: bool) -> None:
+    if paper:
+        warnings.warn(
+            "--paper goes in gem-rag 0.2: use gem-rag eval paper", DeprecationWarning, stacklevel=2
+        )
+
+
 def _needs_eval() -> None:
     require_extra(
         "eval", "bm25s", "ir_measures", "jinja2", "lm_eval", "matplotlib", "mteb", "scipy"
@@ -305,20 +315,16 @@ def _instructions(given: str | None) -> dict[str, str] | Literal["mteb"] | None:
     raise InputError(f"--instructions {given} is no JSON file of tasks and what to tell them")
 
 
-def _drawn(as_json: bool) -> bool:
-    return sys.stderr.isatty() and not as_json
-
-
 def _write(found: Record, out: Path, as_json: bool) -> None:
     """Add to what the folder holds, and print what is new."""
     from dataclasses import asdict
 
     from gem_rag.evaluation.html_report import write_report
-    from gem_rag.evaluation.scores import Record, merged
+    from gem_rag.evaluation.scores import Record, merge_records
 
     file = out / "scores.json"
     records = [Record.load(file), found] if file.exists() else [found]
-    page = write_report(merged(records), out)
+    page = write_report(merge_records(records), out)
     if as_json:
         print_result(asdict(found), True)
         return

@@ -1,7 +1,5 @@
 """What a model's embeddings are measured beside: mean pooling without training, BM25, and
 sentence-transformers models.
-
-Knows nothing about GEM.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Queries, documents and which document answers which query: from files, or from a team's own
 documents.
-
-Knows nothing about models or figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Two evaluations side by side: what differs, and whether it could be chance.
-
-Knows nothing about models or plots.
-"""
+"""Two evaluations side by side: what differs, and whether it could be chance."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """mteb's six kinds of tasks, and one of MMLU's form, made of a team's own documents.
 
 Headings and the texts below them say by themselves what belongs together: a heading and its text,
-two texts of one file. Knows nothing about models; the tasks run in mteb's and lm_eval's own code.
+two texts of one file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LONGEST = 1000  # characters of a text
 _SHOT_CHARACTERS = 280  # of a text in a question with four options
 
 
-def own_tasks(collection: Collection, seed: int = 0) -> list[AbsTask]:
+def document_tasks(collection: Collection, seed: int = 0) -> list[AbsTask]:
     """A task of each kind: retrieval, reranking, similarity, pairs, classification, clustering.
 
     collection: of documents, as `from_documents` makes it.
@@ -54,7 +54,7 @@ def write_choices(collection: Collection, folder: Path, shots: int = 5, seed: in
     """Write a task of MMLU's form for lm_eval: which of four headings of a file does a text stand
     under? Each file is a subject. The name of the group of all subjects.
 
-    Raises InputError as `own_tasks`.
+    Raises InputError as `document_tasks`.
     """
     texts, name = _Texts(collection, seed), "own_choices"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""One page for an evaluation: tables beside baselines, and plots, in a file that needs no other.
-
-Knows nothing about how anything was measured.
-"""
+"""One page for an evaluation: tables beside baselines, and plots, in a file that needs no other."""
 
 from __future__ import annotations
 
@@ -163,12 +160,19 @@ def _plots(record: Record) -> dict[str, Figure]:
 
 
 def _shown(record: Record, kind: str) -> list[Score]:
-    """One metric of each task, larger is better; of lm_eval's groups the whole, not the parts."""
-    return [
-        s for s in record.scores
-        if s.kind == kind and s.metric == _SHOWN.get(kind, s.metric) and s.metric not in LOWER_IS_BETTER
-        and "difference" not in s.metric and not (kind == "generation" and s.group)
-    ]  # fmt: skip
+    """One metric of each task, higher is better; of lm_eval's groups the whole, not the parts."""
+
+    def is_shown(score: Score) -> bool:
+        is_part = kind == "generation" and bool(score.group)
+        return (
+            score.kind == kind
+            and score.metric == _SHOWN.get(kind, score.metric)
+            and score.metric not in LOWER_IS_BETTER
+            and "difference" not in score.metric
+            and not is_part
+        )
+
+    return [score for score in record.scores if is_shown(score)]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:

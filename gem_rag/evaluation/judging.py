@@ -1,7 +1,4 @@
-"""Answers judged without another model: by their words, their citations and a reference.
-
-Knows nothing about models or indexes: it is given answers.
-"""
+"""Answers judged without another model: by their words, their citations and a reference."""
 
 from __future__ import annotations
 

@@ -1,20 +1,26 @@
-"""Retrieval figures from scores.
-
-Knows nothing about models or where scores come from.
-"""
+"""Retrieval with one right document for each query: recall and mean reciprocal rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ir_measures
 import numpy as np
 import numpy.typing as npt
+from ir_measures import RR, Success
 
 
 @dataclass(frozen=True)
 class RetrievalFigures:
-    """Shares of queries whose right document is among the first 1 and 10, and mean 1 / rank."""
+    """Retrieval figures over queries.
+
+    Attributes:
+        recall_1: Share of queries whose right document is first.
+        recall_10: Share of queries whose right document is among the first 10.
+        mrr: Mean reciprocal rank of the right document.
+        queries: How many queries there were.
+    """
 
     recall_1: float
     recall_10: float
@@ -22,27 +28,38 @@ class RetrievalFigures:
     queries: int
 
 
-def known_item(
+def evaluate_known_items(
     scores: npt.NDArray[np.floating], right: Sequence[int] | None = None
 ) -> RetrievalFigures:
-    """Figures for queries with one right document each.
+    """Figures for queries with one right document each, by ir_measures.
 
-    scores: [queries, documents], larger is better. Ties count against the right document.
-    right: for each query the column of its document; default document i for query i.
+    Args:
+        scores: [queries, documents]; higher is better. Ties count against the right document.
+        right: For each query the column of its document; default document i for query i.
     """
-    rows = np.arange(len(scores))
-    own = scores[rows, rows if right is None else np.asarray(right)][:, None]
-    rank = (scores >= own).sum(axis=1)
+    columns = np.arange(len(scores)) if right is None else np.asarray(right)
+    qrels = {str(query): {"right": 1} for query in range(len(scores))}
+    run = {
+        str(query): _ranking_down_to(row, column)
+        for query, (row, column) in enumerate(zip(scores, columns, strict=True))
+    }
+    figures = ir_measures.calc_aggregate([Success @ 1, Success @ 10, RR], qrels, run)
     return RetrievalFigures(
-        recall_1=float((rank <= 1).mean()),
-        recall_10=float((rank <= 10).mean()),
-        mrr=float((1.0 / rank).mean()),
+        recall_1=float(figures[Success @ 1]),
+        recall_10=float(figures[Success @ 10]),
+        mrr=float(figures[RR]),
         queries=len(scores),
     )
 
 
-def distinct(documents: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Each text once, and for each place the column of its text.
+def _ranking_down_to(scores: npt.NDArray[np.floating], right: int) -> dict[str, float]:
+    """The right document and those ranked above it: what is below changes no figure."""
+    above = int((scores >= scores[right]).sum()) - 1
+    return {"right": 0.0, **{str(number): 1.0 + number for number in range(above)}}
+
+
+def drop_duplicates(documents: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each text once, and for each position the column of its text.
 
     A document that answers many queries is one document: its copies would all tie with it.
     """

@@ -1,9 +1,7 @@
-"""lm_eval's tasks on the language models of Gems: base and tuned, on the same samples.
+"""lm_eval's tasks on language models: base and trained, on the same samples.
 
-lm_eval reads the data, asks and scores; every task's result is kept in a file of its own, so that
-an interrupted run goes on.
-
-Knows nothing about embeddings, reports or the command line.
+lm_eval reads the data, prompts and scores; every task's result is saved in a file of its own, so
+that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 
+from gem_rag._utils.files import write_atomically
 from gem_rag._utils.progress import progress_bar
 from gem_rag._utils.suggestions import did_you_mean
-from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.evaluation.data_files import first_line, not_at_hand, quiet, snapshot
 from gem_rag.evaluation.scores import (
@@ -41,7 +39,6 @@ from gem_rag.evaluation.scores import (
     Record,
     Score,
     this_machine,
-    write_whole,
 )
 from gem_rag.model import Gem, load
 
@@ -97,7 +94,7 @@ def run_lm(
 
     Every score of a task has the values of its samples; "acc difference" is a model's score minus
     that of the first, with its standard error over the same samples. What is finished below
-    `folder`/lm_eval, and was asked in the same way, is not run again.
+    `folder`/lm_eval, and was digest in the same way, is not run again.
 
     models: by name, the base first; the record is the last one's. A Gem is used as it is loaded; a
         name or folder is loaded for its turn.
@@ -113,16 +110,16 @@ def run_lm(
     _check(models, shots, limit)
     began = time.perf_counter()
     with _quiet():
-        found, missing = _loaded(tasks, include, cache)
+        found, missing = _load_tasks(tasks, include, cache)
         if not found.single:
             raise GemError(f"no task could be measured; {missing[0].task}: {missing[0].reason}")
-        asked = {name: _asked(task, shots, limit) for name, task in found.single.items()}
+        digest = {name: _request_digest(task, shots, limit) for name, task in found.single.items()}
         results: dict[str, dict[str, _Result]] = {}
-        with progress_bar("lm_eval", len(models) * len(asked), progress) as advance:
+        with progress_bar("lm_eval", len(models) * len(digest), progress) as advance:
             for name, model in models.items():
                 results[name] = {}
-                with _opened(model) as gem, _language_model(gem, batch_size) as own:
-                    for task, question in asked.items():
+                with _open_model(model) as gem, _language_model(gem, batch_size) as own:
+                    for task, question in digest.items():
                         advance(0, f"{name}: {task}")
                         file = folder / "lm_eval" / _file_name(name) / f"{_file_name(task)}.json"
                         results[name][task] = _result(
@@ -152,7 +149,7 @@ def _check(models: Mapping[str, Gem | str | Path], shots: int | None, limit: int
     if not models:
         raise InputError("there is no model to measure: name one")
     for name, model in models.items():
-        if isinstance(model, Gem) and not isinstance(model._engine, TransformersEngine):
+        if isinstance(model, Gem) and model.engine_name != "transformers":
             raise InputError(
                 f"{name} is on the vLLM engine, which keeps its weights to itself: load it with "
                 "engine='transformers' for lm_eval"
@@ -191,7 +188,7 @@ class _Factory(TaskFactory):
         return config
 
 
-def _loaded(
+def _load_tasks(
     names: Sequence[str], include: Path | None, cache: Path | None
 ) -> tuple[_Tasks, list[Missing]]:
     """lm_eval's tasks with their data.
@@ -206,7 +203,7 @@ def _loaded(
         manager = TaskManager(include_path=str(include) if include else None)
     factory = manager._factory = _Factory(cache)
     found, missing = _Tasks({}, {}, {}), []
-    for name in [match for given in names for match in _matches(manager, given)]:
+    for name in [match for given in names for match in _match_names(manager, given)]:
         try:
             loaded = manager.load([name])
         except Exception as error:  # whatever the readers of its data raise
@@ -222,7 +219,7 @@ def _loaded(
     return found, missing
 
 
-def _matches(manager: TaskManager, name: str) -> list[str]:
+def _match_names(manager: TaskManager, name: str) -> list[str]:
     matches: list[str] = manager.match_tasks([name])
     if not matches:
         known = did_you_mean(name, manager.all_tasks)
@@ -230,7 +227,7 @@ def _matches(manager: TaskManager, name: str) -> list[str]:
     return matches
 
 
-def _asked(task: Any, shots: int | None, limit: int | None) -> str:
+def _request_digest(task: Any, shots: int | None, limit: int | None) -> str:
     """64 hexadecimal digits that name everything a task asks and wants to hear.
 
     Sets the number of examples, as lm_eval's command does: a task that was made for none keeps
@@ -292,25 +289,25 @@ class _Model(HFLM):
 
 
 def _result(
-    model: _Model, of: str, task: Any, asked: str, file: Path, limit: int | None
+    model: _Model, of: str, task: Any, digest: str, file: Path, limit: int | None
 ) -> _Result:
     """A task's, kept or new.
 
     of: fingerprint of the model.
-    asked: what names its questions.
+    digest: what names its questions.
     """
-    identity = {"model": of, "dtype": str(model.model.dtype), "asked": asked,
+    identity = {"model": of, "dtype": str(model.model.dtype), "digest": digest,
                 "lm_eval": lm_eval.__version__}  # fmt: skip
     found = _read(file, identity)
     if found is None:
-        found = _evaluated(model, task, limit)
+        found = _evaluate(model, task, limit)
         state = {"identity": identity, **asdict(found)}
-        write_whole(file, json.dumps(state, default=float))
+        write_atomically(file, json.dumps(state, default=float))
     return found
 
 
 @contextmanager
-def _opened(model: Gem | str | Path) -> Iterator[Gem]:
+def _open_model(model: Gem | str | Path) -> Iterator[Gem]:
     """A model for its turn; one that is loaded already stays so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*has not been GEM-trained")
@@ -322,15 +319,11 @@ def _opened(model: Gem | str | Path) -> Iterator[Gem]:
 @contextmanager
 def _language_model(gem: Gem, batch_size: int) -> Iterator[_Model]:
     """A Gem's language model for lm_eval, which may change the tokenizer it is given."""
-    engine = gem._engine
-    assert isinstance(engine, TransformersEngine)
-    with engine.language_model() as model:
-        yield _Model(
-            model, copy.deepcopy(engine.tokenizer.hf_tokenizer), gem.context_length, batch_size
-        )
+    with gem.language_model() as model:
+        yield _Model(model, copy.deepcopy(gem.hf_tokenizer), gem.context_length, batch_size)
 
 
-def _evaluated(model: _Model, task: Any, limit: int | None) -> _Result:
+def _evaluate(model: _Model, task: Any, limit: int | None) -> _Result:
     name, model.cut = task.task_name, 0
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)  # the same examples and draws for every model
     torch.manual_seed(DEFAULT_OTHER_SEED)
@@ -352,7 +345,7 @@ def _evaluated(model: _Model, task: Any, limit: int | None) -> _Result:
     items = {key: values for key, values in items.items() if _is_mean(metrics.get(key), values)}
     for key, values in items.items():
         if len(values) > 1:
-            metrics[_error_of(key)] = mean_stderr(values)
+            metrics[_stderr_key(key)] = mean_stderr(values)
     return _Result(metrics, items, model.cut)
 
 
@@ -362,7 +355,7 @@ def _is_mean(value: Any, items: Sequence[float]) -> bool:
     )  # fmt: skip
 
 
-def _error_of(key: str) -> str:
+def _stderr_key(key: str) -> str:
     """ "acc,none" to "acc_stderr,none"."""
     metric, filtered = key.split(",", 1)
     return f"{metric}_stderr,{filtered}"
@@ -428,9 +421,9 @@ def _with_groups(by_task: Mapping[str, _Result], tasks: _Tasks) -> dict[str, _Re
 
 
 def _score(result: _Result, key: str, task: str, model: str, group: str) -> Score:
-    error = result.metrics.get(_error_of(key))
+    error = result.metrics.get(_stderr_key(key))
     return Score(
-        "generation", task, _called(key), model, float(result.metrics[key]),
+        "generation", task, _metric_name(key), model, float(result.metrics[key]),
         tuple(result.items.get(key, ())), error=error if isinstance(error, float) else None,
         group=group,
     )  # fmt: skip
@@ -443,13 +436,13 @@ def _difference(
     pairs = zip(base.items.get(key, ()), other.items.get(key, ()), strict=True)
     items = tuple(after - before for before, after in pairs)
     return Score(
-        "generation", task, f"{_called(key)} difference", model,
+        "generation", task, f"{_metric_name(key)} difference", model,
         float(other.metrics[key] - base.metrics[key]), items,
         error=float(mean_stderr(items)) if len(items) > 1 else None, group=group,
     )  # fmt: skip
 
 
-def _called(key: str) -> str:
+def _metric_name(key: str) -> str:
     """ "acc,none" to "acc"; a filter that does something is named."""
     metric, filtered = key.split(",", 1)
     return metric if filtered == "none" else f"{metric} ({filtered})"

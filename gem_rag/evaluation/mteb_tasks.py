@@ -1,11 +1,9 @@
 """mteb's tasks on a Gem: an encoder for mteb's own evaluator, named sets, data from a folder.
 
-mteb reads the data, embeds through `GemEncoder`, scores, and keeps results in its own format, so
+mteb reads the data, embeds through `MtebEncoder`, scores, and keeps results in its own format, so
 that they can be handed in and an interrupted run goes on. Data sets are read from the files of
 their repositories at the revision mteb names: what `datasets` has prepared of them before knows
 no revision, and hides from mteb which tasks rerank.
-
-Knows nothing about language-model tasks, reports or the command line.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import numpy as np
 
 from gem_rag._utils.progress import progress_bar
 from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.core.arrays import check_finite
 from gem_rag.errors import GemError, InputError
 from gem_rag.evaluation.data_files import first_line, not_at_hand, place_of, quiet, snapshot
 from gem_rag.evaluation.scores import Missing, Record, Score, this_machine
@@ -50,20 +49,21 @@ Instructions = Mapping[str, str] | Literal["mteb"]
 # -- the encoder ---------------------------------------------------------------------------------
 
 
-class GemEncoder:
-    """A Gem, or a baseline, as mteb's evaluator wants it (its `EncoderProtocol`).
+class MtebEncoder:
+    """A Gem, or a baseline, as mteb's evaluator expects it (its `EncoderProtocol`).
 
-    Documents of retrieval and reranking tasks get the model's prompt for documents. Everything
-    else gets the one for queries: queries, and the texts of tasks that do not tell two sides
-    apart (similarity, classification, clustering, pairs, summaries, bitexts). An empty text,
-    which some data sets have, becomes a zero vector: it is similar to nothing.
+    Documents of retrieval and reranking tasks get the model's prompt for documents. Everything else
+    gets the one for queries: queries, and the texts of symmetric tasks (similarity, classification,
+    clustering, pairs, summaries, bitexts). An empty text, which some data sets have, becomes a zero
+    vector, similar to nothing.
 
-    gem: on any engine.
-    instructions: by task, put on a line of its own before everything that gets the query prompt;
-        "mteb" takes those that mteb has.
-    options: how the model was loaded, where that changes vectors; results are kept apart by it.
-    name: what the model is called; default the last part of its own name.
-    told: is called with a task's name and how many of its texts have been embedded.
+    Args:
+        gem: The model, on any engine.
+        instructions: By task, put on a line of its own before everything that gets the query
+            prompt; "mteb" takes those that mteb has.
+        options: How the model was loaded, if that changes vectors; results are kept apart by it.
+        name: What the model is called; default the last part of its own name.
+        on_progress: Called with a task's name and how many of its texts were embedded.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class GemEncoder:
         instructions: Instructions | None = None,
         options: Mapping[str, Any] | None = None,
         name: str | None = None,
-        told: Callable[[str, int], None] | None = None,
+        on_progress: Callable[[str, int], None] | None = None,
     ) -> None:
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-        self._gem, self._instructions, self._told = gem, instructions, told
+        self._gem, self._instructions, self._told = gem, instructions, on_progress
         self.name = name or Path(gem.name).name
         self.seconds = 0.0  # spent embedding
         made_with = dict(options or {})
         if instructions:
-            made_with["instructions"] = _named(instructions)
+            made_with["instructions"] = _instructions_id(instructions)
         if gem.truncation != "truncate":
             made_with["overlong"] = gem.truncation
         self.mteb_model_meta = ModelMeta.create_empty(
@@ -124,7 +124,7 @@ class GemEncoder:
                 if full:
                     found = embed([instruction + texts[place] for place in full])
                     vectors[start + np.array(full)] = found
-                    _check_finite(found, [texts[place] for place in full])
+                    check_finite(found, [texts[place] for place in full])
             except GemError as error:
                 where = f"{task_metadata.name}, in texts {start} to {start + len(texts) - 1}"
                 raise type(error)(f"{where}: {error}") from error
@@ -154,14 +154,6 @@ class GemEncoder:
         return pairwise_cos_sim(embeddings1, embeddings2)
 
 
-def _check_finite(vectors: FloatArray, texts: Sequence[str]) -> None:
-    """A Gem sees to it itself; a baseline does not."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise GemError(f"the model gives NaN for {texts[bad[0]][:60]!r}: its weights or its dtype "
-                       "are not fit for it")  # fmt: skip
-
-
 def _mteb_instruction(task_metadata: Any) -> str:
     """A task's own, or that of all tasks of its kind."""
     from mteb.abstasks.abstask import get_abstask_prompt
@@ -172,7 +164,7 @@ def _mteb_instruction(task_metadata: Any) -> str:
     return str(prompt or get_abstask_prompt(task_metadata.name))
 
 
-def _named(instructions: Instructions) -> str:
+def _instructions_id(instructions: Instructions) -> str:
     """Short, and different for different instructions."""
     if instructions == "mteb":
         return "mteb"
@@ -183,7 +175,7 @@ def _named(instructions: Instructions) -> str:
 # -- choosing ------------------------------------------------------------------------------------
 
 
-def chosen(names: Sequence[str] = (), paper: bool = False) -> list[AbsTask]:
+def select_tasks(names: Sequence[str] = (), paper: bool = False) -> list[AbsTask]:
     """mteb's tasks by their names, and those of benchmarks by theirs; each task once.
 
     paper: the GEM paper's, before the others.
@@ -251,11 +243,11 @@ def run_mteb(
     Tasks that are finished there are not run again. One whose data cannot be had is recorded as
     missing, and the others are run.
 
-    tasks: `chosen`'s, or one's own.
+    tasks: `select_tasks`'s, or one's own.
     cache: folder of data sets, as HF_HOME is; default the hub's own place. What is not there is
         downloaded to it, unless HF_HUB_OFFLINE is set.
     batch_size: texts sorted and embedded together; changes no vector.
-    instructions, options, name: as `GemEncoder` has them.
+    instructions, options, name: as `MtebEncoder` has them.
 
     Raises GemError if no task's data can be had, a task fails, or a vector is not finite.
     """
@@ -265,22 +257,26 @@ def run_mteb(
     if isinstance(instructions, Mapping):
         for key in instructions:
             if key not in names:
-                raise InputError(f"there is an instruction for {key!r}{did_you_mean(key, names)}, which "
-                                 "is none of the tasks: name one of them")  # fmt: skip
+                raise InputError(
+                    f"there is an instruction for {key!r}{did_you_mean(key, names)}, which is none "
+                    "of the tasks: name one of them"
+                )
     kept = mteb.ResultCache(folder / "mteb")
     found: list[Score | Missing] = []
     began = time.perf_counter()
     with quiet("mteb", "sklearn"), progress_bar("mteb", len(tasks), progress) as advance:
         done = dict.fromkeys(names, 0)
 
-        def told(task: str, texts: int) -> None:
+        def on_progress(task: str, texts: int) -> None:
             done[task] = done.get(task, 0) + texts
             advance(0, f"{task}: {done[task]:,} texts")
 
-        encoder = GemEncoder(gem, instructions=instructions, options=options, name=name, told=told)
+        encoder = MtebEncoder(
+            gem, instructions=instructions, options=options, name=name, on_progress=on_progress
+        )
         for task in tasks:
             advance(0, task.metadata.name)
-            found.append(_measured(encoder, task, kept, cache, batch_size))
+            found.append(_measure(encoder, task, kept, cache, batch_size))
             advance(1)
     missing = tuple(one for one in found if isinstance(one, Missing))
     if len(missing) == len(found):
@@ -299,15 +295,15 @@ def run_mteb(
     )  # fmt: skip
 
 
-def _measured(
-    encoder: GemEncoder, task: AbsTask, kept: ResultCache, cache: Path | None, batch_size: int
+def _measure(
+    encoder: MtebEncoder, task: AbsTask, kept: ResultCache, cache: Path | None, batch_size: int
 ) -> Score | Missing:
     import mteb
 
     name, group = task.metadata.name, getattr(task, "group", task.metadata.type)
     before = kept.load_task_result(name, encoder.mteb_model_meta)
     if before is None or before.get_missing_evaluations(task):
-        task = _placed(task, cache)
+        task = _with_local_data(task, cache)
     try:
         results = mteb.evaluate(
             encoder, task, cache=kept, co2_tracker=False, show_progress_bar=False,
@@ -318,7 +314,7 @@ def _measured(
     except Exception as error:  # whatever the task's own code and its data's readers raise
         if any(part.data_loaded for part in _parts(task)):
             raise GemError(f"{name} failed in mteb: {first_line(error)}") from error
-        return Missing("embeddings", name, _why(task, cache, error), group)
+        return Missing("embeddings", name, _missing_reason(task, cache, error), group)
     if not results:
         return Missing("embeddings", name, "its data are private and not to be had here", group)
     # Rounded as it is kept, and of no more languages and splits than were asked for.
@@ -336,14 +332,16 @@ def _parts(task: AbsTask) -> list[AbsTask]:
         else [task]  # fmt: skip
 
 
-def _placed(task: AbsTask, cache: Path | None) -> AbsTask:
+def _with_local_data(task: AbsTask, cache: Path | None) -> AbsTask:
     """A copy of the task that reads its data set's files where they lie.
 
     Where they are not to be had, it reads them from where they should be, and fails.
     """
     task, metadata = copy.copy(task), task.metadata
     if task.is_aggregate:
-        changes: dict[str, Any] = {"tasks": [_placed(part, cache) for part in metadata.tasks]}
+        changes: dict[str, Any] = {
+            "tasks": [_with_local_data(part, cache) for part in metadata.tasks]
+        }
     else:
         repo, revision = metadata.dataset["path"], metadata.dataset["revision"]
         place = snapshot(repo, revision, cache) or place_of(repo, cache) / "snapshots" / revision
@@ -352,7 +350,7 @@ def _placed(task: AbsTask, cache: Path | None) -> AbsTask:
     return task
 
 
-def _why(task: AbsTask, cache: Path | None, error: Exception) -> str:
+def _missing_reason(task: AbsTask, cache: Path | None, error: Exception) -> str:
     """Why a task's data could not be read."""
     for part in _parts(task):
         # A class keeps the name of the repository that `_placed` has put a path in place of.

@@ -1,7 +1,4 @@
-"""Generation before and after training: perplexity on held-out text, and how far logits moved.
-
-Knows nothing about GEM: both are plain causal language models.
-"""
+"""Generation before and after training: perplexity on held-out text, and how far logits moved."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
-class Generation:
+class PerplexityComparison:
     """before, after: perplexity per token of the same text, by two models.
 
     tokens: how many were predicted.
@@ -29,7 +26,9 @@ class Generation:
 
 
 @torch.inference_mode()
-def compare(before: Any, after: Any, rows: Sequence[Sequence[int]]) -> Generation:
+def compare_perplexity(
+    before: Any, after: Any, rows: Sequence[Sequence[int]]
+) -> PerplexityComparison:
     """Run two causal language models over the same token rows, one row at a time."""
     totals, tokens, difference = [0.0, 0.0], 0, 0.0
     for row in rows:
@@ -40,4 +39,4 @@ def compare(before: Any, after: Any, rows: Sequence[Sequence[int]]) -> Generatio
         tokens += len(row) - 1
         difference = max(difference, float((logits[0] - logits[1]).abs().max()))
     own, other = (math.exp(total / max(1, tokens)) for total in totals)
-    return Generation(own, other, tokens, difference)
+    return PerplexityComparison(own, other, tokens, difference)

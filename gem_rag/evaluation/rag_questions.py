@@ -1,7 +1,5 @@
 """Questions to an index: was the right passage found, is the answer right, are its words and its
 citation where it says.
-
-Knows nothing about how an index is made.
 """
 
 from __future__ import annotations

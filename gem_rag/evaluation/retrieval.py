@@ -1,7 +1,4 @@
-"""Retrieval on a collection: systems rank its documents, a metrics library says how well.
-
-Knows nothing about where collections come from.
-"""
+"""Retrieval on a collection: systems rank its documents, a metrics library says how well."""
 
 from __future__ import annotations
 

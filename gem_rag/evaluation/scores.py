@@ -1,7 +1,4 @@
-"""What every evaluation gives: scores, kept in one file that reports and comparisons read.
-
-Knows nothing about models, tasks or plots.
-"""
+"""Scores: what every evaluation gives, in one file that reports and comparisons read."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gem_rag import __version__
+from gem_rag._utils.files import write_atomically
 from gem_rag.errors import InputError
 
 Kind = Literal["embeddings", "generation", "retrieval", "answers"]
@@ -25,16 +23,18 @@ FORMAT = 1
 class Score:
     """One figure of one system on one task.
 
-    kind: which of the things that decide it measures.
-    task: what was done, by its usual name.
-    metric: by its usual name, like "ndcg_at_10".
-    system: who did it: a model's name, "BM25", ...
-    value: larger is better, unless the metric is one of `LOWER_IS_BETTER`.
-    items: the values of single queries, questions or samples in the data's order, whose mean the
-        value is; empty where only the mean is known.
-    low, high: 95 % confidence interval, where it is known.
-    error: standard error, where it is known.
-    group: of tasks that belong together, like mteb's task types.
+    Attributes:
+        kind: What it measures.
+        task: The task's usual name.
+        metric: The metric's usual name, like "ndcg_at_10".
+        system: What was measured: a model's name, "BM25", ...
+        value: Higher is better, unless the metric is one of `LOWER_IS_BETTER`.
+        items: Values of single queries, questions or samples in the order of the data, whose mean
+            the value is; empty if only the mean is known.
+        low: Lower end of the 95 % confidence interval, if known.
+        high: Its upper end, if known.
+        error: Standard error, if known.
+        group: Of tasks that belong together, like mteb's task types.
     """
 
     kind: Kind
@@ -68,9 +68,13 @@ class Missing:
 class Record:
     """An evaluation.
 
-    system: whose it is; other systems' scores are baselines.
-    settings: what was asked for.
-    timings: seconds by what was done.
+    Attributes:
+        system: What was evaluated; the scores of other systems are baselines.
+        scores: All scores.
+        missing: Tasks that could not be measured.
+        settings: Of the evaluation.
+        timings: Seconds by what was done.
+        machine: What it ran on.
     """
 
     system: str
@@ -81,9 +85,9 @@ class Record:
     machine: str = ""
 
     def save(self, file: Path) -> None:
-        """Write as JSON, there when it is whole."""
+        """Write as JSON, atomically."""
         state = {"gem-rag": __version__, "format": FORMAT, **dataclasses.asdict(self)}
-        write_whole(file, json.dumps(state, indent=1) + "\n")
+        write_atomically(file, json.dumps(state, indent=1) + "\n")
 
     @staticmethod
     def load(file: Path) -> Record:
@@ -104,10 +108,11 @@ class Record:
             ) from None
 
 
-def merged(records: Sequence[Record]) -> Record:
-    """Several evaluations of one system as one, later scores in the place of earlier ones.
+def merge_records(records: Sequence[Record]) -> Record:
+    """Merge evaluations of one system; later scores replace earlier ones.
 
-    Raises InputError if they are of several systems.
+    Raises:
+        InputError: They are of several systems.
     """
     systems = dict.fromkeys(record.system for record in records)
     if len(systems) != 1:
@@ -125,8 +130,8 @@ def merged(records: Sequence[Record]) -> Record:
     )
 
 
-def beside(own: Record, *others: Record) -> Record:
-    """An evaluation with other systems' scores as baselines."""
+def with_baselines(own: Record, *others: Record) -> Record:
+    """An evaluation with the scores of others as baselines."""
     return dataclasses.replace(
         own,
         scores=(*own.scores, *(score for record in others for score in record.scores)),
@@ -137,16 +142,8 @@ def beside(own: Record, *others: Record) -> Record:
     )  # fmt: skip
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there when it is whole, and not before."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
-
-
 def this_machine() -> str:
-    """Processor or GPU, for beside figures."""
+    """The processor or GPU that figures were measured on."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,7 +1,4 @@
-"""How sure a mean is, and whether two differ.
-
-Knows nothing about what was measured.
-"""
+"""How sure a mean is, and whether two differ."""
 
 from __future__ import annotations
 

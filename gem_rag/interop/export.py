@@ -54,8 +54,8 @@ Names of special tokens inside a text are plain text here, as in gem-rag, becaus
 `tokenizer_config.json` sets `split_special_tokens`. Software that reads only `tokenizer.json`
 does not see that setting, and reads them as the tokens."""
 _GEM_NOTES = """\
-gem-rag computes them, because sentence-transformers' own modules cannot: `pip install
-'gem-rag[export]'`.
+gem-rag computes them, because sentence-transformers' own modules cannot:
+`pip install 'gem-rag[export]'`.
 
 sentence-transformers requires `trust_remote_code=True` for every module that is not its own. There
 is no code in this folder; the flag lets it import the installed gem-rag.
@@ -71,7 +71,7 @@ def to_sentence_transformers(model: str | Path, out: Path) -> Path:
     `Gem.embed_documents`. With one special token and no adapter, GEM is causal attention over a
     text and one more token, which the standard modules of sentence-transformers can compute.
     Everything else is computed by `GemModule`, so gem-rag must be installed where the folder is
-    loaded, and sentence-transformers, which imports no module but its own unasked, needs
+    loaded, and sentence-transformers, which by default imports only its own modules, needs
     `trust_remote_code=True`.
 
     Weights keep their dtype. If it is a 16-bit one and the model scales its input embeddings (as
@@ -232,7 +232,7 @@ def _append_token(
 
 
 def _set_input_embedding(model: Any, token_id: int, embedding: Tensor) -> None:
-    """Make `embedding` what the first layer reads for a token, which the model may not have yet."""
+    """Set a token's input embedding, as the first layer sees it; the token may be new."""
     import torch
 
     if token_id >= model.get_input_embeddings().num_embeddings:

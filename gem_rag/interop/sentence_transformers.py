@@ -1,4 +1,4 @@
-"""`GemModule`: sentence-transformers embeds a GEM checkpoint that its own modules cannot.
+"""`GemModule`: lets sentence-transformers embed with checkpoints that its own modules cannot run.
 
 Importing this module imports sentence-transformers.
 """
@@ -44,8 +44,7 @@ class GemModule(InputModule):
         InputError: The folder holds no model.
     """
 
-    # modules.json of every export names this class by this module, and so does what
-    # sentence-transformers writes when it saves a model again.
+    # The name in modules.json of every export; sentence-transformers writes it again on `save`.
     __module__ = "gem_rag.sentence_transformers_module"
 
     def __init__(self, folder: str | Path, **options: Any) -> None:

@@ -1,8 +1,6 @@
 """What a training run gained and what it cost: figures before and after, as Markdown, JSON, plots.
 
 Measures the checkpoint as it was saved, not the model in memory: what users will load.
-
-Knows nothing about how the model was trained.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.evaluation.baselines import mean_pooled
-from gem_rag.evaluation.known_item import RetrievalFigures, distinct, known_item
-from gem_rag.evaluation.perplexity import Generation, compare
+from gem_rag.evaluation.known_item import RetrievalFigures, drop_duplicates, evaluate_known_items
+from gem_rag.evaluation.perplexity import PerplexityComparison, compare_perplexity
 from gem_rag.model import Gem, load
 from gem_rag.training.corpus import HeldOut
 from gem_rag.training.recipe import Recipe
@@ -65,7 +63,7 @@ class Report:
     base: str
     out: str
     retrieval: dict[str, dict[str, RetrievalFigures]]
-    generation: Generation | None
+    generation: PerplexityComparison | None
     steps: int
     tokens: int
     seconds: float
@@ -134,13 +132,13 @@ def measure_retrieval(
         for part in held_out:
             pairs = part.pairs()
             if len(pairs) > 1:
-                documents, right = distinct([document for _, document in pairs])
+                documents, right = drop_duplicates([document for _, document in pairs])
                 texts = [query for query, _ in pairs], documents
                 ids = [[before.tokenize(t)[: before.max_length] for t in group] for group in texts]
                 pooled = mean_pooled(base.path, *ids)
                 found[part.name] = {
                     "before": retrieval_figures(before, *texts, right),
-                    "mean pooling before": known_item(pooled[0] @ pooled[1].T, right),
+                    "mean pooling before": evaluate_known_items(pooled[0] @ pooled[1].T, right),
                     "after": retrieval_figures(after, *texts, right),
                 }
     return found
@@ -149,25 +147,27 @@ def measure_retrieval(
 def retrieval_figures(
     gem: Gem, queries: list[str], documents: list[str], right: Sequence[int] | None = None
 ) -> RetrievalFigures:
-    """Of queries that must find their document, `right` as for `known_item`."""
+    """Of queries that must find their document, `right` as for `evaluate_known_items`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # long texts are cut, for all alike
-        return known_item(gem.embed_queries(queries) @ gem.embed_documents(documents).T, right)
+        return evaluate_known_items(
+            gem.embed_queries(queries) @ gem.embed_documents(documents).T, right
+        )
 
 
 def measure_generation(
     saved: Checkpoint, base: Checkpoint, max_length: int, held_out: Sequence[HeldOut]
-) -> Generation | None:
+) -> PerplexityComparison | None:
     """Perplexity on held-out texts by the plain language models of both folders."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [
         AutoModelForCausalLM.from_pretrained(c.path, dtype=torch.float32).to(device).eval()
         for c in (base, saved)
     ]
-    encoder = SafeTokenizer(AutoTokenizer.from_pretrained(saved.path))
-    encoded = encoder.encode([text for part in held_out for text in part.texts()])
+    tokenizer = SafeTokenizer.from_folder(saved.path)
+    encoded = tokenizer.encode([text for part in held_out for text in part.texts()])
     rows = [e.ids[:max_length] for e in encoded if len(e.ids) > 1]
-    return compare(models[0], models[1], rows) if rows else None
+    return compare_perplexity(models[0], models[1], rows) if rows else None
 
 
 # -- showing -------------------------------------------------------------------------------------

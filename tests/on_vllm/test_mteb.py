@@ -12,7 +12,7 @@ from mteb.results import TaskResult
 
 from gem_rag.errors import InputError
 from gem_rag.evaluation.lm_tasks import run_lm
-from gem_rag.evaluation.mteb_tasks import GemEncoder, run_mteb
+from gem_rag.evaluation.mteb_tasks import MtebEncoder, run_mteb
 from gem_rag.model import Gem
 
 
@@ -28,7 +28,7 @@ def test_a_task_of_each_kind_has_the_same_score(tiny: Gem, plain_tiny: Gem, tmp_
 @pytest.mark.filterwarnings("ignore")
 def test_mtebs_mock_tasks_have_the_same_scores(tiny: Gem, plain_tiny: Gem) -> None:
     found, wanted = (
-        {name: result.get_score() for name, result in mock_run(GemEncoder(gem)).items()
+        {name: result.get_score() for name, result in mock_run(MtebEncoder(gem)).items()
          if isinstance(result, TaskResult)}
         for gem in (tiny, plain_tiny)
     )  # fmt: skip

@@ -132,14 +132,14 @@ def test_texts_never_reach_beyond_a_sliding_window(
 
 
 def test_a_text_that_does_not_fit_into_what_vllm_left_free_is_refused() -> None:
-    ability = WorkerCapabilities(
+    capabilities = WorkerCapabilities(
         hidden=8,
         max_text_tokens=99,
         max_step_tokens=64,
         free_bytes=5 << 20,
         bytes_per_token=1 << 20,
     )
-    ability.check([Row.whole([1] * 4)], 1)
-    assert ability.batch_tokens == 2
+    capabilities.check([Row.whole([1] * 4)], 1)
+    assert capabilities.batch_tokens == 2
     with pytest.raises(GemError, match="needs 6 MiB and vLLM left 5 MiB free: lower gpu_memory"):
-        ability.check([Row.whole([1] * 5)], 1)
+        capabilities.check([Row.whole([1] * 5)], 1)

@@ -1,13 +1,20 @@
-"""vLLM as an engine: it generates as ever, and embeds on the same weights.
+"""vLLM as an engine: it generates as usual, and embeds on the same weights.
 
-    engine.py      what `load(model, engine="vllm")` gives: one thread drives vLLM's engine
-    batching.py    rows that wait to be embedded, and when it is their turn
-    arguments.py   vLLM's engine arguments, and models refused before they are loaded
-    worker.py      the extension of vLLM's workers, reached by `collective_rpc`
-    encoder.py     one embedding pass on vLLM's layers, under the rule of `attention.py`
-    adapters.py    the special rows' adapters on vLLM's fused and sharded linear layers
-    plugin.py      `/v1/embeddings` in `vllm serve`
+    vllm_engine.py        what `load(model, engine="vllm")` gives
+    driver.py             the one thread that owns a vLLM engine and steps it
+    embedding_queue.py    rows that are waiting to be embedded, and when it is their turn
+    engine_args.py        vLLM's engine arguments, and models rejected before they are loaded
+    rpc.py                what is sent to the workers, and what they return
+    worker.py             the extension of vLLM's workers, reached by `collective_rpc`
+    vllm_encoder.py       one embedding pass on vLLM's layers, under the rule of `core/attention.py`
+    prefill.py            attention of the texts by vLLM's own kernels
+    length_groups.py      attention of the special tokens, over texts of similar length
+    sharded_adapters.py   adapters on vLLM's fused and sharded linear layers
+    async_embedder.py     embeddings from an `AsyncLLM` that somebody else runs
+    plugin.py             `/v1/embeddings` in `vllm serve`
+    openai_embeddings.py  OpenAI's form of embedding requests and responses
+    serve.py              the command that starts vLLM's server
 
-`worker`, `encoder` and `adapters` run in vLLM's workers, everything else in the process that
-asks. Importing this package imports no vLLM.
+`worker`, `vllm_encoder`, `prefill`, `length_groups` and `sharded_adapters` run in vLLM's workers,
+everything else in the calling process. Importing this package does not import vLLM.
 """

@@ -1,7 +1,7 @@
 """Embeddings from an `AsyncLLM` (or any vLLM `EngineClient`) that somebody else runs.
 
 What `vllm serve` and programs built on `AsyncLLM` use; the engine must have been started with the
-worker extension (`arguments.WORKER_EXTENSION`). Knows nothing about texts or HTTP.
+worker extension (`arguments.WORKER_EXTENSION`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION, check_supported, engine_died
 from gem_rag.errors import GemError
 
-_TICK = 0.01  # seconds between looks at whether generation has ended
-_LOOK = 0.5  # and at whether the engine is alive
+_POLL_SECONDS = 0.01  # seconds between looks at whether generation has ended
+_HEALTH_CHECK_SECONDS = 0.5  # and at whether the engine is alive
 
 
 class AsyncEmbedder:
@@ -32,16 +32,20 @@ class AsyncEmbedder:
     """
 
     def __init__(
-        self, client: Any, checkpoint: Checkpoint, ability: rpc.WorkerCapabilities, share: float
+        self,
+        client: Any,
+        checkpoint: Checkpoint,
+        capabilities: rpc.WorkerCapabilities,
+        share: float,
     ):
         self._client, self._k = client, checkpoint.config.k
-        self._capabilities = ability
-        self._queue = ability.queue(self._k, share)
+        self._capabilities = capabilities
+        self._queue = capabilities.queue(self._k, share)
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="gem-rag-embeddings")
         self._dead: GemError | None = None
-        self.max_text_tokens = ability.max_text_tokens
-        self.dim = checkpoint.config.dim(ability.hidden)
+        self.max_text_tokens = capabilities.max_text_tokens
+        self.dim = checkpoint.config.dim(capabilities.hidden)
 
     @classmethod
     async def connect(
@@ -96,12 +100,12 @@ class AsyncEmbedder:
 
     async def _turn(self) -> None:
         while self._queue.pause(self._generating()):
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_POLL_SECONDS)
         batch = self._queue.take(self._generating())
         if not batch.rows:
             return
         try:
-            rows = rpc.packed_rows(batch.rows)
+            rows = rpc.serialize_rows(batch.rows)
             vectors = rpc.vectors(await _call(self._client, rpc.EMBED, rows))
         except GemError as error:
             self._queue.failed(batch, error)
@@ -120,7 +124,7 @@ async def _call(client: Any, method: str, *arguments: Any) -> list[Any]:
     answer = asyncio.ensure_future(client.collective_rpc(method, args=arguments))
     try:
         # vLLM's client waits for ever for the answer of an engine that is gone.
-        while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
+        while not (await asyncio.wait([answer], timeout=_HEALTH_CHECK_SECONDS))[0]:
             if client.errored:
                 raise client.dead_error
     finally:

@@ -2,7 +2,7 @@
 
 vLLM's engine is not safe from many threads, so whoever wants something leaves it here. Texts
 asked for by many threads are generated together; embeddings are gathered into batches. Works
-with the engine in this process or in one of its own. Knows nothing about texts or tokenizers.
+with the engine in this process or in one of its own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gem_rag.engines.vllm.engine_args import engine_died, short_reason
 from gem_rag.errors import GemError, InputError
 
 Prepare = Callable[[Callable[..., list[Any]]], EmbeddingQueue]
-_LOOK = 0.5  # seconds between looks at whether the engine is alive
+_HEALTH_CHECK_SECONDS = 0.5  # seconds between looks at whether the engine is alive
 
 
 class Listener(Protocol):
-    """Hears about one request; called by the driver's thread."""
+    """Receives the output of one request, in the driver's thread."""
 
     def receive(self, output: Any) -> bool:
         """Take a `RequestOutput`; False if nothing more is wanted."""
@@ -56,7 +56,7 @@ class Driver:
         self._embeddings: EmbeddingQueue | None = None
         self._batch: Batch | None = None  # being embedded
         self._over = threading.Event()
-        self._thread_waits = False  # for ever, for an engine that was killed
+        self._thread_hangs = False  # for ever, for an engine that was killed
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run,
@@ -105,7 +105,7 @@ class Driver:
         """End the engine; what is under way fails."""
         self._commands.put(None)
         self._over.wait()
-        if not self._thread_waits:
+        if not self._thread_hangs:
             self._thread.join()
 
     # -- in the thread -----------------------------------------------------------------------
@@ -131,14 +131,14 @@ class Driver:
             threading.Thread(target=self._watch, name="gem-rag-vllm-watch", daemon=True).start()
         over = GemError("this Gem has been closed: load the model again")
         try:
-            while self._obey():
+            while self._run_pending_commands():
                 self._work()
         except BaseException as failure:  # whatever it was, the engine is lost
             over = engine_died(failure)
         self._end(over, in_process)
 
-    def _obey(self) -> bool:
-        """Do what has been asked for, waiting for it if there is nothing else to do."""
+    def _run_pending_commands(self) -> bool:
+        """Run the commands that have arrived; waits for one if there is nothing else to do."""
         idle = not self._embeddings and not self._engine.has_unfinished_requests()
         while True:
             try:
@@ -160,7 +160,7 @@ class Driver:
             self._embed(generating)
         elif generating:
             for output in self._engine.step():
-                self._hear(output)
+                self._dispatch_output(output)
 
     def _embed(self, generating: bool) -> None:
         assert self._embeddings is not None
@@ -168,7 +168,7 @@ class Driver:
         if not batch.rows:
             return
         self._batch = batch  # what fails with the engine
-        answers = self._engine.collective_rpc(rpc.EMBED, args=(rpc.packed_rows(batch.rows),))
+        answers = self._engine.collective_rpc(rpc.EMBED, args=(rpc.serialize_rows(batch.rows),))
         self._batch = None
         try:
             vectors = rpc.vectors(answers)
@@ -177,7 +177,7 @@ class Driver:
         else:
             self._embeddings.done(batch, vectors)
 
-    def _hear(self, output: Any) -> None:
+    def _dispatch_output(self, output: Any) -> None:
         listener = self._listeners.get(output.request_id)
         if listener is None:
             return
@@ -197,10 +197,10 @@ class Driver:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         resources = self._engine.engine_core.resources
-        while not self._over.wait(_LOOK):
+        while not self._over.wait(_HEALTH_CHECK_SECONDS):
             if resources.engine_dead:
                 self._fail(engine_died(EngineDeadError()))
-                self._thread_waits = True
+                self._thread_hangs = True
                 self._over.set()
 
     def _end(self, error: GemError, in_process: bool) -> None:

@@ -2,7 +2,7 @@
 
 vLLM runs an embedding batch between two of its steps. While text is being generated, embeddings
 may take a set share of the time; whoever drives vLLM asks `pause` how long to wait for the next
-batch. Knows nothing about vLLM.
+batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""vLLM's engine arguments, and the models that are refused before any weight is loaded.
-
-Knows nothing about running the engine.
-"""
+"""vLLM's engine arguments, and the models that are refused before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gem_rag._utils.suggestions import did_you_mean
+from gem_rag._utils.suggestions import check_known
 from gem_rag.errors import GemError, InputError
 
 WORKER_EXTENSION = "gem_rag.engines.vllm.worker.GemWorker"
@@ -31,9 +28,7 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
     known = [f.name for f in dataclasses.fields(EngineArgs)]
-    for name in arguments:
-        if name not in known:
-            raise InputError(f"vLLM has no engine argument {name!r}{did_you_mean(name, known)}")
+    check_known(arguments, known, "vLLM has no engine argument")
     if "worker_extension_cls" in arguments:
         raise InputError("worker_extension_cls is set by gem-rag: leave it out")
     own = {"model": folder, "worker_extension_cls": WORKER_EXTENSION}

@@ -42,7 +42,7 @@ class AttentionLayer:
         return output
 
 
-class Places:
+class Positions:
     """Where the tokens of a flat sequence stand in a rectangle [B, T], row by row.
 
     chosen: bool [B, T].
@@ -93,11 +93,11 @@ class Group:
         self.numbers, self.layout = numbers, layout
         role, self._width = layout.tokens.role, layout.rest_start
         is_text, is_special = role == Role.TEXT, role == Role.SPECIAL
-        self.texts = Places(is_text[:, : self._width], device)
-        self.specials = Places(is_special[:, self._width :], device)
+        self.texts = Positions(is_text[:, : self._width], device)
+        self.specials = Positions(is_special[:, self._width :], device)
         # Among all columns, where keys and values are kept.
-        self._texts, self._specials = Places(is_text, device), Places(is_special, device)
-        self._padding = Places(role == Role.PAD, device)
+        self._texts, self._specials = Positions(is_text, device), Positions(is_special, device)
+        self._padding = Positions(role == Role.PAD, device)
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._device = device
         self._over_texts = lower_over_cached_text(layout, device)
@@ -154,7 +154,7 @@ class Group:
         return self._texts.put(flat, kept)
 
 
-def grouped(rows: Sequence[Row], k: int, budget: int, device: torch.device) -> list[Group]:
+def group_by_length(rows: Sequence[Row], k: int, budget: int, device: torch.device) -> list[Group]:
     """Rows in groups of like length and as many spans, of at most `budget` places each."""
     alike: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
@@ -167,7 +167,7 @@ def grouped(rows: Sequence[Row], k: int, budget: int, device: torch.device) -> l
     return groups
 
 
-def in_steps(groups: Sequence[Group], budget: int, least: int = 1) -> Iterator[list[Group]]:
+def pack_into_steps(groups: Sequence[Group], budget: int, least: int = 1) -> Iterator[list[Group]]:
     """Neighbouring groups that together hold at most `budget` text tokens; a larger one alone.
 
     least: a text counts for as many tokens at least.

@@ -1,11 +1,9 @@
 """The OpenAI form of embedding requests and responses, for every server of this package.
 
-    POST /v1/embeddings
-    {"model": ..., "input": text, texts, token ids or lists of them,
-     "encoding_format": "float" or "base64", "dimensions": n,
-     "input_type" (or "prompt_name"): "query" or "document"}
-
-Knows nothing about engines.
+POST /v1/embeddings
+{"model": ..., "input": text, texts, token ids or lists of them,
+ "encoding_format": "float" or "base64", "dimensions": n,
+ "input_type" (or "prompt_name"): "query" or "document"}
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import GemConfig
 from gem_rag.core.tokenizer import SafeTokenizer
 
-MOST_INPUTS = 2048
+MAX_INPUTS = 2048
 Use = Literal["query", "document"]
 
 
@@ -75,9 +73,9 @@ class EmbeddingRequest(BaseModel):
         value: Any = self.input
         if isinstance(value, str) or (value and isinstance(value[0], int)):
             value = [value]
-        if not 0 < len(value) <= MOST_INPUTS:
+        if not 0 < len(value) <= MAX_INPUTS:
             raise ApiError(
-                f"input has {len(value)} entries: give from 1 to {MOST_INPUTS}", param="input"
+                f"input has {len(value)} entries: give from 1 to {MAX_INPUTS}", param="input"
             )
         return list(value)
 
@@ -95,7 +93,7 @@ def embeddings_router(answer: Callable[[EmbeddingRequest], Awaitable[dict[str, A
     async def embeddings(request: Request) -> JSONResponse:
         """Embed texts, or token ids, with the model that this server generates with."""
         try:
-            return JSONResponse(await answer(parsed(await request.body())))
+            return JSONResponse(await answer(parse_request(await request.body())))
         except ApiError as error:
             return JSONResponse(error.body(), status_code=error.status)
 
@@ -109,7 +107,7 @@ def embeddings_router(answer: Callable[[EmbeddingRequest], Awaitable[dict[str, A
     return router
 
 
-def parsed(body: bytes) -> EmbeddingRequest:
+def parse_request(body: bytes) -> EmbeddingRequest:
     """The request in an HTTP body. Raises ApiError naming what is wrong with it."""
     try:
         return EmbeddingRequest.model_validate_json(body, strict=True)
@@ -161,7 +159,7 @@ class EmbeddingCodec:
                 param="dimensions",
             )
         inputs = request.inputs
-        rows = self._encoded(inputs, request.use)
+        rows = self._tokenize_inputs(inputs, request.use)
         for number, row in enumerate(rows):
             if len(row) > self._max_length:
                 raise ApiError(
@@ -194,7 +192,9 @@ class EmbeddingCodec:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 
-    def _encoded(self, inputs: Sequence[str | list[int]], use: Use | None) -> list[list[int]]:
+    def _tokenize_inputs(
+        self, inputs: Sequence[str | list[int]], use: Use | None
+    ) -> list[list[int]]:
         texts = [entry for entry in inputs if isinstance(entry, str)]
         for number, entry in enumerate(inputs):
             if not (entry.strip() if isinstance(entry, str) else entry):

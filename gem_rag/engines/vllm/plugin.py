@@ -15,7 +15,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from gem_rag._utils.suggestions import did_you_mean
+from gem_rag._utils.suggestions import check_known
 from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
 from gem_rag.errors import GemError, InputError
 
@@ -72,8 +72,6 @@ class EmbeddingsPlugin:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Make the engine's workers embedders. Raises GemError if they cannot be."""
-        import transformers
-
         from gem_rag.core.checkpoint import open_checkpoint
         from gem_rag.core.tokenizer import SafeTokenizer
         from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
@@ -85,13 +83,11 @@ class EmbeddingsPlugin:
         checkpoint = open_checkpoint(model.model, model.revision)
         settings = _settings(engine_client.vllm_config.additional_config)
         self._embedder = await AsyncEmbedder.connect(engine_client, checkpoint, **settings)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint.path))
-        longest = self._embedder.max_text_tokens
         self._codec = EmbeddingCodec(
-            SafeTokenizer(tokenizer),
+            SafeTokenizer.from_folder(checkpoint.path),
             checkpoint.config,
             vocabulary=model.get_vocab_size(),
-            max_length=min(checkpoint.config.max_length or longest, longest),
+            max_length=checkpoint.config.effective_max_length(self._embedder.max_text_tokens),
             dim=self._embedder.dim,
             names=args.served_model_name or [args.model],
         )
@@ -115,8 +111,5 @@ class EmbeddingsPlugin:
 def _settings(additional: Any) -> dict[str, Any]:
     """The plugin's part of vLLM's `--additional-config`."""
     settings = (additional if isinstance(additional, dict) else {}).get(NAME) or {}
-    for name in settings:
-        if name not in _SETTINGS:
-            raise InputError(f"--additional-config, {NAME} has an unknown key {name!r}"
-                             f"{did_you_mean(name, _SETTINGS)}")  # fmt: skip
+    check_known(settings, _SETTINGS, f"--additional-config, {NAME} has an unknown key")
     return dict(settings)

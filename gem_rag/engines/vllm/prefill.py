@@ -2,8 +2,7 @@
 
 Under the rule of `attention.py` texts attend causally to themselves: what vLLM's kernels do for
 a prompt, for texts of any lengths at once. They read keys and values from a paged cache, so the
-texts get one that lives for a step and that every layer uses in turn. Knows nothing about special
-tokens.
+texts get one that lives for a step and that every layer uses in turn.
 """
 
 from __future__ import annotations
@@ -32,13 +31,15 @@ class Prefill:
         for name, layer in layers.items():
             what = (layer.attn_backend, layer.get_kv_cache_spec(vllm_config))
             alike.setdefault(what, []).append(name)
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[str, _LayerKind] = {}
         for (backend, spec), names in alike.items():
             sizes = backend.get_supported_kernel_block_sizes(spec)
             block = min(size.base if isinstance(size, MultipleOf) else size for size in sizes)
             spec = spec.copy_with_new_block_size(block)
             builder = backend.get_builder_cls()(spec, names, vllm_config, device)
-            self._kinds |= dict.fromkeys(names, _Kind(builder, block, layers[names[0]].kv_cache))
+            self._kinds |= dict.fromkeys(
+                names, _LayerKind(builder, block, layers[names[0]].kv_cache)
+            )
         self.block = max(kind.block for kind in self._kinds.values())
 
     def step(self, lengths: Sequence[int]) -> AttendTexts:
@@ -59,7 +60,7 @@ class Prefill:
 
 
 @dataclass(frozen=True, eq=False)
-class _Kind:
+class _LayerKind:
     """Layers alike: what vLLM's metadata for them is made by.
 
     block: tokens in a block of the scratch cache.
@@ -72,7 +73,7 @@ class _Kind:
 
     def prepare(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Any]:
         """A scratch cache, the texts' places in it, and the backend's own metadata."""
-        table, slots = paged(np.asarray(lengths), self.block)
+        table, slots = assign_blocks(np.asarray(lengths), self.block)
         starts = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)
         sizes = torch.tensor(lengths, dtype=torch.int32)
         on_device = torch.as_tensor(slots, device=device)
@@ -103,7 +104,7 @@ class _Kind:
         return ordered.permute(*np.argsort(order).tolist())
 
 
-def paged(lengths: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+def assign_blocks(lengths: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Each text in blocks of its own: block numbers, int32 [texts, most blocks], and the places of
     the tokens, int64 [tokens]."""
     counts = -(-lengths // block)

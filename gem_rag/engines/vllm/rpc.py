@@ -1,7 +1,6 @@
 """What is said to the workers, and what they answer, over `collective_rpc`.
 
-Plain lists, numbers and bytes only, which every executor can carry. Knows nothing about how a
-worker embeds or who asks.
+Plain lists, numbers and bytes only, which every executor can carry.
 """
 
 from __future__ import annotations
@@ -56,10 +55,10 @@ class WorkerCapabilities:
     def batch_tokens(self) -> int:
         """Tokens in a batch: a few of vLLM's steps, whose special rows then run together, if half
         of the free memory holds them."""
-        return max(1, min(_STEPS * self.max_step_tokens, self.affordable // 2))
+        return max(1, min(_STEPS * self.max_step_tokens, self.max_affordable_tokens // 2))
 
     @property
-    def affordable(self) -> int:
+    def max_affordable_tokens(self) -> int:
         """Tokens that the free memory holds."""
         return self.free_bytes // self.bytes_per_token
 
@@ -70,7 +69,7 @@ class WorkerCapabilities:
     def check(self, rows: Sequence[Row], k: int) -> None:
         """Raises GemError for a row that does not fit into the memory that vLLM left free."""
         longest = max((row.length(k) for row in rows), default=0)
-        if longest > self.affordable:
+        if longest > self.max_affordable_tokens:
             needed = longest * self.bytes_per_token
             raise GemError(
                 f"a text of {longest} tokens needs {needed >> 20} MiB and vLLM left "
@@ -79,11 +78,11 @@ class WorkerCapabilities:
             )
 
 
-def packed_rows(rows: Sequence[Row]) -> list[PlainRow]:
+def serialize_rows(rows: Sequence[Row]) -> list[PlainRow]:
     return [(list(row.text), [list(span) for span in row.spans]) for row in rows]
 
 
-def unpacked_rows(rows: Sequence[PlainRow]) -> list[Row]:
+def deserialize_rows(rows: Sequence[PlainRow]) -> list[Row]:
     return [Row(ids, tuple((start, stop) for start, stop in spans)) for ids, spans in rows]
 
 

@@ -1,7 +1,4 @@
-"""The command that serves a model with vLLM: its own API server, with every flag that is needed.
-
-Knows nothing about what the flags do (see `plugin.py`).
-"""
+"""The command that serves a model with vLLM: its own API server, with every flag that is needed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Special-row adapters on vLLM's linear layers, which are fused (qkv, gate/up) and sharded.
 
 They are attached for the length of a pass that holds special rows only, and gone afterwards, so
-generation never meets them. Knows nothing about attention or batches.
+generation never meets them.
 """
 
 from __future__ import annotations

@@ -35,7 +35,13 @@ from gem_rag.core.encoder import max_text_tokens
 from gem_rag.core.layout import Row
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import initial_special_embeddings
-from gem_rag.engines.vllm.length_groups import PADDING, AttentionLayer, Group, grouped, in_steps
+from gem_rag.engines.vllm.length_groups import (
+    PADDING,
+    AttentionLayer,
+    Group,
+    group_by_length,
+    pack_into_steps,
+)
 from gem_rag.engines.vllm.prefill import Prefill
 from gem_rag.engines.vllm.sharded_adapters import SpecialRowAdapters
 from gem_rag.errors import GemError, InputError
@@ -58,7 +64,9 @@ class VllmEncoder:
         self.config = checkpoint.config
         self._vllm_config = vllm_config
         self._attention_layers = attention_layers(model, vllm_config)
-        self._layers = {name: _asked_by(layer) for name, layer in self._attention_layers.items()}
+        self._layers = {
+            name: _attention_spec(layer) for name, layer in self._attention_layers.items()
+        }
         self.device = next(model.parameters()).device
         tensors = checkpoint.adapter()
         self._special = self._special_rows(tensors)
@@ -68,16 +76,16 @@ class VllmEncoder:
             self._adapters = SpecialRowAdapters(model, self.config.adapter, tensors)
         self._compiled = False
         self._prefill: Prefill | None = None
-        self._try_vllms_own()
+        self._try_vllm_kernels()
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[Row]) -> FloatArray:
         """Unit vectors, one for each span, in order: float32 [spans, dim]."""
         k = self.config.k
-        groups = grouped(rows, k, self.max_step_tokens, self.device)
+        groups = group_by_length(rows, k, self.max_step_tokens, self.device)
         # A text takes whole blocks of the scratch cache: short ones fill a step sooner.
         least = self._prefill.block // 4 if self._prefill else 1
-        for step in in_steps(groups, self.max_step_tokens, least):
+        for step in pack_into_steps(groups, self.max_step_tokens, least):
             self._run_texts(step)
         hidden = self._run_specials(groups)
         vectors: FloatArray = pool(hidden.unflatten(0, (-1, k)), self.config.pooling).cpu().numpy()
@@ -133,7 +141,7 @@ class VllmEncoder:
 
         def attend(layer: Any, *qkvo: Tensor) -> None:
             own = self._layers[layer.layer_name]
-            for group, query, key, value, out in _by_group(groups, counts, qkvo):
+            for group, query, key, value, out in _split_by_group(groups, counts, qkvo):
                 group.keep_texts(own, key, value)
                 if prefill is None:
                     group.attend_texts(own, query, out)
@@ -153,7 +161,7 @@ class VllmEncoder:
 
         def attend(layer: Any, *qkvo: Tensor) -> None:
             own = self._layers[layer.layer_name]
-            for group, query, key, value, out in _by_group(groups, counts, qkvo):
+            for group, query, key, value, out in _split_by_group(groups, counts, qkvo):
                 group.attend_specials(own, (query, key, value), out)
 
         adapters = self._adapters.attached() if self._adapters else nullcontext()
@@ -188,7 +196,7 @@ class VllmEncoder:
     @contextmanager
     def _attention(self, attend: Callable[..., None]) -> Iterator[None]:
         """Puts `attend`, called with a layer and [tokens, heads, width] of query, key, value and
-        output, in the place of every layer's paged attention."""
+        output, in the place of every layer's assign_blocks attention."""
 
         def forward(
             layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Any, metadata: Any,
@@ -231,13 +239,13 @@ class VllmEncoder:
         return rows.to(self.device, one.dtype)
 
     @torch.inference_mode()
-    def _try_vllms_own(self) -> None:
+    def _try_vllm_kernels(self) -> None:
         """Use vLLM's attention kernels and its compiled graph, which has no guards, if texts then
         come out as by its layers under `attention.py`."""
         vocabulary = self._vllm_config.model_config.get_vocab_size()
         lengths = [min(length, self.max_text_tokens) for length in (8, 13, 39)]
         rows = [Row([i % vocabulary for i in range(1, length + 1)], ()) for length in lengths]
-        groups = grouped(rows, self.config.k, self.max_step_tokens, self.device)
+        groups = group_by_length(rows, self.config.k, self.max_step_tokens, self.device)
         plain = self._run_texts(groups).float()
 
         def agrees(what: str) -> bool:
@@ -252,14 +260,14 @@ class VllmEncoder:
                            difference)  # fmt: skip
             return False
 
-        if all(_keeps_exactly(layer) for layer in self._attention_layers.values()):
+        if all(_caches_exactly(layer) for layer in self._attention_layers.values()):
             self._prefill = Prefill(self._attention_layers, self._vllm_config, self.device)
             self._prefill = self._prefill if agrees("vLLM's attention kernel") else None
         self._compiled = True
         self._compiled = agrees("vLLM's compiled graph")
 
 
-def _by_group(
+def _split_by_group(
     groups: Sequence[Group], counts: Sequence[int], flat: Sequence[Tensor]
 ) -> Iterator[tuple[Any, ...]]:
     """Each group with its part of every flat sequence."""
@@ -280,7 +288,7 @@ def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
     }
     name = type(model).__name__
     for place, layer in layers.items():
-        if (reason := _why_not(layer)) is not None:
+        if (reason := _unsupported_reason(layer)) is not None:
             raise GemError(f"{name} cannot give GEM embeddings: {place} {reason}; choose another "
                            "architecture")  # fmt: skip
     wanted = vllm_config.model_config.hf_text_config.num_hidden_layers
@@ -292,7 +300,7 @@ def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
     return layers
 
 
-def _why_not(layer: Any) -> str | None:
+def _unsupported_reason(layer: Any) -> str | None:
     """Why GEM attention cannot take a layer's place, if it cannot."""
     if type(layer) is not Attention:
         return f"is {type(layer).__name__}, not plain softmax attention"
@@ -309,11 +317,11 @@ def _why_not(layer: Any) -> str | None:
     return None
 
 
-def _keeps_exactly(layer: Any) -> bool:
+def _caches_exactly(layer: Any) -> bool:
     """Whether keys and values go through the layer's cache unchanged."""
     return bool(layer.kv_cache.dtype == layer.dtype)
 
 
-def _asked_by(layer: Any) -> AttentionLayer:
+def _attention_spec(layer: Any) -> AttentionLayer:
     groups = layer.num_heads // layer.num_kv_heads
     return AttentionLayer(layer.layer_name, groups, layer.impl.scale, layer.sliding_window)

@@ -1,8 +1,4 @@
-"""The vLLM engine: vLLM generates, and embeds in its workers on the same weights.
-
-Knows nothing about prompts, long texts or batches (see `model.py`), nor about how vLLM is driven
-(see `driver.py`).
-"""
+"""The vLLM engine: vLLM generates, and embeds in its workers, on the same weights."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import transformers
 
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
@@ -41,6 +36,8 @@ class VllmEngine(Engine):
     GemError if the architecture's attention cannot be replaced.
     """
 
+    name = "vllm"
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -60,8 +57,7 @@ class VllmEngine(Engine):
         with run_in_process(in_process):
             config = engine_config(folder, engine_args)
             self._driver = Driver(config, in_process, prepare)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.tokenizer = SafeTokenizer(tokenizer)
+        self.tokenizer = SafeTokenizer.from_folder(folder)
         self.dim = checkpoint.config.dim(self._capabilities.hidden)
         self.vocab_size = int(config.model_config.get_vocab_size())
         self.context_length = int(config.model_config.max_model_len)
@@ -74,14 +70,16 @@ class VllmEngine(Engine):
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
         eager = bool(sampling.stop)
-        listeners = [_Collector(len(ids), self._writing(sampling), eager) for ids in prompts]
+        listeners = [
+            _GenerationListener(len(ids), self._buffer(sampling), eager) for ids in prompts
+        ]
         params = self._params(sampling)
         for prompt, listener in zip(prompts, listeners, strict=True):
             self._driver.generate(prompt, params, listener)
         return [listener.generation.result() for listener in listeners]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        pieces = _Pieces(len(prompt), self._writing(sampling), eager=True)
+        pieces = _StreamListener(len(prompt), self._buffer(sampling), eager=True)
         name = self._driver.generate(prompt, self._params(sampling), pieces)
         try:
             while (piece := pieces.queue.get()) is not None:
@@ -94,7 +92,7 @@ class VllmEngine(Engine):
         listeners = []
         for tokens in continuations:
             # The last token is forced, so that a continuation may fill the whole context.
-            listener = _Scored(tokens)
+            listener = _ScoreListener(tokens)
             params = self._params(Sampling(max_tokens=1), prompt_logprobs=0, logprobs=0,
                                   allowed_token_ids=[tokens[-1]])  # fmt: skip
             self._driver.generate([*prompt, *tokens[:-1]], params, listener)
@@ -104,7 +102,7 @@ class VllmEngine(Engine):
     def close(self) -> None:
         self._driver.close()
 
-    def _writing(self, sampling: Sampling) -> StopStringBuffer:
+    def _buffer(self, sampling: Sampling) -> StopStringBuffer:
         return StopStringBuffer(self.tokenizer.decode, sampling.stop)
 
     def _params(self, sampling: Sampling, **more: Any) -> Any:
@@ -115,43 +113,38 @@ class VllmEngine(Engine):
 
         if sampling.constraint is not None:
             more["structured_outputs"] = StructuredOutputsParams(grammar=sampling.constraint)
-        markers = [
-            self.tokenizer.control_tokens[s]
-            for s in sampling.stop
-            if s in self.tokenizer.control_tokens
-        ]
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=sampling.seed,
-            stop_token_ids=markers,
+            stop_token_ids=self.tokenizer.stop_token_ids(sampling.stop),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             **more,
         )
 
 
-class _Collector:
-    """Hears a request out. Decodes as it goes only if somebody looks on or a stop string may end
-    it: this runs between the engine's steps."""
+class _GenerationListener:
+    """Collects a request's output. It decodes along the way only if somebody is reading or a stop
+    string may end it, since this runs between the engine's steps."""
 
-    def __init__(self, prompt_tokens: int, writing: StopStringBuffer, eager: bool) -> None:
+    def __init__(self, prompt_tokens: int, buffer: StopStringBuffer, eager: bool) -> None:
         self.generation: Future[Generation] = Future()
-        self._prompt_tokens, self._writing, self._eager = prompt_tokens, writing, eager
+        self._prompt_tokens, self._buffer, self._eager = prompt_tokens, buffer, eager
         self._tokens: list[int] = []  # not yet decoded
 
     def receive(self, output: Any) -> bool:
         tokens, reason = _new_tokens(output)
         self._tokens += tokens
         if self._eager or reason:
-            self._show(self._writing.add(self._tokens))
+            self._show(self._buffer.add(self._tokens))
             self._tokens = []
-        if reason or self._writing.stopped:
-            self._show(self._writing.flush())
-            why: FinishReason = "stop" if self._writing.stopped or reason == "stop" else "length"
-            text, written = self._writing.text, tuple(self._writing.tokens)
+        if reason or self._buffer.stopped:
+            self._show(self._buffer.flush())
+            why: FinishReason = "stop" if self._buffer.stopped or reason == "stop" else "length"
+            text, written = self._buffer.text, tuple(self._buffer.tokens)
             self._end(Generation(text, written, why, self._prompt_tokens))
         return not self.generation.done()
 
@@ -165,11 +158,11 @@ class _Collector:
         self.generation.set_result(generation)
 
 
-class _Pieces(_Collector):
+class _StreamListener(_GenerationListener):
     """Queues what can be shown; None ends it."""
 
-    def __init__(self, prompt_tokens: int, writing: StopStringBuffer, eager: bool) -> None:
-        super().__init__(prompt_tokens, writing, eager)
+    def __init__(self, prompt_tokens: int, buffer: StopStringBuffer, eager: bool) -> None:
+        super().__init__(prompt_tokens, buffer, eager)
         self.queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def fail(self, error: BaseException) -> None:
@@ -185,7 +178,7 @@ class _Pieces(_Collector):
         self.queue.put(None)
 
 
-class _Scored:
+class _ScoreListener:
     """Reads the log-probabilities of given tokens, all but the last of them in the prompt."""
 
     def __init__(self, tokens: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """The extension of vLLM's workers: what `collective_rpc` calls between engine steps.
 
-Every tensor-parallel worker has it, and all compute the same. Knows nothing about who asks.
+Every tensor-parallel worker has it, and all compute the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gem_rag.core.checkpoint import open_checkpoint
-from gem_rag.engines.vllm.rpc import PlainRow, unpacked_rows
+from gem_rag.engines.vllm.rpc import PlainRow, deserialize_rows
 from gem_rag.errors import GemError, InputError
 
 
@@ -49,7 +49,7 @@ class GemWorker:
 
     def gem_embed(self, rows: Sequence[PlainRow]) -> dict[str, Any]:
         """Unit vectors, one for each span of the rows: {"vectors": float32 bytes, "shape": ...}."""
-        batch = unpacked_rows(rows)
+        batch = deserialize_rows(rows)
         try:
             vectors = self._gem_encoder.embed(batch)
         except GemError as error:

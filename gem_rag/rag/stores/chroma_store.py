@@ -46,12 +46,12 @@ class ChromaStore(Store):
             self._check_count()
 
     def search(self, queries: FloatArray, k: int) -> list[list[tuple[str, float]]]:
-        wanted = min(k, len(self.ids))
+        limit = min(k, len(self.ids))
         count = self._check_count()
-        results = wanted + count - len(self.ids)  # those of a write under way may rank too
+        results = limit + count - len(self.ids)  # those of a write under way may rank too
         while True:
             rankings = self._query(queries, min(results, count))
-            if all(len(ranking) >= wanted for ranking in rankings):
+            if all(len(ranking) >= limit for ranking in rankings):
                 return [ranking[:k] for ranking in rankings]
             before, count = count, self._check_count()
             if results >= count == before:
@@ -61,7 +61,7 @@ class ChromaStore(Store):
     def _query(self, queries: FloatArray, results: int) -> list[list[tuple[str, float]]]:
         """Committed ids and cosines among the nearest `results` of each query."""
         with self._readable_errors():
-            found = self._collection.query(
+            response = self._collection.query(
                 query_embeddings=queries, n_results=results, include=["distances"]
             )
         return [
@@ -70,7 +70,9 @@ class ChromaStore(Store):
                 for id, distance in zip(ids, distances, strict=True)
                 if id in self._row_of
             ]
-            for query, ids, distances in zip(queries, found["ids"], found["distances"], strict=True)
+            for query, ids, distances in zip(
+                queries, response["ids"], response["distances"], strict=True
+            )
         ]
 
     def vectors(self, ids: Sequence[str]) -> FloatArray:

@@ -21,7 +21,7 @@ from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.evaluation.baselines import SentenceTransformer, bm25, mean_pooled
 from gem_rag.evaluation.judging import Judgement, judge, share
-from gem_rag.evaluation.known_item import RetrievalFigures, distinct, known_item
+from gem_rag.evaluation.known_item import RetrievalFigures, drop_duplicates, evaluate_known_items
 from gem_rag.evaluation.rag_questions import Question, ask_all
 from gem_rag.evaluation.scores import this_machine
 from gem_rag.rag.answer import answer
@@ -148,7 +148,7 @@ def measure_retrieval(
         Figures by the name of the model.
     """
     queries = _truncate(gem, queries, QUERY_TOKENS)
-    documents, relevant = distinct(_truncate(gem, documents, DOCUMENT_TOKENS))
+    documents, relevant = drop_duplicates(_truncate(gem, documents, DOCUMENT_TOKENS))
     ids = [[gem.tokenize(text) for text in texts] for texts in (queries, documents)]
     pooled_queries, pooled_documents = mean_pooled(open_checkpoint(gem.name).path, *ids)
     scores = {
@@ -159,7 +159,7 @@ def measure_retrieval(
     if beside:
         other = SentenceTransformer(beside)
         scores[other.name] = other.embed_queries(queries) @ other.embed_documents(documents).T
-    return {name: known_item(matrix, relevant) for name, matrix in scores.items()}
+    return {name: evaluate_known_items(matrix, relevant) for name, matrix in scores.items()}
 
 
 def _truncate(gem: Gem, texts: Sequence[str], tokens: int) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from gem_rag import cli
 from gem_rag.errors import InputError
 from gem_rag.evaluation.collection import Collection, from_documents
-from gem_rag.evaluation.document_tasks import own_tasks, write_choices
+from gem_rag.evaluation.document_tasks import document_tasks, write_choices
 from gem_rag.evaluation.html_report import summary
 from gem_rag.evaluation.mteb_tasks import PAPER, run_mteb
 from gem_rag.evaluation.scores import Record
@@ -42,7 +42,7 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Collection:
 
 
 def test_every_kind_of_task_runs_in_mteb(collection: Collection, gem: Gem, tmp_path: Path) -> None:
-    found = run_mteb(gem, own_tasks(collection), tmp_path / "out")
+    found = run_mteb(gem, document_tasks(collection), tmp_path / "out")
     assert {score.group for score in found.scores} == {
         "own Retrieval", "own Reranking", "own STS", "own PairClassification",
         "own Classification", "own Clustering",
@@ -71,7 +71,7 @@ class Lexical:
 
 
 def test_tasks_reward_what_tells_texts_apart(collection: Collection, tmp_path: Path) -> None:
-    found = run_mteb(Lexical(), own_tasks(collection), tmp_path)  # type: ignore[arg-type]
+    found = run_mteb(Lexical(), document_tasks(collection), tmp_path)  # type: ignore[arg-type]
     scores = {score.task: score.value for score in found.scores}
     assert scores["OwnClassification"] > 0.9
     assert scores["OwnClustering"] > 0.8
@@ -82,7 +82,7 @@ def test_tasks_reward_what_tells_texts_apart(collection: Collection, tmp_path: P
 
 
 def test_the_same_documents_make_the_same_tasks(collection: Collection) -> None:
-    one, other = own_tasks(collection), own_tasks(collection)
+    one, other = document_tasks(collection), document_tasks(collection)
     for first, second in zip(one, other, strict=True):
         for task in (first, second):
             task.load_data()
@@ -115,7 +115,7 @@ def test_too_few_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "# One\n\nThis is a text, and it has more than enough letters to be one of them.\n"
     )
     with pytest.raises(InputError, match="fewer than two files"):
-        own_tasks(from_documents([tmp_path]))
+        document_tasks(from_documents([tmp_path]))
 
 
 def test_the_papers_table_is_filled_by_one_command_and_says_what_is_missing(

@@ -18,12 +18,12 @@ from helpers import BOS, SPECIAL_TOKENS, VOCABULARY, close_to, vectors_of, writt
 from gem_rag.core.config import GemConfig
 from gem_rag.core.layout import Row
 from gem_rag.engines.vllm.openai_embeddings import (
-    MOST_INPUTS,
+    MAX_INPUTS,
     ApiError,
     EmbeddingCodec,
     EmbeddingRequest,
     embeddings_router,
-    parsed,
+    parse_request,
 )
 from gem_rag.model import Gem
 
@@ -31,7 +31,7 @@ LONGEST = 60
 
 
 def request(**fields: Any) -> EmbeddingRequest:
-    return parsed(json.dumps(fields).encode())
+    return parse_request(json.dumps(fields).encode())
 
 
 def refused(codec: EmbeddingCodec, **fields: Any) -> ApiError:
@@ -130,7 +130,7 @@ BAD_BODIES = [
 @pytest.mark.parametrize(("body", "param"), BAD_BODIES, ids=[str(b[0]) for b in BAD_BODIES])
 def test_a_bad_body_is_refused_by_the_name_of_its_field(body: bytes, param: str | None) -> None:
     with pytest.raises(ApiError) as caught:
-        parsed(body)
+        parse_request(body)
     error = caught.value
     assert (error.status, error.type, error.param) == (400, "invalid_request_error", param)
     assert error.message.startswith(f"{param}: " if param else "the body")
@@ -148,7 +148,7 @@ def test_a_bad_body_is_refused_by_the_name_of_its_field(body: bytes, param: str 
 )
 def test_a_refusal_says_what_is_wrong(body: bytes, said: str) -> None:
     with pytest.raises(ApiError, match=said):
-        parsed(body)
+        parse_request(body)
 
 
 # -- requests to token rows --------------------------------------------------------------------
@@ -232,8 +232,8 @@ def test_token_ids_may_have_a_use_without_a_prompt(plain_codec: EmbeddingCodec, 
         ([[5], []], "input 1 is empty"),
         ([[]], "input 0 is empty"),
         ([], "input has 0 entries: give from 1 to 2048"),
-        (["a"] * (MOST_INPUTS + 1), "input has 2049 entries"),
-        ([[5]] * (MOST_INPUTS + 1), "input has 2049 entries"),
+        (["a"] * (MAX_INPUTS + 1), "input has 2049 entries"),
+        ([[5]] * (MAX_INPUTS + 1), "input has 2049 entries"),
     ],
     ids=str,
 )
@@ -244,7 +244,7 @@ def test_nothing_and_too_much_are_refused(codec: EmbeddingCodec, value: Any, sai
 
 
 def test_as_many_inputs_as_openai_takes_are_taken(codec: EmbeddingCodec) -> None:
-    assert len(codec.rows(request(input=[[5]] * MOST_INPUTS))) == MOST_INPUTS
+    assert len(codec.rows(request(input=[[5]] * MAX_INPUTS))) == MAX_INPUTS
 
 
 def test_an_input_that_is_too_long_is_refused(codec: EmbeddingCodec) -> None:

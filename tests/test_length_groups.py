@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gem_rag.core.layout import Layout, Row
-from gem_rag.engines.vllm.length_groups import AttentionLayer, Group, grouped, in_steps
+from gem_rag.engines.vllm.length_groups import (
+    AttentionLayer,
+    Group,
+    group_by_length,
+    pack_into_steps,
+)
 from gem_rag.errors import GemError
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
@@ -73,7 +78,7 @@ def poisoned(tensors: Sequence[Tensor]) -> None:
 @given(rows=some_rows(), k=st.integers(1, 3), budget=st.integers(1, 80))
 def test_attention_in_two_passes_is_plain_attention(rows: list[Row], k: int, budget: int) -> None:
     generator = torch.Generator().manual_seed(budget)
-    for group in grouped(rows, k, budget, CPU):
+    for group in group_by_length(rows, k, budget, CPU):
         members = [rows[number] for number in group.numbers]
         whole = {
             layer.name: [random_qkv(generator, row.length(k)) for row in members]
@@ -111,7 +116,7 @@ def test_attention_in_two_passes_is_plain_attention(rows: list[Row], k: int, bud
 def test_inputs_are_the_rows_tokens_at_their_positions(
     rows: list[Row], k: int, budget: int
 ) -> None:
-    for group in grouped(rows, k, budget, CPU):
+    for group in group_by_length(rows, k, budget, CPU):
         members = [rows[number] for number in group.numbers]
         places = [place for place in placed(members, k, "packed")[0] if place is not None]
         texts = [place for place in places if place.kind == "text"]
@@ -126,7 +131,7 @@ def test_inputs_are_the_rows_tokens_at_their_positions(
 
 
 def test_a_text_beyond_the_sliding_window_is_refused() -> None:
-    [group] = grouped([Row.whole(range(9))], 1, 100, CPU)
+    [group] = group_by_length([Row.whole(range(9))], 1, 100, CPU)
     layer = AttentionLayer("0", HEADS // KV_HEADS, 1.0, sliding_window=8)
     query, *pair = random_qkv(torch.Generator(), 9)
     group.keep_texts(layer, *pair)
@@ -139,7 +144,7 @@ def test_a_text_beyond_the_sliding_window_is_refused() -> None:
 
 @given(rows=some_rows(), k=st.integers(1, 3), budget=st.integers(1, 80))
 def test_groups_hold_every_row_once(rows: list[Row], k: int, budget: int) -> None:
-    groups = grouped(rows, k, budget, CPU)
+    groups = group_by_length(rows, k, budget, CPU)
     assert sorted(n for group in groups for n in group.numbers) == list(range(len(rows)))
     for group in groups:
         assert len(group.numbers) == group.layout.shape[0]
@@ -149,7 +154,7 @@ def test_groups_hold_every_row_once(rows: list[Row], k: int, budget: int) -> Non
 def test_rows_with_as_many_spans_share_rectangles_within_the_budget_with_little_padding(
     rows: list[Row], k: int, budget: int
 ) -> None:
-    for group in grouped(rows, k, budget, CPU):
+    for group in group_by_length(rows, k, budget, CPU):
         height, width = group.layout.shape
         tokens = sum(rows[number].length(k) for number in group.numbers)
         assert len(group.texts) + len(group.specials) == tokens
@@ -169,7 +174,7 @@ def sizes(steps: Iterator[list[Group]]) -> list[list[int]]:
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), budget=st.integers(1, 30))
 def test_steps_hold_neighbouring_groups_within_the_budget(lengths: list[int], budget: int) -> None:
-    steps = sizes(in_steps(of_lengths(*lengths), budget))
+    steps = sizes(pack_into_steps(of_lengths(*lengths), budget))
     assert [size for step in steps for size in step] == lengths
     for step in steps:
         assert step
@@ -179,4 +184,4 @@ def test_steps_hold_neighbouring_groups_within_the_budget(lengths: list[int], bu
 
 
 def test_a_group_above_the_budget_is_a_step_of_its_own() -> None:
-    assert sizes(in_steps(of_lengths(2, 9, 2, 2), 4)) == [[2], [9], [2, 2]]
+    assert sizes(pack_into_steps(of_lengths(2, 9, 2, 2), 4)) == [[2], [9], [2, 2]]
