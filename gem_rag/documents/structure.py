@@ -6,7 +6,6 @@ by docutils. Nothing inside code, quotes, lists or front matter is a heading.
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,13 +110,6 @@ class _Lines:
     def start(self, line: int) -> int:
         """The first character of a line, or the end of the text."""
         return self.starts[line] if line < len(self.starts) else self._length
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def at(self, character: int) -> int:
-        """The line that a character is in."""
-        return bisect.bisect_right(self.starts, character) - 1
 
 
 # -- Markdown ------------------------------------------------------------------------------------

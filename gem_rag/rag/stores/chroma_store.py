@@ -20,6 +20,7 @@ from typing import Any
 
 import chromadb
 import numpy as np
+from chromadb.api.shared_system_client import SharedSystemClient
 from chromadb.config import Settings
 from chromadb.errors import ChromaError
 
@@ -29,6 +30,16 @@ from gem_rag.errors import GemError
 from gem_rag.rag.stores.store import Store
 
 FOLDER = "chroma"
+# AttributeError: a client whose start failed lacks its bindings.
+_CHROMA_ERRORS = (
+    ChromaError,
+    sqlite3.Error,
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    AttributeError,
+)
 _TOLERANCE = 1e-2  # between Chroma's cosine and ours
 
 
@@ -131,6 +142,7 @@ class ChromaStore(Store):
         except GemError:
             for name in ("_client", "_collection"):
                 self.__dict__.pop(name, None)
+            SharedSystemClient.clear_system_cache()  # which has the database that failed, by path
             shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
 
     # -- the database ------------------------------------------------------------------------
@@ -194,7 +206,7 @@ class ChromaStore(Store):
             yield
         except GemError:
             raise
-        except (ChromaError, sqlite3.Error, OSError, ValueError, KeyError, RuntimeError) as error:
+        except _CHROMA_ERRORS as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             if "full" in reason or "space" in reason:
                 raise GemError(f"could not write {self.folder} ({reason}): make room") from error
