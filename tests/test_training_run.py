@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,31 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Callable[..., tuple[list[int], str]]]:
+    """Run training_child.py's jobs: (exit codes of the processes, what they wrote to stderr)."""
+    with subprocess.Popen(
+        [sys.executable, str(CHILD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as server:
+        assert server.stdin
+        assert server.stdout
+
+        def run(
+            how: str, base: Path, folder: Path, detail: str, processes: int = 1
+        ) -> tuple[list[int], str]:
+            errors = folder / "errors.txt"
+            arguments = [how, str(base), str(folder), detail]
+            job = {"arguments": arguments, "processes": processes, "errors": str(errors)}
+            print(json.dumps(job), file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline()), errors.read_text()
+
+        yield run
 
 
 class At(TrainerCallback):
@@ -284,18 +309,6 @@ def test_a_finished_run_can_be_saved_again(base: Path, tmp_path: Path) -> None:
     assert len(report.losses) == 8
 
 
-def child(what: str, base: Path, folder: Path, *arguments: str, processes: int = 1) -> Any:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    start = [sys.executable, *(many if processes > 1 else ())]
-    return subprocess.run(
-        [*start, str(CHILD), what, str(base), str(folder), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.fixture
 def small_files() -> Iterator[Any]:
     """A function after which no file can grow beyond a size, as on a full disk."""
@@ -358,6 +371,25 @@ def test_a_run_is_resumed_with_its_own_data_and_model_only(
     write_texts(tmp_path / "texts.jsonl", 121)
     with pytest.raises(InputError, match=r"begun with another data\.texts"):
         train(plan, base, tmp_path / "out", resume=True)
+
+
+def test_a_run_begun_with_the_old_keys_is_resumed(base: Path, tmp_path: Path) -> None:
+    """As run.json has them from before they were renamed."""
+    plan = recipe(tmp_path)
+    stop = At(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(InterruptedRunError):
+        train(plan, base, tmp_path / "out", callbacks=[stop])
+    file = tmp_path / "out.run" / "run.json"
+    record = json.loads(file.read_text())
+    schedule = record["recipe"]["schedule"]
+    for old, new in {"rate": "learning_rate", "contrastive_rate": "contrastive_learning_rate",
+                     "warmup": "warmup_steps", "floor": "min_lr_ratio"}.items():  # fmt: skip
+        schedule[old] = schedule.pop(new)
+    for source in record["recipe"]["data"].values():
+        source["overlong"] = source.pop("truncation")
+    record["recipe_hash"] = "0123456789abcdef"  # of other keys
+    file.write_text(json.dumps(record))
+    assert train(plan, base, tmp_path / "out", resume=True) is not None
 
 
 def test_runs_never_write_over_each_other(base: Path, tmp_path: Path) -> None:

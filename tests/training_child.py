@@ -1,23 +1,39 @@
-"""A training run in a process of its own, to be killed, or to be one of several.
+"""Training runs in processes of their own, to be killed, or to be several that share a run.
 
-training_child.py kill BASE FOLDER "step 5" | "saving 6"
-training_child.py ddp | fsdp BASE FOLDER SCOPE        (under torch.distributed.run)
+Each line of standard input is a job in JSON, `Job`; the answer to it is a line with the exit codes
+of its processes. They are forked from this one, which has imported everything and started no
+thread, so that a run does not wait for imports. Under torch.distributed.run, which starts fresh
+processes, the arguments are those of one job: training_child.py HOW BASE FOLDER DETAIL.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import accelerate  # noqa: F401
+import peft  # noqa: F401
 import torch
+import torch.distributed.fsdp
 from recipes import recipe
 from transformers import TrainerCallback
+from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
 
 from gem_rag.training import trainer
 from gem_rag.training.run import train
+
+
+class Job(TypedDict):
+    """How to train, with what, and in how many processes; their standard error goes to `errors`."""
+
+    arguments: list[str]
+    processes: int
+    errors: str
 
 
 class SignalAt(TrainerCallback):
@@ -31,25 +47,27 @@ class SignalAt(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-def killed(base: Path, folder: Path, moment: str) -> None:
-    what, number = moment.split()
+def train_until_killed(base: Path, folder: Path, moment: str) -> None:
+    """Train until SIGKILL, at "step N" or while "saving N"."""
+    event, number = moment.split()
     callbacks = []
-    if what == "step":
+    if event == "step":
         callbacks.append(SignalAt(int(number), signal.SIGKILL))
     else:
         # Weights are written, the optimizer's state is not.
-        whole = trainer.GemTrainer._save_optimizer_and_scheduler
+        save = trainer.GemTrainer._save_optimizer_and_scheduler
 
-        def half(self: Any, output_dir: str) -> None:
+        def save_or_die(self: Any, output_dir: str) -> None:
             if self.state.global_step == int(number):
                 os.kill(os.getpid(), signal.SIGKILL)
-            whole(self, output_dir)
+            save(self, output_dir)
 
-        trainer.GemTrainer._save_optimizer_and_scheduler = half
+        trainer.GemTrainer._save_optimizer_and_scheduler = save_or_die
     train(recipe(folder), base, folder / "out", report=False, callbacks=callbacks)
 
 
-def shared(how: str, base: Path, folder: Path, scope: str) -> None:
+def train_distributed(how: str, base: Path, folder: Path, scope: str) -> None:
+    """Train as one of several processes: "ddp", "fsdp", or "interrupted" by a signal to one."""
     settings: dict[str, Any] = {"logging_steps": 1, "save_steps": 3}
     if how == "fsdp":
         shard_on_cpu()
@@ -64,7 +82,7 @@ def shared(how: str, base: Path, folder: Path, scope: str) -> None:
 
 
 def shard_on_cpu() -> None:
-    """accelerate shards for accelerators only: it is told that these processes have one."""
+    """Make accelerate, which shards on accelerators only, take these processes for some."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -85,10 +103,51 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
-if __name__ == "__main__":
+def run(how: str, base: str, folder: str, detail: str) -> None:
     torch.set_num_threads(1)
-    what, base, folder, *rest = sys.argv[1:]
-    if what == "kill":
-        killed(Path(base), Path(folder), rest[0])
+    if how == "kill":
+        train_until_killed(Path(base), Path(folder), detail)
     else:
-        shared(what, Path(base), Path(folder), rest[0])
+        train_distributed(how, Path(base), Path(folder), detail)
+
+
+def become_rank(rank: int, job: Job, port: int) -> None:
+    """Make this process what torch.distributed.run would have started."""
+    errors = os.open(job["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(errors, sys.stdout.fileno())
+    os.dup2(errors, sys.stderr.fileno())
+    if job["processes"] > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(job["processes"]),
+            "LOCAL_WORLD_SIZE": str(job["processes"]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    for line in sys.stdin:
+        job: Job = json.loads(line)
+        assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
+        port, children = free_port(), []
+        for rank in range(job["processes"]):
+            child = os.fork()
+            if not child:
+                become_rank(rank, job, port)
+                run(*job["arguments"])
+                return
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:]) if sys.argv[1:] else main()

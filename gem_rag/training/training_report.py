@@ -1,6 +1,6 @@
 """What a training run gained and what it cost: figures before and after, as Markdown, JSON, plots.
 
-Measures the checkpoint as it was saved, not the model in memory: what users will load.
+Measures the checkpoint as it was saved, which users will load, not the model in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.evaluation.baselines import mean_pooled
 from gem_rag.evaluation.known_item import RetrievalFigures, drop_duplicates, evaluate_known_items
 from gem_rag.evaluation.perplexity import PerplexityComparison, compare_perplexity
+from gem_rag.evaluation.plots import draw_bar_groups, draw_curves
 from gem_rag.model import Gem, load
 from gem_rag.training.corpus import HeldOut
 from gem_rag.training.recipe import Recipe
@@ -223,24 +224,17 @@ def _results(report: Report) -> list[str]:
 
 
 def _plot(report: Report, folder: Path) -> None:
-    from matplotlib.figure import Figure
-
     names = [name for name in _LOSSES if any(name in entry for entry in report.losses)]
-    figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        points = [(entry["step"], entry[name]) for entry in report.losses if name in entry]
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "")
-        axes.set(title=name.replace("_", " "), xlabel="step", ylabel="nats")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    figure.savefig(folder / "losses.png", dpi=120)
-    if not report.retrieval:
-        return
-    figure = Figure(figsize=(4.5 * len(report.retrieval), 3.2), layout="constrained")
-    columns = figure.subplots(1, len(report.retrieval), squeeze=False)[0]
-    for axes, (name, rows) in zip(columns, report.retrieval.items(), strict=True):
-        bars = axes.bar(list(rows), [figures.mrr for figures in rows.values()],
-                        color=["0.7", "0.85", "tab:blue"])  # fmt: skip
-        axes.bar_label(bars, fmt="%.3f")
-        axes.set(title=f"held-out {name}", ylabel="MRR", ylim=(0, 1))
-    figure.savefig(folder / "retrieval.png", dpi=120)
+    losses = {
+        name.replace("_", " "): [
+            (entry["step"], entry[name]) for entry in report.losses if name in entry
+        ]
+        for name in names
+    }
+    draw_curves(losses, "nats").savefig(folder / "losses.png", dpi=120)
+    if report.retrieval:
+        groups = {
+            f"held-out {name}": {label: figures.mrr for label, figures in rows.items()}
+            for name, rows in report.retrieval.items()
+        }
+        draw_bar_groups(groups, "MRR").savefig(folder / "retrieval.png", dpi=120)
