@@ -41,39 +41,42 @@ from gem_rag.training.sources import read_source
 from gem_rag.training.trainer import latest_checkpoint
 from gem_rag.training.training_report import HeldOut, measure_generation, retrieval_figures
 
-# What differs from the bundled recipes: a small model learns from larger rates, and what is
-# measured is given.
-TEXTS = {"max_length": 64, "evaluation.held_out": 0.0}
+# Changes to the bundled recipes, besides learning rates: docstrings are short, and the data to
+# measure on is separate.
+COMMON_CHANGES = {"max_length": 64, "evaluation.held_out": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One trained row: a bundled recipe and what is changed in it."""
+    """A trained row: a bundled recipe and changes to it."""
 
     recipe: str
     changes: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """The folder it is kept in."""
+        """Name of its folder."""
         return "-".join(
             [self.recipe, *(f"{k.split('.')[-1]}={v}" for k, v in self.changes.items())]
         )
 
 
-def tables(rate: float) -> dict[str, dict[str, Run]]:
+def define_tables(learning_rate: float) -> dict[str, dict[str, Run]]:
     """Tables and their rows."""
-    rates = {"schedule.learning_rate": rate, "schedule.contrastive_learning_rate": rate / 3}
+    rates = {
+        "schedule.learning_rate": learning_rate,
+        "schedule.contrastive_learning_rate": learning_rate / 3,
+    }
     both = Run("paper", rates)
 
     def next_token(p: float) -> Run:
         return Run("paper", {**rates, "contrastive": None, "next_token.raw": p})
 
     def pairs(scope: str) -> Run:
-        # Adapters and single rows take larger rates than whole models.
-        own = rate if scope == "full" else 1e-3
+        # Adapters and special tokens need larger learning rates than whole models.
+        scope_rate = learning_rate if scope == "full" else 1e-3
         batch = {"schedule.batch": 64, "query_length": 64}
-        return Run("special", {"scope": scope, "schedule.learning_rate": own, **batch})
+        return Run("special", {"scope": scope, "schedule.learning_rate": scope_rate, **batch})
 
     return {
         "objectives (table 3)": {
@@ -102,28 +105,28 @@ def main(
 ) -> None:
     """Train every row that is not there yet; print the tables and write them to WORK."""
     corpus = load_docstring_pairs(work / "pairs.jsonl", packages)
-    data = Data.of(corpus, count, work)
+    data = Data.write(corpus, count, work)
     model = open_checkpoint(base)
     console = Console()
-    shown = []
-    for title, rows in tables(rate).items():
+    tables = []
+    for title, rows in define_tables(rate).items():
         if table in title:
-            found = untrained(model, data, work)
+            figures = measure_untrained(model, data, work)
             for label, run in rows.items():
-                found[label] = measured(run, model, data, work, steps)
-            shown.append(drawn(f"{title}; {steps} steps", found))
-            console.print(shown[-1])
+                figures[label] = train_and_measure(run, model, data, work, steps)
+            tables.append(draw_table(f"{title}; {steps} steps", figures))
+            console.print(tables[-1])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     with (work / "tables.txt").open("w") as file:
         text = Console(width=100, file=file)
-        for drawing in shown:
-            text.print(drawing)
+        for drawn in tables:
+            text.print(drawn)
         text.print(f"{model.name}, {device}, {torch.get_num_threads()} threads, {steps} steps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Files to train on, and what is measured on: summaries, rests, whole docstrings."""
+    """Files to train on; queries (summary lines), documents (the rests) and texts to measure on."""
 
     texts: Path
     pairs: Path
@@ -132,25 +135,28 @@ class Data:
     held_out: HeldOut
 
     @classmethod
-    def of(cls, corpus: list[DocstringPair], count: int, work: Path) -> Data:
-        learned = [pair for pair in corpus if not is_held_out(pair.module)]
-        kept = [pair for pair in corpus if is_held_out(pair.module)][:count]
+    def write(cls, corpus: list[DocstringPair], count: int, work: Path) -> Data:
+        """Split a corpus and write its files."""
+        training = [pair for pair in corpus if not is_held_out(pair.module)]
+        held_out = [pair for pair in corpus if is_held_out(pair.module)][:count]
         texts, pairs, whole = (work / f"{name}.jsonl" for name in ("texts", "pairs-train", "whole"))
-        write_jsonl(texts, ({"text": f"{p.summary}\n\n{p.rest}"} for p in learned))
-        write_jsonl(pairs, ({"query": p.summary, "document": p.rest} for p in learned))
-        write_jsonl(whole, ({"text": f"{p.summary}\n\n{p.rest}"} for p in kept[::3]))
+        write_jsonl(texts, ({"text": f"{p.summary}\n\n{p.rest}"} for p in training))
+        write_jsonl(pairs, ({"query": p.summary, "document": p.rest} for p in training))
+        write_jsonl(whole, ({"text": f"{p.summary}\n\n{p.rest}"} for p in held_out[::3]))
         rows = HeldOut("docstrings", "text", read_source("whole", Source(str(whole))))
-        queries, documents = [p.summary for p in kept], [p.rest for p in kept]
+        queries, documents = [p.summary for p in held_out], [p.rest for p in held_out]
         return cls(texts, pairs, queries, documents, rows)
 
 
-def measured(run: Run, base: Checkpoint, data: Data, work: Path, steps: int) -> dict[str, float]:
-    """Figures of a row, trained now if it has not been."""
+def train_and_measure(
+    run: Run, base: Checkpoint, data: Data, work: Path, steps: int
+) -> dict[str, float]:
+    """Figures of a row, which is trained now unless it has been."""
     out = work / f"{run.name}-{steps}"
     file = work / f"{out.name}.json"
     if not file.exists():
         source = data.texts if run.recipe == "paper" else data.pairs
-        recipe = read_recipe(run.recipe, {**TEXTS, **run.changes}).with_data([str(source)])
+        recipe = read_recipe(run.recipe, {**COMMON_CHANGES, **run.changes}).with_data([str(source)])
         resume = latest_checkpoint(out.with_name(out.name + ".run")) is not None
         start = time.perf_counter()
         if not out.exists():
@@ -160,34 +166,37 @@ def measured(run: Run, base: Checkpoint, data: Data, work: Path, steps: int) -> 
         generation = measure_generation(saved, base, 128, [data.held_out])
         assert generation is not None
         with gem_rag.load(saved.path) as gem:
-            found = retrieval_figures(gem, *cut(gem, data))
+            retrieval = retrieval_figures(gem, *truncate_texts(gem, data))
         figures = {
-            "R@1": found.recall_1, "R@10": found.recall_10, "MRR": found.mrr,
-            "perplexity": generation.after, "logits differ by": generation.logits_difference,
+            "R@1": retrieval.recall_1,
+            "R@10": retrieval.recall_10,
+            "MRR": retrieval.mrr,
+            "perplexity": generation.after,
+            "logits differ by": generation.logits_difference,
             "minutes": seconds / 60,
-        }  # fmt: skip
+        }
         file.write_text(json.dumps(figures))
     return dict(json.loads(file.read_text()))
 
 
-def untrained(base: Checkpoint, data: Data, work: Path) -> dict[str, dict[str, float]]:
-    """The base as it is: its mean pooling, the usual embedding of a model without training, and
-    a special token that has learned nothing."""
+def measure_untrained(base: Checkpoint, data: Data, work: Path) -> dict[str, dict[str, float]]:
+    """Figures of the base: by mean pooling, the usual embedding of an untrained model, and by a
+    special token that has not been trained."""
     file = work / "untrained.json"
     if not file.exists():
         generation = measure_generation(base, base, 128, [data.held_out])
         assert generation is not None
         plain = {"perplexity": generation.before, "logits differ by": 0.0}
         with gem_rag.load(base.path) as gem:
-            ids = [[gem.tokenize(text) for text in texts] for texts in cut(gem, data)]
+            ids = [[gem.tokenize(text) for text in texts] for texts in truncate_texts(gem, data)]
         model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
         encoder = GemEncoder(model, k=1).eval()
-        found = {
+        vectors = {
             "untrained, mean pooling": mean_pooled(base.path, *ids),
-            "untrained, special token": [by_special_token(encoder, rows) for rows in ids],
+            "untrained, special token": [embed_by_special_token(encoder, rows) for rows in ids],
         }
         figures = {}
-        for name, (queries, documents) in found.items():
+        for name, (queries, documents) in vectors.items():
             f = evaluate_known_items(queries @ documents.T)
             figures[name] = {"R@1": f.recall_1, "R@10": f.recall_10, "MRR": f.mrr, **plain}
         file.write_text(json.dumps(figures))
@@ -195,22 +204,22 @@ def untrained(base: Checkpoint, data: Data, work: Path) -> dict[str, dict[str, f
 
 
 @torch.inference_mode()
-def by_special_token(encoder: GemEncoder, ids: list[list[int]]) -> np.ndarray:
+def embed_by_special_token(encoder: GemEncoder, ids: list[list[int]]) -> np.ndarray:
     return np.concatenate([encoder(Layout.build([Row.whole(row)], 1)).numpy() for row in ids])
 
 
-def cut(gem: gem_rag.Gem, data: Data) -> tuple[list[str], list[str]]:
-    """Beginnings of texts, so that every method reads the same words."""
+def truncate_texts(gem: gem_rag.Gem, data: Data) -> tuple[list[str], list[str]]:
+    """Beginnings of queries and documents, so that every method reads the same words."""
     queries = [gem.tokenizer.decode(gem.tokenize(text)[:64]) for text in data.queries]
     documents = [gem.tokenizer.decode(gem.tokenize(text)[:128]) for text in data.documents]
     return queries, documents
 
 
-def drawn(title: str, rows: dict[str, dict[str, float]]) -> Table:
+def draw_table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     columns = list(next(reversed(rows.values())))
     table = Table("", *columns, title=title)
-    for name, found in rows.items():
-        table.add_row(name, *(f"{found[c]:.3f}" if c in found else "" for c in columns))
+    for name, figures in rows.items():
+        table.add_row(name, *(f"{figures[c]:.3f}" if c in figures else "" for c in columns))
     return table
 
 

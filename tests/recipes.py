@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.training.batches import StepDataset
 from gem_rag.training.data import load_data
 from gem_rag.training.recipe import Recipe, from_state
-from gem_rag.training.scopes import prepare
+from gem_rag.training.scopes import load_trainable
 from gem_rag.training.training_model import TrainingModel
 
 TOPICS = ("fox", "index", "model", "dog", "line", "text", "vector", "passage", "answer", "token")
@@ -88,7 +88,6 @@ def pairs_recipe(folder: Path, **changes: Any) -> Recipe:
 def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, StepDataset]:
     """What a run trains, and on what."""
     checkpoint = open_checkpoint(base)
-    encoder = SafeTokenizer(AutoTokenizer.from_pretrained(base))
     set_seed(recipe.seed)
-    corpora, _ = load_data(recipe, encoder)
-    return TrainingModel(prepare(recipe, checkpoint), recipe), StepDataset(recipe, corpora)
+    corpora, _ = load_data(recipe, SafeTokenizer.from_folder(base))
+    return TrainingModel(load_trainable(recipe, checkpoint), recipe), StepDataset(recipe, corpora)

@@ -261,7 +261,7 @@ def test_the_longest_text_fits_the_sliding_window(how: Any, reference_model: Any
 
 
 def test_training_refuses_a_text_beyond_the_sliding_window() -> None:
-    encoder = scopes.special(
+    encoder = scopes.prepare_special(
         build_model("mistral", sliding_window=12), 2, adapter=Adapter(rank=4)
     ).encoder
     encoder.frozen_forward(Layout.build([Row.whole([5] * 10)], 2))
@@ -350,7 +350,7 @@ def test_a_suffix_learns_from_text_only_through_special_tokens(how: Any) -> None
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "phi", "gpt_neox"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_frozen_forward_is_forward(architecture: str, k: int) -> None:
-    encoder = scopes.special(build_model(architecture), k, adapter=Adapter(rank=4)).encoder
+    encoder = scopes.prepare_special(build_model(architecture), k, adapter=Adapter(rank=4)).encoder
     randomise(encoder.special)
     layout = Layout.build(
         [Row.whole([9] * 5), Row.whole([7, 8, 9]), Row([6, 7, 8, 9], ((0, 2), (1, 4)))], k

@@ -1,4 +1,4 @@
-"""Batches of a run: what each process trains on in each step, and that it hangs on nothing else."""
+"""Batches: what each process trains on in each step, and that they depend on nothing else."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def restored(contrast: Contrast) -> tuple[Texts, Texts]:
     assert sorted(contrast.order) == list(range(len(found)))
     by_number = dict(zip(contrast.order, found, strict=True))
     everything = [by_number[number] for number in range(len(found))]
-    return everything[: contrast.queries], everything[contrast.queries :]
+    return everything[: contrast.num_queries], everything[contrast.num_queries :]
 
 
 def gathered(contrasts: Sequence[Contrast]) -> tuple[Texts, Texts]:
@@ -184,7 +184,7 @@ def plain(value: Any) -> Any:
 
 
 def sources(batch: Batch) -> set[str]:
-    return {name.split(":")[0] for name in batch.where}
+    return {name.split(":")[0] for name in batch.row_names}
 
 
 # -- functions of the step ---------------------------------------------------------------------
@@ -192,7 +192,7 @@ def sources(batch: Batch) -> set[str]:
 
 @SOME
 @given(worlds(), st.randoms(use_true_random=False))
-def test_a_step_hangs_on_nothing_that_ran_before(world: World, rng: random.Random) -> None:
+def test_a_step_depends_on_nothing_that_ran_before(world: World, rng: random.Random) -> None:
     """So a resumed run, or a second process, sees the unbroken one's batches.
 
     Nor on the order of sources, which no hash knows.
@@ -210,7 +210,7 @@ def test_a_run_has_its_schedules_steps() -> None:
     one, other = (StepDataset(recipe(steps=5, seed=seed), [text_corpus(40)]) for seed in (0, 1))
     assert len(one) == 5
     assert [one[number].step for number in range(5)] == [0, 1, 2, 3, 4]
-    assert one[0].where != other[0].where
+    assert one[0].row_names != other[0].row_names
 
 
 # -- shares ------------------------------------------------------------------------------------
@@ -224,13 +224,13 @@ def test_shares_together_are_the_one_process_batch(world: World, processes: int)
     for step in range(len(whole)):
         one, parts = whole[step], [share[step] for share in shares]
         for part in parts:
-            same = ("alpha", "targets", "raw_targets", "where")
+            same = ("alpha", "num_targets", "num_raw_targets", "row_names")
             assert all(getattr(part, name) == getattr(one, name) for name in same)
         assert len({str([len(p.raw) for p in part.passes]) for part in parts}) == 1
         rows = [row for part in parts for row in rows_of(part.next_token)]
         assert Counter(rows) == Counter(rows_of(one.next_token))
-        assert sum(len(row.predicted) for row in rows) == one.targets
-        assert sum(len(row.predicted) for row in rows if row.raw) == one.raw_targets
+        assert sum(len(row.predicted) for row in rows) == one.num_targets
+        assert sum(len(row.predicted) for row in rows if row.raw) == one.num_raw_targets
 
         contrasts = [part.contrast for part in parts if part.contrast]
         assert len(contrasts) == (processes if one.contrast else 0)
@@ -239,10 +239,10 @@ def test_shares_together_are_the_one_process_batch(world: World, processes: int)
             queries, documents = gathered(contrasts)
             assert Counter(documents) == Counter(gathered([one.contrast])[1])
             for contrast in contrasts:
-                assert contrast.queries == one.contrast.queries // processes
+                assert contrast.num_queries == one.contrast.num_queries // processes
                 assert plain(contrast.positive) == plain(contrasts[0].positive)
-                assert plain(contrast.same) == plain(contrasts[0].same)
-                assert contrast.same.shape == (len(queries), len(documents))
+                assert plain(contrast.false_negatives) == plain(contrasts[0].false_negatives)
+                assert contrast.false_negatives.shape == (len(queries), len(documents))
 
 
 @pytest.mark.parametrize(
@@ -286,11 +286,11 @@ def test_right_documents_do_not_count_as_wrong(
     for row, own in enumerate(positive):
         answers = [documents[positive[i]] for i, q in enumerate(queries) if q == queries[row]]
         wanted = [column != own and d in answers for column, d in enumerate(documents)]
-        assert all(contrast.same[row].tolist() == wanted for contrast in contrasts)
+        assert all(contrast.false_negatives[row].tolist() == wanted for contrast in contrasts)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_a_teachers_vectors_stand_beside_their_texts(processes: int) -> None:
+def test_a_teachers_vectors_are_in_the_order_of_their_texts(processes: int) -> None:
     """In the order of all processes' queries; the same in each."""
     columns = {
         "query": texts(8, 20_000),
@@ -342,7 +342,7 @@ def test_each_row_comes_once_an_epoch_of_its_source(made: Any) -> None:
     turns: dict[str, list[str]] = {"one": [], "other": []}
     for batch in map(steps.__getitem__, range(90)):
         [source] = sources(batch)  # a batch's rows come from one source
-        turns[source] += batch.where
+        turns[source] += batch.row_names
     for source, count in (("one", 8), ("other", 14)):
         size = count // BATCH * BATCH
         names = turns[source]
@@ -357,7 +357,7 @@ def test_each_row_comes_once_an_epoch_of_its_source(made: Any) -> None:
 def test_sources_take_turns_by_weight(made: Any) -> None:
     data = [text_corpus(4, "one"), text_corpus(4, "two", weight=3)]
     steps = StepDataset(made(steps=400, batch=2), data)
-    drawn = Counter(steps[step].where[0].split(":")[0] for step in range(400))
+    drawn = Counter(steps[step].row_names[0].split(":")[0] for step in range(400))
     # Three standard deviations of as many draws.
     assert drawn["two"] / 400 == pytest.approx(0.75, abs=0.065)
 
@@ -394,16 +394,16 @@ def test_the_rows_that_train_are_named(world: World) -> None:
         found = Counter(row.text[0] for row in rows_of(batch.next_token))
         if batch.contrast:
             found += Counter(query[0] for query in restored(batch.contrast)[0])
-        assert found == Counter(starts[name] for name in batch.where)
+        assert found == Counter(starts[name] for name in batch.row_names)
 
 
 def test_batches_have_their_sizes() -> None:
     made = recipe(plan={"contrastive_batch": 6})
     batch = StepDataset(made, [text_corpus(8)])[2]
     assert len(list(rows_of(batch.next_token))) == 4
-    assert batch.contrast.queries == 6
-    assert len(batch.where) == 10
-    assert StepDataset(recipe(), [text_corpus(8)])[3].contrast.queries == 4
+    assert batch.contrast.num_queries == 6
+    assert len(batch.row_names) == 10
+    assert StepDataset(recipe(), [text_corpus(8)])[3].contrast.num_queries == 4
 
 
 # -- rows to predict ---------------------------------------------------------------------------
@@ -444,17 +444,17 @@ def test_rows_take_no_more_places_than_there_are(world: World, spare: int) -> No
             assert row.raw == other.raw
             assert row.predicted == (*row.text[1:], *row.suffix)
             assert bool(row.suffix) == bool(other.suffix)
-        assert bounded[step].targets == sum(len(row.predicted) for row in found)
+        assert bounded[step].num_targets == sum(len(row.predicted) for row in found)
         assert plain(bounded[step].contrast) == plain(whole[step].contrast)
 
 
 @pytest.mark.parametrize("kind", ["summary", "prompt"])
-def test_suffixes_of_the_data_stand_behind_the_special_tokens(kind: str) -> None:
+def test_suffixes_of_the_data_follow_the_special_tokens(kind: str) -> None:
     data = suffix_corpus(BATCH, kind=kind)
     batch = StepDataset(next_token_only(next_token={"raw": 1.0}), [data])[0]
     found = {(row.text, row.specials, row.suffix) for row in rows_of(batch.next_token)}
     assert found == {(tuple(r["text"]), 1, tuple(r["suffix"])) for r in data.rows}
-    assert batch.raw_targets == 0
+    assert batch.num_raw_targets == 0
 
 
 def test_shares_of_rows_are_the_recipes() -> None:
@@ -513,7 +513,7 @@ def parts_by_step(made: Recipe, steps: int = 5) -> list[tuple[float, bool, bool]
     for batch in batches:
         contrast = batch.contrast.passes if batch.contrast else []
         assert batch.passes == [*batch.next_token, *contrast]
-        assert bool(batch.targets) == bool(batch.next_token)
+        assert bool(batch.num_targets) == bool(batch.next_token)
     return [(b.alpha, bool(b.next_token), b.contrast is not None) for b in batches]
 
 
@@ -538,8 +538,8 @@ def test_distilling_keeps_the_raw_rows_to_the_end() -> None:
         rows = list(rows_of(batch.next_token))
         assert 0 < len(rows) < 20
         assert all(row.raw for row in rows)
-        assert batch.targets == batch.raw_targets == sum(len(row.text) - 1 for row in rows)
-        assert len(batch.where) == len(rows) + 20
+        assert batch.num_targets == batch.num_raw_targets == sum(len(row.text) - 1 for row in rows)
+        assert len(batch.row_names) == len(rows) + 20
         assert plain(batch.contrast) == plain(plain_steps[step].contrast)
 
 
@@ -549,9 +549,9 @@ def test_distilling_keeps_the_raw_rows_to_the_end() -> None:
 def test_distilling_without_raw_rows_is_no_loss(data: Corpus) -> None:
     made = recipe(next_token={"raw": 0.0, "distill": 0.1})
     batch = StepDataset(made, [data, pair_corpus(8, weight=1e9)])[4]
-    assert (batch.next_token, batch.targets, batch.raw_targets) == ([], 0, 0)
+    assert (batch.next_token, batch.num_targets, batch.num_raw_targets) == ([], 0, 0)
     assert sources(batch) == {"pairs"}
-    assert len(batch.where) == BATCH
+    assert len(batch.row_names) == BATCH
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -570,10 +570,10 @@ def test_many_processes_have_equal_shares_of_raw_rows(processes: int) -> None:
         assert len(rows) - len(raw) == -len(raw) % processes
         filled += len(rows) - len(raw)
         for part in parts:
-            assert part.targets == sum(len(row.predicted) for row in rows)
-            assert part.raw_targets == one.targets == sum(len(row.predicted) for row in raw)
-            assert len(part.where) == len(rows) + 8
-            assert set(one.where) <= set(part.where)
+            assert part.num_targets == sum(len(row.predicted) for row in rows)
+            assert part.num_raw_targets == one.num_targets == sum(len(row.predicted) for row in raw)
+            assert len(part.row_names) == len(rows) + 8
+            assert set(one.row_names) <= set(part.row_names)
     assert filled
 
 

@@ -149,7 +149,8 @@ WRONG: dict[str, list[Any]] = {
     "schedule.contrastive_learning_rate": [-1], "schedule.ramp": [-1],
     "schedule.warmup_steps": ["long"],
     "schedule.min_lr_ratio": [1.1], "memory.tokens": [0], "memory.padding": [2],
-    "memory.gradient_caching": ["often"], "evaluation.held_out": [2], "evaluation.at_most": [-1],
+    "memory.gradient_caching": ["often"], "evaluation.held_out": [2], "evaluation.max_rows": [-1],
+    "evaluation": [5], "evaluation.data": [5],
 }  # fmt: skip
 
 
@@ -498,7 +499,7 @@ OTHERS: dict[str, Any] = {
     "schedule.ramp": 4, "schedule.warmup_steps": 5, "schedule.min_lr_ratio": 0.1,
     "memory.tokens": 100,
     "memory.padding": 0.2, "memory.gradient_caching": True, "evaluation.held_out": 0.1,
-    "evaluation.at_most": 20, "evaluation.data.test.path": "c.jsonl", "trainer.bf16": False,
+    "evaluation.max_rows": 20, "evaluation.data.test.path": "c.jsonl", "trainer.bf16": False,
     "trainer.save_steps": 20,
 }  # fmt: skip
 
@@ -587,7 +588,7 @@ def test_an_only_loss_has_all_the_weight() -> None:
         assert [alpha(made, step) for step in range(8)] == [weight] * 8
 
 
-def test_the_rate_warms_up_and_falls_by_a_cosine_to_the_floor() -> None:
+def test_the_learning_rate_warms_up_and_decays_by_a_cosine() -> None:
     made = scheduled(
         objectives=("next_token",), steps=10, warmup_steps=2, learning_rate=2, min_lr_ratio=0.1
     )
@@ -597,8 +598,8 @@ def test_the_rate_warms_up_and_falls_by_a_cosine_to_the_floor() -> None:
     assert {step: learning_rate_at(made, step) for step in wanted} == pytest.approx(wanted)
 
 
-def test_two_rates_mix_as_the_losses_do() -> None:
-    """A whole min_lr_ratio is a constant rate."""
+def test_two_learning_rates_mix_as_the_losses_do() -> None:
+    """A min_lr_ratio of 1 makes it constant."""
     plan = {"steps": 10, "learning_rate": 1, "min_lr_ratio": 1, "contrastive_from": 4, "ramp": 3}
     made = scheduled(contrastive_learning_rate=0.2, **plan)
     wanted = [1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]
@@ -617,7 +618,7 @@ def test_two_rates_mix_as_the_losses_do() -> None:
     contrastive_from=st.integers(0, 59),
     ramp=st.integers(0, 30),
 )
-def test_rates_stay_between_none_and_the_higher_of_the_two(
+def test_learning_rates_stay_between_none_and_the_higher_of_the_two(
     steps: int, warmup_steps: int, min_lr_ratio: float, contrastive_from: int, ramp: int
 ) -> None:
     """Also where the warm-up is longer than the run."""
@@ -646,12 +647,12 @@ def test_all_rows_are_raw_while_adapting(state: dict[str, Any], shares: list[flo
     assert [raw_share(made, step) for step in range(4)] == shares
 
 
-# -- keys that had other names -------------------------------------------------------------------
+# -- keys that had other names -----------------------------------------------------------------
 
 OLD_KEYS = {
     "schedule": {"rate": 0.5, "contrastive_rate": 0.25, "warmup": 7, "floor": 0.125},
     "data": {"texts": {"overlong": "windows"}},
-    "evaluation": {"data": {"test": {"path": "t.jsonl", "overlong": "error"}}},
+    "evaluation": {"at_most": 9, "data": {"test": {"path": "t.jsonl", "overlong": "error"}}},
 }
 NEW_KEYS = {
     "schedule": {
@@ -661,14 +662,48 @@ NEW_KEYS = {
         "min_lr_ratio": 0.125,
     },
     "data": {"texts": {"truncation": "windows"}},
-    "evaluation": {"data": {"test": {"path": "t.jsonl", "truncation": "error"}}},
+    "evaluation": {"max_rows": 9, "data": {"test": {"path": "t.jsonl", "truncation": "error"}}},
 }
 
 
 def test_old_keys_still_work_and_warn() -> None:
-    with pytest.warns(DeprecationWarning, match="schedule.rate is now called schedule.learning"):
+    with pytest.warns(DeprecationWarning, match="is now called") as warned:
         old = from_state({"next_token": {}, **OLD_KEYS}, "here")
     assert old == from_state({"next_token": {}, **NEW_KEYS}, "here")
+    assert sorted(str(warning.message).split("; ")[0] for warning in warned) == [
+        "the recipe's key data.overlong is now called data.truncation",
+        "the recipe's key data.overlong is now called data.truncation",
+        "the recipe's key evaluation.at_most is now called evaluation.max_rows",
+        "the recipe's key schedule.contrastive_rate is now called "
+        "schedule.contrastive_learning_rate",
+        "the recipe's key schedule.floor is now called schedule.min_lr_ratio",
+        "the recipe's key schedule.rate is now called schedule.learning_rate",
+        "the recipe's key schedule.warmup is now called schedule.warmup_steps",
+    ]
+    assert {warning.filename for warning in warned} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_old_keys_work_in_files_and_changes(written: Any) -> None:
+    """By dotted key too, and within the value of a change."""
+    new = recipe(schedule={"warmup_steps": 3}, data={"texts": {"truncation": "windows"}})
+    file = written("{next_token: {}, contrastive: {}, data: {texts: {overlong: windows}}}")
+    assert read_recipe(file, {"schedule.warmup": 3}) == new
+    file = written("{next_token: {}, contrastive: {}, data: {texts: {overlong: error}}}")
+    changes = {"schedule": {"warmup": 3}, "data.texts.overlong": "windows"}
+    assert read_recipe(file, changes) == new
+    paths = {"evaluation.data.test.path": "t.jsonl", "evaluation.data.test.overlong": "error"}
+    measured = read_recipe(written("{next_token: {}, contrastive: {}}"), paths).evaluation
+    assert measured.data["test"].truncation == "error"
+
+
+def test_no_warning_without_old_keys(written: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """A source may have the name of an old key."""
+    from_state({"next_token": {}, **NEW_KEYS}, "here")
+    file = written("next_token: {}")
+    found = read_recipe(file, {"data.overlong.path": "a", "data.rate": {"path": "b"}})
+    assert found.data.keys() == {"overlong", "rate"}
+    assert not recwarn.list
 
 
 def test_old_keys_may_be_set_over_new_ones(written: Any) -> None:
@@ -677,7 +712,11 @@ def test_old_keys_may_be_set_over_new_ones(written: Any) -> None:
         assert read_recipe(file, {"schedule.rate": 0.5}).schedule.learning_rate == 0.5
 
 
-def test_a_key_under_both_names_is_refused() -> None:
+def test_a_key_under_both_names_is_refused(written: Any) -> None:
     state = {"next_token": {}, "schedule": {"floor": 0.1, "min_lr_ratio": 0.2}}
     with pytest.raises(InputError, match="here: floor is now called min_lr_ratio: give one"):
         from_state(state, "here")
+    changes = {"schedule.rate": 0.1, "schedule.learning_rate": 0.2}
+    message = "schedule.rate is now called schedule.learning_rate: give one of them"
+    with pytest.raises(InputError, match=message):
+        read_recipe(written("next_token: {}"), changes)

@@ -1,4 +1,4 @@
-"""Data sets of every kind read, checked, split and tokenised; what is wrong is named by its row."""
+"""Data sets of every kind read, checked, split and tokenized; what is wrong is named by its row."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_jsonl_and_parquet_hold_the_same_rows(jsonl: Any, new_path: Any) -> None
     pq.write_table(pa.Table.from_pylist(rows), parquet)
     for path in (jsonl(rows), str(parquet)):
         corpus = loaded(path)
-        assert (corpus.name, corpus.cut, len(corpus.held_out)) == ("mine", 0, 0)
+        assert (corpus.name, corpus.num_truncated, len(corpus.held_out)) == ("mine", 0, 0)
         assert corpus.rows.column_names == ["text", "row"]
         assert corpus.rows["text"] == [e.ids for e in PLAIN.encode(TEXTS)]
         assert corpus.rows["row"] == [1, 2, 3, 4, 5, 6]
@@ -178,7 +178,7 @@ def test_a_source_without_a_path_is_refused(
 # -- columns -----------------------------------------------------------------------------------
 
 
-def test_columns_go_by_the_files_names(jsonl: Any) -> None:
+def test_columns_have_the_files_names(jsonl: Any) -> None:
     """Also where a name of ours stands for another column there."""
     rows = [{"document": "a question", "answer": "an answer", "query": "left out"}]
     columns = {"query": "document", "document": "answer"}
@@ -288,8 +288,8 @@ def test_over_long_texts_are_cut_and_counted(jsonl: Any) -> None:
     for size, cut in ((length, 0), (length - 1, 2)):
         corpus = loaded(path, max_length=size)
         assert corpus.rows["text"] == [ids[:size] for ids in whole]
-        assert corpus.cut == cut
-    assert loaded(path, {"truncation": "error"}, max_length=length).cut == 0
+        assert corpus.num_truncated == cut
+    assert loaded(path, {"truncation": "error"}, max_length=length).num_truncated == 0
 
 
 def test_a_row_is_counted_once_however_much_of_it_is_cut(jsonl: Any) -> None:
@@ -300,7 +300,7 @@ def test_a_row_is_counted_once_however_much_of_it_is_cut(jsonl: Any) -> None:
         {"query": "q", "document": "d", "negatives": ["n", long]},
     ]
     corpus = loaded(jsonl(rows), {"kind": "pairs", "negatives": 2}, max_length=6)
-    assert corpus.cut == 2
+    assert corpus.num_truncated == 2
 
 
 @pytest.mark.parametrize("column", ["query", "document", "negatives"])
@@ -343,7 +343,7 @@ def test_windows_hold_every_token_once(
     assume(expected)
     corpus = loaded(str(folder), {"truncation": "windows"}, encoder, max_length=size)
     assert list(zip(corpus.rows["text"], corpus.rows["row"], strict=True)) == expected
-    assert corpus.cut == 0
+    assert corpus.num_truncated == 0
 
 
 def test_where_nothing_is_left_to_train_on(jsonl: Any) -> None:
@@ -418,7 +418,7 @@ def test_suffixes_stand_behind_texts(kind: str, first: str, second: str, jsonl: 
     assert corpus.rows[0]["text"][0] == 0
     assert corpus.rows[0]["suffix"] == BOS.encode_continuation("A suffix.")
     assert len(corpus.rows[1]["suffix"]) == 20
-    assert corpus.cut == 1
+    assert corpus.num_truncated == 1
 
 
 def test_text_never_becomes_a_special_token(jsonl: Any) -> None:
@@ -459,15 +459,15 @@ def test_held_out_texts_are_in_no_row_that_trains(
 
 
 @pytest.mark.parametrize(
-    ("share", "at_most", "expected"), [(0.1, 500, 10), (0.5, 20, 20), (0.009, 500, 0), (0.5, 0, 0)]
+    ("share", "max_rows", "expected"), [(0.1, 500, 10), (0.5, 20, 20), (0.009, 500, 0), (0.5, 0, 0)]
 )
-def test_held_out_rows_are_so_many(share: float, at_most: int, expected: int, jsonl: Any) -> None:
+def test_held_out_rows_are_so_many(share: float, max_rows: int, expected: int, jsonl: Any) -> None:
     path = jsonl([{"text": f"text {number}"} for number in range(100)])
-    held_out, kept = split(path, held_out=share, at_most=at_most)
+    held_out, kept = split(path, held_out=share, max_rows=max_rows)
     assert (len(held_out), len(kept)) == (expected, 100 - expected)
 
 
-def test_held_out_rows_do_not_hang_on_the_run(jsonl: Any) -> None:
+def test_held_out_rows_do_not_depend_on_the_run(jsonl: Any) -> None:
     """So that runs of other settings are measured on the same rows."""
     path = jsonl([{"text": f"text {number}"} for number in range(40)])
     evaluation = {"held_out": 0.2}
@@ -528,14 +528,14 @@ def test_a_recipes_data_is_read_whole(jsonl: Any) -> None:
     assert measured[0].rows is corpora[0].held_out
 
 
-@pytest.mark.parametrize(("at_most", "expected"), [(3, 3), (500, 20)])
+@pytest.mark.parametrize(("max_rows", "expected"), [(3, 3), (500, 20)])
 def test_data_to_measure_on_takes_the_place_of_held_out_rows(
-    at_most: int, expected: int, jsonl: Any
+    max_rows: int, expected: int, jsonl: Any
 ) -> None:
     texts = jsonl([{"text": f"text {number}"} for number in range(20)])
     pairs = jsonl([{"query": f"q{number}", "document": f"d{number}"} for number in range(20)])
     data = {"test": {"path": pairs, "kind": "pairs"}}
-    evaluation = {"held_out": 0.5, "at_most": at_most, "data": data}
+    evaluation = {"held_out": 0.5, "max_rows": max_rows, "data": data}
     made = recipe(data={"texts": {"path": texts}}, evaluation=evaluation)
     [corpus], [measured] = load_data(made, PLAIN)
     assert len(corpus.rows) == 20
@@ -593,6 +593,19 @@ def test_every_column_is_in_the_hash() -> None:
     assert len(hashes) == len(columns)
 
 
+def test_hashes_stay_what_they_were() -> None:
+    """Else runs that older releases began could not be resumed."""
+    columns = {
+        "query": [[1, 2], [3]],
+        "document": [[4], [5, 6]],
+        "negatives": [[[7]], [[8, 9]]],
+        "row": [1, 2],
+    }
+    rows = datasets.Dataset.from_dict(columns)
+    pairs = Corpus("mine", Source(kind="pairs"), rows, rows.select([]), 0)
+    assert pairs.hash() == "1dcd326bab795d40"
+
+
 def test_rows_that_were_chosen_hash_as_they_are() -> None:
     """Whatever lies beside them in memory."""
     whole = in_memory([[1, 2], [3], [4, 5], [6]])
@@ -603,7 +616,7 @@ def test_rows_that_were_chosen_hash_as_they_are() -> None:
         assert chosen.hash() == dataclasses.replace(direct, rows=rows).hash()
 
 
-def test_the_hash_hangs_on_the_tokens_alone(jsonl: Any, new_path: Any) -> None:
+def test_the_hash_depends_on_the_tokens_alone(jsonl: Any, new_path: Any) -> None:
     """Else a run could not be resumed after its data was copied, or its cache was lost."""
     rows = [{"text": text} for text in TEXTS]
     path = jsonl(rows)
@@ -654,7 +667,11 @@ def test_a_teacher_sees_what_the_student_reads(jsonl: Any) -> None:
     assert after.rows["query_vector"] == [[7.0, ord("?")], [3.0, ord("?")]]
     assert after.rows["document_vector"] == [[len(t), ord(t[0])] for t in documents]
     assert after.rows["query"] == before.rows["query"]
-    assert (after.name, after.source, after.cut) == (before.name, before.source, before.cut)
+    assert (after.name, after.source, after.num_truncated) == (
+        before.name,
+        before.source,
+        before.num_truncated,
+    )
     assert after.hash() != before.hash()
 
 
@@ -698,7 +715,7 @@ def test_vectors_may_be_in_the_data(jsonl: Any) -> None:
 
 
 @pytest.mark.usefixtures("_teachers")
-def test_a_recipes_teacher_is_asked(jsonl: Any) -> None:
+def test_a_recipes_teacher_is_used(jsonl: Any) -> None:
     rows = [{"text": "hello", "vector": [1.0]}]
     for name, vector in (("some/teacher", [5.0, ord("h")]), ("columns", [1.0]), (None, [1.0])):
         data = {"texts": {"path": jsonl(rows)}}

@@ -207,7 +207,7 @@ def test_what_each_scope_may_move(base: Path, tmp_path: Path) -> None:
     moving = {}
     for scope in SCOPES:
         model, _ = prepared(recipe(tmp_path, scope=scope), base)
-        trained = scopes.trained_state(model)
+        trained = scopes.trainable_state_dict(model)
         moving[scope] = set(trained)
         assert all(tensor.dtype == torch.float32 for tensor in trained.values())
     rows = {"encoder.special.embeddings", "logit_scale.s"}
@@ -223,11 +223,11 @@ def test_what_each_scope_may_move(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_the_base_stays_within_reach(base: Path, scope: str) -> None:
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
-    make = getattr(scopes, scope)
+    make = getattr(scopes, f"prepare_{scope}")
     tuned = make(AutoModelForCausalLM.from_pretrained(base), 1)
     tuned.keep_base()
     helpers.randomise(tuned.encoder.special)
-    for weight in scopes.trained_state(tuned.encoder.model).values():
+    for weight in scopes.trainable_state_dict(tuned.encoder.model).values():
         weight.add_(0.1 * torch.randn_like(weight))
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad(), tuned.base() as model:

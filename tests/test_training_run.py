@@ -42,16 +42,23 @@ def usual(cases: Iterable[tuple[Any, ...]], *chosen: tuple[Any, ...]) -> list[An
     return [case if case in chosen else pytest.param(*case, marks=marks) for case in cases]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def base(plain_folder: Any) -> Path:
     return plain_folder("qwen3")
 
 
-@pytest.fixture
-def unbroken(base: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    """What the test recipe's run ends with."""
-    train(recipe(tmp_path), base, tmp_path / "unbroken", report=False)
-    return state_of(tmp_path / "unbroken.run")
+@pytest.fixture(scope="module")
+def unbroken_run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of the test recipe's run, from its beginning to its end."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train(recipe(folder), base, folder / "out", report=False)
+    return folder / "out.run"
+
+
+@pytest.fixture(scope="module")
+def unbroken(unbroken_run: Path) -> dict[str, torch.Tensor]:
+    """The weights that the test recipe's run ends with."""
+    return state_of(unbroken_run)
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
@@ -67,12 +74,13 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def forked() -> Iterator[Callable[..., tuple[list[int], str]]]:
     """Run training_child.py's jobs: (exit codes of the processes, what they wrote to stderr)."""
+    threadless = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
     with subprocess.Popen(
         [sys.executable, str(CHILD)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **threadless},
     ) as server:
         assert server.stdin
         assert server.stdout
@@ -103,6 +111,7 @@ class At(TrainerCallback):
 # -- what comes out ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_run_learns_and_its_folder_loads_everywhere(
     base: Path, tmp_path: Path, scope: str
@@ -212,21 +221,18 @@ def test_texts_are_never_longer_than_the_model_reads(base: Path, tmp_path: Path)
         assert gem.max_length == 255
 
 
-def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path, unbroken_run: Path) -> None:
     """Layers checkpointed, bfloat16, and what TensorBoard is told."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    plain = train(recipe(tmp_path), base, tmp_path / "plain")
     settings = {"logging_steps": 1, "report_to": "tensorboard", "gradient_checkpointing": True}
-    checkpointed = train(recipe(tmp_path, trainer=settings), base, tmp_path / "out")
-    rounded = train(recipe(tmp_path, trainer={"bf16": True, "logging_steps": 1}), base,
-                    tmp_path / "rounded")  # fmt: skip
-    assert plain is not None
-    assert checkpointed is not None
-    assert rounded is not None
-    losses, others, half = (
-        [entry["loss"] for entry in report.losses] for report in (plain, checkpointed, rounded)
-    )
+    rounded = {"logging_steps": 1, "bf16": True}
+    for name, trainer in {"out": settings, "rounded": rounded}.items():
+        train(recipe(tmp_path, trainer=trainer), base, tmp_path / name, report=False)
+    losses = losses_of(unbroken_run)
+    others, half = (losses_of(tmp_path / f"{name}.run") for name in ("out", "rounded"))
+    assert len(losses) == 8
     assert others == pytest.approx(losses, abs=1e-3)
     assert half != losses
     assert half == pytest.approx(losses, abs=0.3)
@@ -240,6 +246,7 @@ def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path) -> None:
 # -- stopping and going on -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "scope"),
     usual(
@@ -272,13 +279,14 @@ def losses_of(run: Path) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["step 5", "saving 6"])
 def test_a_killed_run_goes_on_to_the_same_end(
-    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], moment: str
+    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], forked: Any, moment: str
 ) -> None:
     """SIGKILL between saves, and with half a state written: the last whole one counts."""
-    found = child("kill", base, tmp_path, moment)
-    assert found.returncode == -signal.SIGKILL, found.stderr
+    codes, errors = forked("kill", base, tmp_path, moment)
+    assert codes == [-signal.SIGKILL], errors
     last = latest_checkpoint(tmp_path / "out.run")
     assert last is not None
     assert last.name == "checkpoint-3"
@@ -289,11 +297,12 @@ def test_a_killed_run_goes_on_to_the_same_end(
         assert gem.config.scope == "full"
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_had_saved_nothing_begins_anew(
-    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], forked: Any
 ) -> None:
-    found = child("kill", base, tmp_path, "step 2")
-    assert found.returncode == -signal.SIGKILL, found.stderr
+    codes, errors = forked("kill", base, tmp_path, "step 2")
+    assert codes == [-signal.SIGKILL], errors
     train(recipe(tmp_path), base, tmp_path / "out", resume=True, report=False)
     assert equal(unbroken, state_of(tmp_path / "out.run"))
 
@@ -373,23 +382,70 @@ def test_a_run_is_resumed_with_its_own_data_and_model_only(
         train(plan, base, tmp_path / "out", resume=True)
 
 
-def test_a_run_begun_with_the_old_keys_is_resumed(base: Path, tmp_path: Path) -> None:
-    """As run.json has them from before they were renamed."""
-    plan = recipe(tmp_path)
+# A run's recipe and its hash, as the release before the keys were renamed recorded them.
+OLD_RECORD: dict[str, Any] = {
+    "recipe": {
+        "data": {
+            "texts": {
+                "path": "texts.jsonl",
+                "kind": "text",
+                "columns": {},
+                "negatives": 0,
+                "weight": 1.0,
+                "overlong": "truncate",
+                "subset": None,
+                "split": "train",
+            }
+        },
+        "scope": "full",
+        "k": 1,
+        "pooling": "mean",
+        "prompts": {"query": "", "document": ""},
+        "max_length": 40,
+        "query_length": None,
+        "special_tokens": "new",
+        "seed": 0,
+        "next_token": {"raw": 0.5, "split": 0.5, "distill": 0.0},
+        "contrastive": {"drop": 0.2, "dims": [], "teacher": None, "teacher_weight": 1.0},
+        "adapter": {"rank": 4, "alpha": None, "targets": [], "dropout": 0.0},
+        "schedule": {
+            "steps": 8,
+            "batch": 8,
+            "contrastive_batch": None,
+            "rate": 0.01,
+            "contrastive_rate": None,
+            "adapt": 0,
+            "contrastive_from": 4,
+            "ramp": 2,
+            "warmup": 0,
+            "floor": 0.0,
+        },
+        "memory": {"tokens": 300, "padding": 0.1, "gradient_caching": False},
+        "evaluation": {"held_out": 0.1, "at_most": 500, "data": {}},
+        "save_dtype": "auto",
+        "trainer": {"logging_steps": 1, "save_steps": 3},
+    },
+    "recipe_hash": "dd98016c80f3574a",
+}
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning:gem_rag")
+def test_a_run_begun_with_the_old_keys_is_resumed(
+    base: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it changed; a run of other settings is still another run."""
+    monkeypatch.chdir(tmp_path)
+    plan = recipe(Path())
     stop = At(5, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(InterruptedRunError):
         train(plan, base, tmp_path / "out", callbacks=[stop])
     file = tmp_path / "out.run" / "run.json"
-    record = json.loads(file.read_text())
-    schedule = record["recipe"]["schedule"]
-    for old, new in {"rate": "learning_rate", "contrastive_rate": "contrastive_learning_rate",
-                     "warmup": "warmup_steps", "floor": "min_lr_ratio"}.items():  # fmt: skip
-        schedule[old] = schedule.pop(new)
-    for source in record["recipe"]["data"].values():
-        source["overlong"] = source.pop("truncation")
-    record["recipe_hash"] = "0123456789abcdef"  # of other keys
-    file.write_text(json.dumps(record))
-    assert train(plan, base, tmp_path / "out", resume=True) is not None
+    file.write_text(json.dumps({**json.loads(file.read_text()), **OLD_RECORD}))
+    changed = recipe(Path(), schedule__warmup_steps=1)
+    with pytest.raises(InputError, match=r"another recipe.schedule.warmup_steps \(0, now 1\)"):
+        train(changed, base, tmp_path / "out", resume=True)
+    train(plan, base, tmp_path / "out", resume=True, report=False)
+    assert equal(unbroken, state_of(tmp_path / "out.run"))
 
 
 def test_runs_never_write_over_each_other(base: Path, tmp_path: Path) -> None:
@@ -430,6 +486,7 @@ def run_command(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_every_bundled_recipe_trains(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -500,15 +557,18 @@ def test_an_interrupted_command_ends_with_130(
 # -- many processes ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scope", "how"),
     usual(product(SCOPES, ["ddp", "fsdp"]), ("full", "fsdp"), ("lora", "ddp"), ("special", "fsdp")),
 )
-def test_two_processes_train_as_one(base: Path, tmp_path: Path, scope: str, how: str) -> None:
+def test_two_processes_train_as_one(
+    base: Path, tmp_path: Path, forked: Any, scope: str, how: str
+) -> None:
     """Same losses, same weights; the negatives of both processes count for both."""
     train(recipe(tmp_path, scope=scope), base, tmp_path / "one", report=False)
-    found = child(how, base, tmp_path, scope, processes=2)
-    assert found.returncode == 0, found.stderr[-3000:]
+    codes, errors = forked(how, base, tmp_path, scope, processes=2)
+    assert codes == [0, 0], errors[-3000:]
     one, two = (losses_of(tmp_path / f"{name}.run") for name in ("one", "out"))
     assert two == pytest.approx(one, abs=1e-4)
     with gem_rag.load(tmp_path / "one") as first, gem_rag.load(tmp_path / "out") as second:
@@ -517,12 +577,22 @@ def test_two_processes_train_as_one(base: Path, tmp_path: Path, scope: str, how:
     assert difference.max() < 1e-3
 
 
-def test_two_processes_stop_together_and_one_goes_on(base: Path, tmp_path: Path) -> None:
-    """A signal to one of them ends both after the same step."""
-    train(recipe(tmp_path), base, tmp_path / "unbroken", report=False)
-    found = child("interrupted", base, tmp_path, "full", processes=2)
-    assert found.returncode != 0
-    assert found.stderr.count("interrupted after step 5 of 8") >= 2, found.stderr[-3000:]
+@pytest.mark.slow
+def test_two_processes_stop_together_and_one_goes_on(
+    base: Path, tmp_path: Path, unbroken_run: Path
+) -> None:
+    """A signal to one of them ends both after the same step; started by torchrun, as users do."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launched = subprocess.run(
+        [*launch, str(CHILD), "interrupted", str(base), str(tmp_path), "full"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert launched.returncode != 0
+    errors = launched.stderr
+    assert errors.count("interrupted after step 5 of 8") >= 2, errors[-3000:]
     train(recipe(tmp_path), base, tmp_path / "out", resume=True, report=False)
-    one, two = (losses_of(tmp_path / f"{name}.run") for name in ("unbroken", "out"))
+    one, two = losses_of(unbroken_run), losses_of(tmp_path / "out.run")
     assert two == pytest.approx(one, abs=1e-4)

@@ -8,6 +8,8 @@ processes, the arguments are those of one job: training_child.py HOW BASE FOLDER
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import signal
@@ -16,13 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
-import accelerate  # noqa: F401
-import peft  # noqa: F401
 import torch
-import torch.distributed.fsdp
 from recipes import recipe
 from transformers import TrainerCallback
-from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
 
 from gem_rag.training import trainer
 from gem_rag.training.run import train
@@ -133,7 +131,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def main() -> None:
+def serve_jobs() -> None:
+    for name in ("peft", "torch.distributed.fsdp", "transformers.models.qwen3.modeling_qwen3"):
+        importlib.import_module(name)  # what runs import when they need it
+    gc.freeze()  # what is imported is no garbage
     for line in sys.stdin:
         job: Job = json.loads(line)
         assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(*sys.argv[1:]) if sys.argv[1:] else main()
+    run(*sys.argv[1:]) if sys.argv[1:] else serve_jobs()

@@ -1,8 +1,8 @@
-"""What every process trains on in every step: a function of the recipe, the data and the step.
+"""Batches: a pure function of the recipe, the data and the number of the step.
 
 Nothing depends on what ran before, so a resumed run sees the batches of an uninterrupted one, and
 several processes split the batch that one process would have. All of them get the same number of
-passes, which sharded training needs.
+passes, as sharded training requires.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Pass(NamedTuple):
 
     Attributes:
         layout: The rows.
-        labels: What each position predicts (`rows.next_token_labels`), or None if only vectors are
-            needed.
+        labels: What each position predicts (`rows.next_token_labels`), int64 [B, T]; None if only
+            vectors are needed.
         raw: Which rows are plain text, bool [B].
     """
 
@@ -49,18 +49,18 @@ class Contrast:
         passes: Of this process's queries, documents and negatives.
         order: For each row, in the order of the passes, its number among queries, then documents,
             then negatives.
-        queries: How many of this process's rows are queries; the same in every process.
-        positive: For each query of all processes the column of its document among all documents.
-        same: Documents that are also right and must not count as negatives: bool [queries,
-            documents] over all processes.
-        teacher: Vectors of all queries and of their documents by a teacher, or None.
+        num_queries: How many of this process's rows are queries; the same in every process.
+        positive: The column of each query's document, int64 [queries of all processes].
+        false_negatives: Documents that are relevant too and must not count as negatives: bool
+            [queries of all processes, documents of all processes].
+        teacher: A teacher's vectors of all queries and of their documents, or None.
     """
 
     passes: list[Pass]
     order: list[int]
-    queries: int
+    num_queries: int
     positive: IntArray
-    same: npt.NDArray[np.bool_]
+    false_negatives: npt.NDArray[np.bool_]
     teacher: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None
 
 
@@ -72,22 +72,23 @@ class Batch:
         step: Its number.
         alpha: Weight of the contrastive loss.
         next_token: Passes of rows to predict.
-        targets: Tokens that the rows of all processes predict.
-        raw_targets: Tokens that their raw rows predict.
+        num_targets: How many tokens the rows of all processes predict.
+        num_raw_targets: How many of them are in raw rows.
         contrast: None while alpha is 0.
-        where: Names of the rows that all processes train on, for errors.
+        row_names: SOURCE:ROW of the rows that all processes train on, for errors.
     """
 
     step: int
     alpha: float
     next_token: list[Pass]
-    targets: int
-    raw_targets: int
+    num_targets: int
+    num_raw_targets: int
     contrast: Contrast | None
-    where: list[str]
+    row_names: list[str]
 
     @property
     def passes(self) -> list[Pass]:
+        """All passes of the step."""
         return [*self.next_token, *(self.contrast.passes if self.contrast else ())]
 
 
@@ -99,8 +100,8 @@ class StepDataset(Dataset[Batch]):
         corpora: The data.
         processes: How many processes split each batch.
         rank: Which of them this is.
-        max_positions: The most positions of a row; a text that is reconstructed from its special
-            tokens takes its own twice.
+        max_positions: The most positions of a row; a text that is reconstructed takes its own
+            twice.
 
     Raises:
         InputError: A batch cannot be filled or split.
@@ -114,23 +115,21 @@ class StepDataset(Dataset[Batch]):
         rank: int = 0,
         max_positions: int = sys.maxsize,
     ) -> None:
-        plan = recipe.schedule
+        batch, contrastive_batch = recipe.schedule.batch, recipe.schedule.contrastive_batch
         self.recipe, self.processes, self.rank = recipe, processes, rank
         self.max_positions = max_positions
-        self.next_token = _Sampler("next_token", corpora, plan.batch, recipe)
-        self.contrast = _Sampler(
-            "contrastive", corpora, plan.contrastive_batch or plan.batch, recipe
-        )
-        for draws in (self.next_token, self.contrast):
-            if draws.is_used and draws.batch % processes:
+        self._next_token = _Sampler("next_token", corpora, batch, recipe)
+        self._contrast = _Sampler("contrastive", corpora, contrastive_batch or batch, recipe)
+        samplers = [s for s in (self._next_token, self._contrast) if s.is_used]
+        for sampler in samplers:
+            if sampler.batch % processes:
                 raise InputError(
-                    f"a batch of {draws.batch} cannot be shared by {processes} processes: make it "
-                    "a multiple of them"
+                    f"a batch of {sampler.batch} cannot be shared by {processes} processes: make "
+                    "it a multiple of them"
                 )
-        used = [d for d in (self.next_token, self.contrast) if d.is_used]
-        read = {corpus.name for draws in used for corpus in draws.corpora}
+        used = {corpus.name for sampler in samplers for corpus in sampler.corpora}
         for corpus in corpora:
-            if corpus.name not in read:
+            if corpus.name not in used:
                 raise InputError(
                     f"data {corpus.name!r} is of kind {corpus.source.kind}, which no objective of "
                     "the recipe reads: leave it out"
@@ -140,27 +139,30 @@ class StepDataset(Dataset[Batch]):
         return self.recipe.schedule.steps
 
     def __getitem__(self, step: int) -> Batch:
-        share = alpha(self.recipe, step)
-        where: list[str] = []
-        passes: list[Pass] = []
-        targets = raw_targets = 0
-        contrast = None
+        contrastive_weight = alpha(self.recipe, step)
         settings = self.recipe.next_token
-        if settings and (share < 1 or settings.distill):
-            made, where = self._next_token_rows(step, raw_only=share == 1)
-            targets = sum(len(r.text) - 1 + len(r.suffix) for r in made)
-            raw_targets = sum(len(r.text) - 1 for r in made if not r.spans)
-            passes = self._build_passes(self._deal(made), labeled=True)[0]
-        if share > 0:
-            contrast, pair_names = self._contrast(step)
-            where += pair_names
-        return Batch(step, share, passes, targets, raw_targets, contrast, where)
+        row_names: list[str] = []
+        passes: list[Pass] = []
+        num_targets = num_raw_targets = 0
+        contrast = None
+        if settings and (contrastive_weight < 1 or settings.distill):
+            batch, row_names = self._next_token_rows(step, raw_only=contrastive_weight == 1)
+            num_targets = sum(len(r.text) - 1 + len(r.suffix) for r in batch)
+            num_raw_targets = sum(len(r.text) - 1 for r in batch if not r.spans)
+            passes = self._build_passes(self._split_by_length(batch), labeled=True)[0]
+        if contrastive_weight > 0:
+            contrast, pair_names = self._build_contrast(step)
+            row_names += pair_names
+        return Batch(
+            step, contrastive_weight, passes, num_targets, num_raw_targets, contrast, row_names
+        )
 
     # -- next-token rows -----------------------------------------------------------------------
 
     def _next_token_rows(self, step: int, raw_only: bool) -> tuple[list[Row], list[str]]:
+        """Rows of all processes, and their names."""
         assert self.recipe.next_token is not None
-        corpus, indices = self.next_token[step]
+        corpus, indices = self._next_token[step]
         p_raw = raw_share(self.recipe, step)
         chosen: list[tuple[Row, str]] = []
         spare: list[tuple[Row, str]] = []
@@ -170,78 +172,81 @@ class StepDataset(Dataset[Batch]):
             else:
                 rng = self._rng(step, index)
                 row = rows.mixed_row(data["text"], rng, p_raw, self.recipe.next_token.split)
-            fitted = (
-                rows.shorten_to_fit(row, self.recipe.k, self.max_positions),
-                f"{corpus.name}:{data['row']}",
-            )
-            (spare if raw_only and row.spans else chosen).append(fitted)
+            row = rows.shorten_to_fit(row, self.recipe.k, self.max_positions)
+            named = row, f"{corpus.name}:{data['row']}"
+            (spare if raw_only and row.spans else chosen).append(named)
         # If only raw rows count, others fill up the shares; they weigh nothing.
         chosen += spare[: -len(chosen) % self.processes]
         return [row for row, _ in chosen], [name for _, name in chosen]
 
     # -- contrastive rows ----------------------------------------------------------------------
 
-    def _contrast(self, step: int) -> tuple[Contrast, list[str]]:
-        corpus, indices = self.contrast[step]
-        taken = corpus.take(indices)
-        examples = [self._example(step, i, data) for i, data in zip(indices, taken, strict=True)]
-        examples.sort(key=lambda e: -len(e.document))
-        shares = [examples[r :: self.processes] for r in range(self.processes)]
-        dealt = [
-            [Row.whole(ids) for ids in (
-                *(e.query for e in share), *(e.document for e in share),
-                *(n for e in share for n in e.negatives),
-            )]
-            for share in shares
-        ]  # fmt: skip
-        passes, order = self._build_passes(dealt, labeled=False)
-        documents = [tuple(row.text) for own, share in zip(dealt, shares, strict=True)
-                     for row in own[len(share) :]]  # fmt: skip
-        everyone = [example for share in shares for example in share]
-        share, width = len(shares[0]), len(documents) // self.processes
-        positive = np.concatenate([r * width + np.arange(share) for r in range(self.processes)])
+    def _build_contrast(self, step: int) -> tuple[Contrast, list[str]]:
+        """This process's share of the pairs, and the names of all rows."""
+        corpus, indices = self._contrast[step]
+        data = corpus.take(indices)
+        examples = [self._example(step, i, row) for i, row in zip(indices, data, strict=True)]
+        examples.sort(key=lambda example: -len(example.document))
+        shares = [examples[rank :: self.processes] for rank in range(self.processes)]
+        passes, order = self._build_passes(
+            [[Row.whole(ids) for ids in _texts(share)] for share in shares], labeled=False
+        )
+        documents = [tuple(ids) for share in shares for ids in _texts(share)[len(share) :]]
+        num_queries, width = len(shares[0]), len(documents) // self.processes
+        positive = np.concatenate(
+            [rank * width + np.arange(num_queries) for rank in range(self.processes)]
+        )
+        by_process = [example for share in shares for example in share]
         contrast = Contrast(
             passes,
             order,
-            share,
+            num_queries,
             positive,
-            _equal_documents(everyone, documents, positive),
-            _teacher_vectors(everyone),
+            _find_false_negatives(by_process, documents, positive),
+            _teacher_vectors(by_process),
         )
-        return contrast, [f"{corpus.name}:{data['row']}" for data in taken]
+        return contrast, [f"{corpus.name}:{row['row']}" for row in data]
 
     def _example(self, step: int, index: int, data: dict[str, Any]) -> _Example:
         if "query" in data:
             vectors = (data.get("query_vector"), data.get("document_vector"))
             return _Example(data["query"], data["document"], data.get("negatives", ()), vectors)
         assert self.recipe.contrastive is not None
-        drop = self.recipe.contrastive.drop
-        text = data["text"]
-        positive = rows.drop_tokens(text, self._rng(step, index), drop)
-        return _Example(text, positive, (), (data.get("vector"), data.get("vector")))
+        text, vector = data["text"], data.get("vector")
+        positive = rows.drop_tokens(text, self._rng(step, index), self.recipe.contrastive.drop)
+        return _Example(text, positive, (), (vector, vector))
 
     def _rng(self, step: int, index: int) -> random.Random:
         return random.Random(f"{self.recipe.seed} {step} {index}")
 
-    # -- splitting and arranging -------------------------------------------------------------------
+    # -- splitting and arranging ---------------------------------------------------------------
 
-    def _deal(self, made: Sequence[Row]) -> list[list[Row]]:
-        """Split rows among processes so that each gets rows of similar length."""
-        by_length = sorted(made, key=lambda row: -row.length(self.recipe.k))
-        return [by_length[r :: self.processes] for r in range(self.processes)]
+    def _split_by_length(self, batch: Sequence[Row]) -> list[list[Row]]:
+        """Split rows among processes so that each gets rows of similar lengths."""
+        by_length = sorted(batch, key=lambda row: -row.length(self.recipe.k))
+        return [by_length[rank :: self.processes] for rank in range(self.processes)]
 
-    def _build_passes(self, dealt: list[list[Row]], labeled: bool) -> tuple[list[Pass], list[int]]:
-        """This process's passes, split where every other process splits its own."""
+    def _build_passes(self, shares: list[list[Row]], labeled: bool) -> tuple[list[Pass], list[int]]:
+        """This process's passes, split where every other process splits its own.
+
+        Args:
+            shares: The rows of each process.
+            labeled: Whether rows have labels.
+
+        Returns:
+            The passes, and the numbers of their rows in this process's share.
+        """
         k, memory = self.recipe.k, self.recipe.memory
-        by_length = [sorted(range(len(r)), key=lambda i: -r[i].length(k)) for r in dealt]
-        lengths = [
-            max(dealt[p][i].length(k) for p, i in enumerate(places))
+        lengths = [[row.length(k) for row in share] for share in shares]
+        by_length = [sorted(range(len(ls)), key=lambda i: -ls[i]) for ls in lengths]
+        longest = [
+            max(ls[i] for ls, i in zip(lengths, places, strict=True))
             for places in zip(*by_length, strict=True)
         ]
-        mine, passes, order = dealt[self.rank], [], []
-        for part in plan_batches(lengths, memory.tokens, memory.padding):
+        passes, order = [], []
+        for part in plan_batches(longest, memory.tokens, memory.padding):
             indices = [by_length[self.rank][i] for i in part]
-            chosen = [mine[i] for i in indices]
+            chosen = [shares[self.rank][i] for i in indices]
             layout = Layout.build(chosen, k, "right" if labeled else "aligned")
             labels = rows.next_token_labels(layout) if labeled else None
             passes.append(Pass(layout, labels, np.array([not row.spans for row in chosen])))
@@ -256,8 +261,17 @@ class _Example(NamedTuple):
     vectors: tuple[Sequence[float] | None, Sequence[float] | None]
 
 
+def _texts(share: Sequence[_Example]) -> list[Sequence[int]]:
+    """A process's queries, then their documents, then negatives."""
+    return [
+        *(example.query for example in share),
+        *(example.document for example in share),
+        *(negative for example in share for negative in example.negatives),
+    ]
+
+
 class _Sampler:
-    """Which source, and which of its rows, each step's batch takes: every row once an epoch."""
+    """Draws each step's source and its rows; every row comes once in an epoch of its source."""
 
     def __init__(
         self, objective: str, corpora: Sequence[Corpus], batch: int, recipe: Recipe
@@ -269,25 +283,34 @@ class _Sampler:
             (c for c in corpora if c.source.kind in kinds), key=lambda corpus: corpus.name
         )
         self.is_used = getattr(recipe, objective) is not None
-        if self.is_used and not self.corpora:
-            raise InputError(f"the recipe has {objective} and no data for it: add data of kind "
-                             f"{' or '.join(kinds)}, or leave {objective} out")  # fmt: skip
-        for corpus in self.corpora if self.is_used else ():
-            if len(corpus.rows) < batch:
-                raise InputError(f"data {corpus.name!r} has {len(corpus.rows)} rows, fewer than a "
-                                 f"batch of {batch}: lower schedule.batch")  # fmt: skip
+        if self.is_used:
+            self._check(objective, kinds)
         weights = np.array([corpus.source.weight for corpus in self.corpora])
-        draws = np.random.default_rng([recipe.seed, len(objective)])
-        steps = recipe.schedule.steps
-        self._source = draws.choice(len(weights), steps, p=weights / weights.sum()) if len(
-            weights
-        ) else np.zeros(0, int)  # fmt: skip
+        rng = np.random.default_rng([recipe.seed, len(objective)])
+        self._sources = (
+            rng.choice(len(weights), recipe.schedule.steps, p=weights / weights.sum())
+            if self.corpora
+            else np.zeros(0, int)
+        )
         self._order: dict[int, tuple[int, IntArray]] = {}
 
+    def _check(self, objective: str, kinds: Sequence[str]) -> None:
+        if not self.corpora:
+            raise InputError(
+                f"the recipe has {objective} and no data for it: add data of kind "
+                f"{' or '.join(kinds)}, or leave {objective} out"
+            )
+        for corpus in self.corpora:
+            if len(corpus.rows) < self.batch:
+                raise InputError(
+                    f"data {corpus.name!r} has {len(corpus.rows)} rows, fewer than a batch of "
+                    f"{self.batch}: lower schedule.batch"
+                )
+
     def __getitem__(self, step: int) -> tuple[Corpus, IntArray]:
-        source = int(self._source[step])
+        source = int(self._sources[step])
         corpus = self.corpora[source]
-        turn = int((self._source[:step] == source).sum())
+        turn = int((self._sources[:step] == source).sum())
         epoch, place = divmod(turn, len(corpus.rows) // self.batch)
         if self._order.get(source, (-1,))[0] != epoch:
             order = np.random.default_rng([self.seed, source, epoch]).permutation(len(corpus.rows))
@@ -295,23 +318,23 @@ class _Sampler:
         return corpus, self._order[source][1][place * self.batch : (place + 1) * self.batch]
 
 
-def _equal_documents(
+def _find_false_negatives(
     queries: Sequence[_Example], documents: Sequence[tuple[int, ...]], positive: IntArray
 ) -> npt.NDArray[np.bool_]:
     """Documents equal to the query's own, or to another answer to the same query, wherever they
-    stand: [queries, documents]."""
-    equal: dict[tuple[int, ...], list[int]] = {}
+    are: [queries, documents]."""
+    columns: dict[tuple[int, ...], list[int]] = {}
     for column, document in enumerate(documents):
-        equal.setdefault(document, []).append(column)
+        columns.setdefault(document, []).append(column)
     answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for example in queries:
         answers.setdefault(tuple(example.query), set()).add(tuple(example.document))
-    same = np.zeros((len(queries), len(documents)), dtype=bool)
+    false_negatives = np.zeros((len(queries), len(documents)), dtype=bool)
     for row, example in enumerate(queries):
-        right = answers[tuple(example.query)]
-        same[row, [column for document in right for column in equal[document]]] = True
-        same[row, positive[row]] = False
-    return same
+        relevant = answers[tuple(example.query)]
+        false_negatives[row, [column for d in relevant for column in columns[d]]] = True
+        false_negatives[row, positive[row]] = False
+    return false_negatives
 
 
 def _teacher_vectors(
@@ -325,6 +348,6 @@ def _teacher_vectors(
 
 def count_positions(passes: Sequence[Pass]) -> tuple[int, int]:
     """(tokens, positions) of passes; positions without a token are padding."""
-    places = sum(p.layout.ids.size for p in passes)
-    padded = sum(int((p.layout.tokens.role == Role.PAD).sum()) for p in passes)
-    return places - padded, places
+    positions = sum(p.layout.ids.size for p in passes)
+    padding = sum(int((p.layout.tokens.role == Role.PAD).sum()) for p in passes)
+    return positions - padding, positions

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
@@ -25,21 +26,21 @@ class Corpus:
 
     Attributes:
         name: Its name in the recipe.
-        source: What the recipe says of it.
+        source: Its settings in the recipe.
         rows: Token ids under "text" and "suffix" (text, summary, prompt) or "query", "document" and
             "negatives" (pairs); vectors if the source has some; "row", the number in the source.
         held_out: Rows kept for measuring, as texts.
-        cut: How many rows were longer than the maximum.
+        num_truncated: How many rows were longer than the maximum.
     """
 
     name: str
     source: Source
     rows: datasets.Dataset
     held_out: datasets.Dataset
-    cut: int
+    num_truncated: int
 
     def take(self, indices: IntArray) -> list[dict[str, Any]]:
-        """Rows by their places here."""
+        """The rows at some indices."""
         return list(self.rows.select(indices))
 
     def hash(self) -> str:
@@ -59,10 +60,10 @@ class HeldOut:
     rows: datasets.Dataset
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(query, document) texts: a pair's own, or the two halves of a text."""
+        """(query, document) texts: pairs as they are, or the two halves of each text."""
         if self.kind == "pairs":
             return list(zip(self.rows["query"], self.rows["document"], strict=True))
-        halves = (_halves(text) for text in self.rows["text"]) if self.kind == "text" else ()
+        halves = (_split_in_half(text) for text in self.rows["text"]) if self.kind == "text" else ()
         return [pair for pair in halves if pair]
 
     def texts(self) -> list[str]:
@@ -71,8 +72,8 @@ class HeldOut:
         return list(self.rows[column])
 
 
-def _halves(text: str) -> tuple[str, str] | None:
-    """A text's two halves, cut between words; None if one would be empty."""
+def _split_in_half(text: str) -> tuple[str, str] | None:
+    """Split a text between two words; None if it has fewer than two."""
     words = text.split()
     middle = len(words) // 2
     return (" ".join(words[:middle]), " ".join(words[middle:])) if middle else None
@@ -81,73 +82,84 @@ def _halves(text: str) -> tuple[str, str] | None:
 def load_corpus(name: str, source: Source, recipe: Recipe, tokenizer: SafeTokenizer) -> Corpus:
     """Read, check, split and tokenize one source.
 
+    Args:
+        name: Its name in the recipe.
+        source: Its settings in the recipe.
+        recipe: The recipe.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The corpus.
+
     Raises:
         InputError: Something cannot be trained on; the message names the source and the row.
     """
     texts = read_source(name, source)
-    held_out, kept = _split(texts, source, recipe.evaluation)
+    held_out, kept = _split_held_out(texts, source, recipe.evaluation)
     if not len(kept):
         raise InputError(f"data {name!r} has no rows to train on: give it more")
-    rows = _tokenize(kept, name, source, recipe, tokenizer)
-    cut = int(np.sum(rows.with_format("numpy")["cut"]))
-    return Corpus(name, source, rows.remove_columns("cut"), held_out, cut)
-
-
-def _split(
-    table: datasets.Dataset, source: Source, evaluation: Evaluation
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(held out, kept), by the texts themselves: rows of the same text are on one side."""
-    draws = np.asarray(table.with_format("numpy")["draw"])
-    most = min(evaluation.at_most, int(evaluation.held_out * len(draws)))
-    chosen = np.zeros(len(draws), dtype=bool)
-    if not evaluation.data and source.kind not in ("summary", "prompt"):
-        values, counts = np.unique(draws, return_counts=True)
-        chosen = np.isin(draws, values[np.cumsum(counts) <= most])
-    table = table.remove_columns("draw")
-    return table.select(np.flatnonzero(chosen)), table.select(np.flatnonzero(~chosen))
-
-
-def _tokenize(
-    table: datasets.Dataset, name: str, source: Source, recipe: Recipe, tokenizer: SafeTokenizer
-) -> datasets.Dataset:
-    def tokenize_batch(batch: dict[str, list[Any]]) -> Mapping[str, Sequence[Any]]:
-        tokenize = _RowTokenizer(name, source, tokenizer, batch["row"])
-        names = TEACHER_COLUMNS.get(source.kind, {}).values()
-        vectors = {column: batch[column] for column in names if column in batch}
-        if source.kind == "pairs":
-            prompts, longest = recipe.prompts, recipe.max_length
-            short = recipe.query_length or longest
-            found: dict[str, Sequence[Any]] = {
-                "query": tokenize(batch["query"], short, prompts["query"]),
-                "document": tokenize(batch["document"], longest, prompts["document"]),
-            }
-            if source.negatives:
-                texts = [text for row in batch["negatives"] for text in row]
-                flat = tokenize(texts, longest, prompts["document"])
-                found["negatives"] = [
-                    flat[i : i + source.negatives] for i in range(0, len(flat), source.negatives)
-                ]
-        elif source.kind == "text":
-            if source.truncation == "windows":
-                return tokenize.windows(batch["text"], recipe.max_length)
-            found = {"text": tokenize(batch["text"], recipe.max_length)}
-        else:
-            text, suffix = COLUMNS[source.kind][0]
-            found = {
-                "text": tokenize(batch[text], recipe.max_length),
-                "suffix": tokenize.continuations(batch[suffix], recipe.max_length),
-            }
-        return {**found, **vectors, "row": batch["row"], "cut": tokenize.truncated}
-
-    columns = table.column_names
-    rows = map_rows(table, tokenize_batch, f"tokenizing {name}", remove_columns=columns)
+    rows = map_rows(
+        kept,
+        partial(_tokenize_rows, name=name, source=source, recipe=recipe, tokenizer=tokenizer),
+        f"tokenizing {name}",
+        remove_columns=kept.column_names,
+    )
     if not len(rows):
         raise InputError(f"data {name!r}: no text of {source.path} has two tokens or more")
-    return rows
+    num_truncated = int(np.sum(rows.with_format("numpy")["truncated"]))
+    return Corpus(name, source, rows.remove_columns("truncated"), held_out, num_truncated)
+
+
+def _split_held_out(
+    table: datasets.Dataset, source: Source, evaluation: Evaluation
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(held out, kept), by the texts themselves: rows of the same text are on the same side."""
+    draws = np.asarray(table.with_format("numpy")["draw"])
+    limit = min(evaluation.max_rows, int(evaluation.held_out * len(draws)))
+    is_held_out = np.zeros(len(draws), dtype=bool)
+    if not evaluation.data and source.kind not in ("summary", "prompt"):
+        values, counts = np.unique(draws, return_counts=True)
+        is_held_out = np.isin(draws, values[np.cumsum(counts) <= limit])
+    table = table.remove_columns("draw")
+    return table.select(np.flatnonzero(is_held_out)), table.select(np.flatnonzero(~is_held_out))
+
+
+def _tokenize_rows(
+    batch: dict[str, list[Any]],
+    name: str,
+    source: Source,
+    recipe: Recipe,
+    tokenizer: SafeTokenizer,
+) -> Mapping[str, Sequence[Any]]:
+    """Columns of token ids for columns of texts; adds "truncated", 1 for rows that were."""
+    tokenize = _RowTokenizer(name, source, tokenizer, batch["row"])
+    max_length = recipe.max_length
+    if source.truncation == "windows":  # of kind text only
+        return tokenize.split_into_windows(batch["text"], max_length)
+    columns: dict[str, Sequence[Any]] = {}
+    if source.kind == "pairs":
+        query_length = recipe.query_length or max_length
+        columns["query"] = tokenize(batch["query"], query_length, recipe.prompts["query"])
+        columns["document"] = tokenize(batch["document"], max_length, recipe.prompts["document"])
+        if source.negatives:
+            texts = [text for row in batch["negatives"] for text in row]
+            ids = tokenize(texts, max_length, recipe.prompts["document"])
+            starts = range(0, len(ids), source.negatives)
+            columns["negatives"] = [ids[i : i + source.negatives] for i in starts]
+    elif source.kind == "text":
+        columns["text"] = tokenize(batch["text"], max_length)
+    else:
+        text, suffix = COLUMNS[source.kind][0]
+        columns["text"] = tokenize(batch[text], max_length)
+        columns["suffix"] = tokenize.tokenize_continuations(batch[suffix], max_length)
+    for vectors in TEACHER_COLUMNS.get(source.kind, {}).values():
+        if vectors in batch:
+            columns[vectors] = batch[vectors]
+    return {**columns, "row": batch["row"], "truncated": tokenize.truncated}
 
 
 class _RowTokenizer:
-    """Tokenizes the texts of a batch of rows, and counts the rows that were truncated."""
+    """Tokenizes the texts of a batch of rows, and marks the rows that were truncated."""
 
     def __init__(
         self, name: str, source: Source, tokenizer: SafeTokenizer, rows: Sequence[int]
@@ -155,40 +167,46 @@ class _RowTokenizer:
         self.name, self.source, self.tokenizer, self.rows = name, source, tokenizer, rows
         self.truncated = [0] * len(rows)
 
-    def __call__(self, texts: Sequence[str], size: int, prompt: str = "") -> list[list[int]]:
-        if prompt and self.tokenizer.count_tokens(prompt) >= size:
-            raise InputError(f"the prompt {prompt!r} leaves no room for a text of {size} tokens: "
-                             "shorten it, or raise query_length or max_length")  # fmt: skip
+    def __call__(self, texts: Sequence[str], max_length: int, prompt: str = "") -> list[list[int]]:
+        if prompt and self.tokenizer.count_tokens(prompt) >= max_length:
+            raise InputError(
+                f"the prompt {prompt!r} leaves no room for a text of {max_length} tokens: shorten "
+                "it, or raise query_length or max_length"
+            )
         encoded = self.tokenizer.encode([prompt + text for text in texts])
-        return self._truncate([e.ids for e in encoded], size)
+        return self._truncate([e.ids for e in encoded], max_length)
 
-    def continuations(self, texts: Sequence[str], size: int) -> list[list[int]]:
+    def tokenize_continuations(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Tokenize texts that follow others: nothing is added around them."""
-        return self._truncate([self.tokenizer.encode_continuation(text) for text in texts], size)
+        ids = [self.tokenizer.encode_continuation(text) for text in texts]
+        return self._truncate(ids, max_length)
 
-    def windows(self, texts: Sequence[str], size: int) -> Mapping[str, Sequence[Any]]:
+    def split_into_windows(
+        self, texts: Sequence[str], max_length: int
+    ) -> Mapping[str, Sequence[Any]]:
         """Rows of all windows of the texts."""
-        found = [truncate_or_split(e, "", size, "windows") for e in self.tokenizer.encode(texts)]
-        rows = [row for row, parts in zip(self.rows, found, strict=True) for _ in parts]
-        # A piece of one token teaches nothing, and cannot be split.
-        ids = [piece for parts in found for piece in parts]
-        kept = [i for i, piece in enumerate(ids) if len(piece) > 1]
+        windows = [
+            (window, row)
+            for encoding, row in zip(self.tokenizer.encode(texts), self.rows, strict=True)
+            for window in truncate_or_split(encoding, "", max_length, "windows")
+            if len(window) > 1  # a single token teaches nothing, and cannot be split
+        ]
         return {
-            "text": [ids[i] for i in kept],
-            "row": [rows[i] for i in kept],
-            "cut": [0] * len(kept),
+            "text": [window for window, _ in windows],
+            "row": [row for _, row in windows],
+            "truncated": [0] * len(windows),
         }
 
-    def _truncate(self, ids: list[list[int]], size: int) -> list[list[int]]:
+    def _truncate(self, ids: list[list[int]], max_length: int) -> list[list[int]]:
         for index, tokens in enumerate(ids):
-            if len(tokens) <= size:
+            if len(tokens) <= max_length:
                 continue
             row = index * len(self.rows) // len(ids)  # several negatives belong to one row
             if self.source.truncation == "error":
                 raise InputError(
                     f"data {self.name!r}, row {self.rows[row]} of {self.source.path}: a text has "
-                    f"{len(tokens)} tokens and the recipe's maximum is {size}: shorten it, raise "
-                    "max_length, or choose truncation: truncate or windows"
+                    f"{len(tokens)} tokens and the recipe's maximum is {max_length}: shorten it, "
+                    "raise max_length, or choose truncation: truncate or windows"
                 )
             self.truncated[row] = 1
-        return [tokens[:size] for tokens in ids]
+        return [tokens[:max_length] for tokens in ids]

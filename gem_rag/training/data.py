@@ -30,9 +30,9 @@ def load_data(recipe: Recipe, tokenizer: SafeTokenizer) -> tuple[list[Corpus], l
     given = recipe.evaluation.data
     if not given:
         return corpora, [HeldOut(c.name, c.source.kind, c.held_out) for c in corpora]
-    most = recipe.evaluation.at_most
+    max_rows = recipe.evaluation.max_rows
     texts = {name: read_source(name, source) for name, source in given.items()}
     return corpora, [
-        HeldOut(name, given[name].kind, rows.select(range(min(most, len(rows)))))
+        HeldOut(name, given[name].kind, rows.select(range(min(max_rows, len(rows)))))
         for name, rows in texts.items()
     ]

@@ -35,7 +35,7 @@ def info_nce(
     documents: Tensor,
     scale: Tensor,
     positive: Tensor | None = None,
-    same: Tensor | None = None,
+    false_negatives: Tensor | None = None,
 ) -> Tensor:
     """Contrastive loss with the batch's other documents as negatives (paper section 4).
 
@@ -44,14 +44,15 @@ def info_nce(
         documents: Unit vectors [m, dim].
         scale: Factor on cosine similarities.
         positive: Column of each query's document, int64 [n]; default document i for query i.
-        same: Documents that are no negatives of a query, bool [n, m]; default none.
+        false_negatives: Documents that do not count as negatives of a query, bool [n, m]; default
+            none.
 
     Returns:
         A scalar, in nats.
     """
     logits = scale * queries @ documents.T
-    if same is not None:
-        logits = logits.masked_fill(same, float("-inf"))
+    if false_negatives is not None:
+        logits = logits.masked_fill(false_negatives, float("-inf"))
     if positive is None:
         positive = torch.arange(len(queries), device=logits.device)
     return F.cross_entropy(logits, positive)
@@ -97,7 +98,7 @@ def teacher_loss(
         A scalar, in nats.
     """
     target = F.normalize(teacher[0], dim=-1) @ F.normalize(teacher[1], dim=-1).T
-    scale = scale.detach()  # or the loss would vanish by making both flat
+    scale = scale.detach()  # or a scale of 0 would make both distributions equal
     return F.kl_div(
         (scale * queries @ documents.T).log_softmax(-1),
         (scale * target).log_softmax(-1),
@@ -107,23 +108,23 @@ def teacher_loss(
 
 
 def next_token_loss(
-    hidden: Tensor, head: nn.Module, targets: Tensor, reduction: str = "mean"
+    hidden: Tensor, head: nn.Module, labels: Tensor, reduction: str = "mean"
 ) -> Tensor:
     """Language-modeling loss.
 
     Args:
         hidden: Last-layer outputs [B, T, hidden].
         head: The model's language-modeling head.
-        targets: What each position predicts, int64 [B, T]; -100 for nothing (see
+        labels: What each position predicts, int64 [B, T]; -100 for nothing (see
             `rows.next_token_labels`).
         reduction: "mean" or "sum" over predicted tokens.
 
     Returns:
         A scalar, in nats.
     """
-    predicts = targets != IGNORED
+    predicts = labels != IGNORED
     # Only positions that predict go through the head: its output is the largest tensor there is.
-    return F.cross_entropy(head(hidden[predicts]).float(), targets[predicts], reduction=reduction)
+    return F.cross_entropy(head(hidden[predicts]).float(), labels[predicts], reduction=reduction)
 
 
 def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Every number of a run is in its recipe, so a recipe and its data always give the
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -18,11 +17,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from gem_rag._utils.deprecation import warn_renamed
 from gem_rag._utils.suggestions import check_known, did_you_mean
 from gem_rag.core.config import MAX_K, Pooling, Scope, check_prompts
 from gem_rag.core.truncation import Truncation
 from gem_rag.errors import InputError
+from gem_rag.training.renamed_keys import upgrade_changes, upgrade_keys
 
 RECIPES = Path(__file__).parent / "recipes"
 Kind = Literal["text", "pairs", "summary", "prompt"]
@@ -31,14 +30,13 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-LearningRate = PositiveFloat
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """YAML with numbers like 1e-4, which YAML 1.1 reads as text."""
 
 
-_Loader.add_implicit_resolver(
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -50,13 +48,13 @@ COLUMNS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "summary": (("text", "summary"), ()),
     "prompt": (("prompt", "answer"), ()),
 }
-# A teacher's vectors, by the columns of texts they are of.
+# Columns of a teacher's vectors, by the columns of the texts they belong to.
 TEACHER_COLUMNS: dict[Kind, dict[str, str]] = {
     "text": {"text": "vector"},
     "pairs": {"query": "query_vector", "document": "document_vector"},
 }
 # Fields of transformers' TrainingArguments that have a key of the recipe.
-_RECIPE_KEY = {
+_RECIPE_KEYS = {
     "output_dir": "--out",
     "max_steps": "schedule.steps",
     "num_train_epochs": "schedule.steps",
@@ -66,18 +64,6 @@ _RECIPE_KEY = {
     "lr_scheduler_type": "schedule",
     "warmup_steps": "schedule.warmup_steps",
     "seed": "seed",
-}
-
-
-# Keys that have other names since 0.1; the old ones work until 0.2.
-_RENAMED: dict[str, dict[str, str]] = {
-    "schedule": {
-        "rate": "learning_rate",
-        "contrastive_rate": "contrastive_learning_rate",
-        "warmup": "warmup_steps",
-        "floor": "min_lr_ratio",
-    },
-    "data": {"overlong": "truncation"},
 }
 
 
@@ -115,11 +101,8 @@ class Source(_Part):
     split: str = "train"
 
     def __post_init__(self) -> None:
-        needed, possible = COLUMNS[self.kind]
-        for name in self.columns:
-            if name not in needed + possible:
-                raise InputError(f"data of kind {self.kind} has no column {name!r}"
-                                 f"{did_you_mean(name, needed + possible)}")  # fmt: skip
+        required, optional = COLUMNS[self.kind]
+        check_known(self.columns, required + optional, f"data of kind {self.kind} has no column")
         if self.negatives and self.kind != "pairs":
             raise InputError(f"only data of kind pairs has negatives, not {self.kind}")
         if self.truncation == "windows" and self.kind != "text":
@@ -207,8 +190,8 @@ class Schedule(_Part):
     steps: Positive = 1000
     batch: Positive = 32
     contrastive_batch: Positive | None = None
-    learning_rate: LearningRate = 1e-4
-    contrastive_learning_rate: LearningRate | None = None
+    learning_rate: PositiveFloat = 1e-4
+    contrastive_learning_rate: PositiveFloat | None = None
     adapt: Count = 0
     contrastive_from: Count = 100
     ramp: Count = 0
@@ -239,12 +222,12 @@ class Evaluation(_Part):
 
     Attributes:
         held_out: Share of each source's rows that is kept out of training.
-        at_most: The most rows to measure on.
+        max_rows: The most rows to measure on.
         data: Sources to measure on instead; nothing is then held out of the training data.
     """
 
     held_out: Share = 0.05
-    at_most: Count = 500
+    max_rows: Count = 500
     data: dict[str, Source] = field(default_factory=dict)
 
 
@@ -288,16 +271,18 @@ class Recipe(_Part):
         if self.next_token is None and self.contrastive is None:
             raise InputError("a recipe needs next_token, contrastive or both: nothing is trained")
         check_prompts(self.prompts)
-        plan = self.schedule
-        if self.next_token and self.contrastive and plan.contrastive_from >= plan.steps:
-            raise InputError(f"schedule.contrastive_from is {plan.contrastive_from}, and steps is "
-                             f"{plan.steps}: the contrastive loss would never train")  # fmt: skip
-        for name, place in _RECIPE_KEY.items():
+        start, steps = self.schedule.contrastive_from, self.schedule.steps
+        if self.next_token and self.contrastive and start >= steps:
+            raise InputError(
+                f"schedule.contrastive_from is {start}, and steps is {steps}: the contrastive loss "
+                "would never train"
+            )
+        for name, key in _RECIPE_KEYS.items():
             if name in self.trainer:
-                raise InputError(f"trainer.{name} cannot be set: use {place}")
+                raise InputError(f"trainer.{name} cannot be set: use {key}")
 
     def state(self) -> dict[str, Any]:
-        """All settings as JSON holds them."""
+        """All settings, as plain values for JSON."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self), default=str)))
 
     def hash(self) -> str:
@@ -305,7 +290,7 @@ class Recipe(_Part):
         return hash_state(self.state())
 
     def scaled(self, steps: int) -> Recipe:
-        """The same run in other steps: warm-up, phases and saves keep their shares."""
+        """The same run in another number of steps: warm-up, phases and saves keep their shares."""
         factor = steps / self.schedule.steps
         counts = {
             name: round(getattr(self.schedule, name) * factor)
@@ -314,15 +299,21 @@ class Recipe(_Part):
         counts["contrastive_from"] = min(counts["contrastive_from"], steps - 1)
         schedule = dataclasses.replace(self.schedule, steps=steps, **counts)
         trainer = dict(self.trainer)
-        if isinstance(trainer.get("save_steps"), int):  # a share of the steps stays one
+        if isinstance(trainer.get("save_steps"), int):
             trainer["save_steps"] = max(1, round(trainer["save_steps"] * factor))
         return dataclasses.replace(self, schedule=schedule, trainer=trainer)
 
     def with_data(self, paths: list[str]) -> Recipe:
-        """The recipe with its sources' paths, given as NAME=PATH, or PATH where there is one.
+        """Set the paths of the sources.
 
-        Raises InputError for a name that the recipe does not have, and for sources left without
-        a path.
+        Args:
+            paths: NAME=PATH each, or PATH if the recipe has one source.
+
+        Returns:
+            The recipe with these paths.
+
+        Raises:
+            InputError: The recipe does not have a name, or a source is left without a path.
         """
         data = dict(self.data)
         for given in paths:
@@ -349,14 +340,18 @@ class Recipe(_Part):
 
 
 def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by the name of a bundled one, or from a YAML file.
+    """Read a bundled recipe or a YAML file.
 
     Args:
         name: A bundled recipe's name, or a YAML file.
         changes: Values that replace the file's, by dotted key ("schedule.learning_rate": 1e-3).
 
+    Returns:
+        The validated recipe.
+
     Raises:
-        InputError: Something in it is wrong; the message names the key, and the closest valid one.
+        InputError: Something is wrong with it; the message names the key, and the closest valid
+            one.
     """
     path = Path(name)
     if path.parent == Path() and not path.suffix:
@@ -370,7 +365,7 @@ def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
                 f": give a YAML file, or one of {', '.join(known)}",
             )
     try:
-        state = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        state = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -378,71 +373,41 @@ def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     if not isinstance(state, dict):
         raise InputError(f"recipe {path} must hold keys and values")
     state = upgrade_keys(state, f"recipe {path}")
-    for key, value in (changes or {}).items():
-        _set(state, _upgrade_dotted(key), value)
+    for key, value in upgrade_changes(changes or {}).items():
+        _set_dotted(state, key, value)
     return from_state(state, f"recipe {path}")
 
 
 def from_state(state: Mapping[str, Any], where: str) -> Recipe:
-    """A validated recipe from plain values; raises what `read_recipe` raises."""
+    """Validate a recipe's plain values; raises what `read_recipe` raises.
+
+    Args:
+        state: Values by key, as in a YAML file.
+        where: What holds them, for errors.
+    """
     try:
         return TypeAdapter(Recipe).validate_python(upgrade_keys(state, where))
     except ValidationError as error:
-        raise InputError(f"{where}: {_sentence(error)}") from None
+        raise InputError(f"{where}: {_describe(error)}") from None
 
 
 def hash_state(state: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that identify a recipe's values."""
+    """Like `Recipe.hash`, of plain values."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def upgrade_keys(state: Mapping[str, Any], where: str, warn: bool = True) -> dict[str, Any]:
-    """A copy of a recipe's values with old keys under their new names.
-
-    Raises:
-        InputError: A key is there under both names.
-    """
-    upgraded: dict[str, Any] = copy.deepcopy(dict(state))
-    evaluation = upgraded.get("evaluation")
-    places: list[tuple[str, Any]] = [("schedule", upgraded.get("schedule"))]
-    for sources in (upgraded.get("data"), evaluation and evaluation.get("data")):
-        if isinstance(sources, dict):
-            places += [("data", source) for source in sources.values()]
-    for part, values in places:
-        for old, new in _RENAMED[part].items():
-            if not isinstance(values, dict) or old not in values:
-                continue
-            if new in values:
-                raise InputError(f"{where}: {old} is now called {new}: give one of them")
-            if warn:
-                warn_renamed(f"the recipe's key {part}.{old}", f"{part}.{new}", stacklevel=4)
-            values[new] = values.pop(old)
-    return upgraded
-
-
-def _upgrade_dotted(key: str) -> str:
-    """A dotted key of a change under its new name."""
-    *parents, last = key.split(".")
-    part = "data" if "data" in parents else parents[0] if parents else ""
-    new = _RENAMED.get(part, {}).get(last)
-    if new is None:
-        return key
-    warn_renamed(f"the recipe's key {part}.{last}", f"{part}.{new}", stacklevel=4)
-    return ".".join([*parents, new])
-
-
 def parse_change(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as YAML reads it. Raises InputError without a `=`."""
-    key, found, value = text.partition("=")
-    if not found:
+    """Split KEY=VALUE, and read the value as YAML; raises InputError if it is not like that."""
+    key, separator, value = text.partition("=")
+    if not separator:
         raise InputError(f"--set {text!r} is not KEY=VALUE, like schedule.learning_rate=1e-4")
     try:
-        return key, yaml.load(value, _Loader)
+        return key, yaml.load(value, _YamlLoader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {text!r}: the value is not valid YAML: {error}") from None
 
 
-def _set(state: dict[str, Any], dotted: str, value: Any) -> None:
+def _set_dotted(state: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for name in parents:
         if not isinstance(state.setdefault(name, {}), dict):
@@ -451,24 +416,28 @@ def _set(state: dict[str, Any], dotted: str, value: Any) -> None:
     state[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, in words."""
+def _describe(error: ValidationError) -> str:
+    """The first error, in one sentence."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
         *parents, key = first["loc"]
-        return f"unknown key {place!r}{did_you_mean(str(key), _keys(parents))}"
-    if first["type"] == "value_error":  # one of our own checks
+        return f"unknown key {place!r}{did_you_mean(str(key), _known_keys(parents))}"
+    if first["type"] == "value_error":  # raised by a check of ours
         return f"{place + ': ' if place else ''}{first['ctx']['error']}"
     return f"{place} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
-def _keys(place: list[int | str]) -> list[str]:
-    """Names of the keys that may stand at a place."""
+def _known_keys(place: list[int | str]) -> list[str]:
+    """The keys that are valid at a place."""
     parts: dict[str, type] = {
-        "next_token": NextToken, "contrastive": Contrastive, "adapter": Adapter,
-        "schedule": Schedule, "memory": Memory, "evaluation": Evaluation,
-    }  # fmt: skip
+        "next_token": NextToken,
+        "contrastive": Contrastive,
+        "adapter": Adapter,
+        "schedule": Schedule,
+        "memory": Memory,
+        "evaluation": Evaluation,
+    }
     cls: type = Recipe
     if "data" in place:
         cls = Source

@@ -42,7 +42,7 @@ def mixed_row(text: Sequence[int], rng: random.Random, p_raw: float, p_split: fl
 
     Args:
         text: Token ids.
-        rng: What is random.
+        rng: Source of randomness.
         p_raw: Probability that the text stays raw (the paper's p).
         p_split: Probability that one of the others is split at random; the rest is reconstructed.
     """
@@ -54,7 +54,7 @@ def mixed_row(text: Sequence[int], rng: random.Random, p_raw: float, p_split: fl
 
 
 def shorten_to_fit(row: Row, k: int, max_positions: int) -> Row:
-    """The row, its text and suffix shortened if it takes more positions than the model has."""
+    """Truncate a row's text and suffix if they take more positions than the model has."""
     if row.length(k) <= max_positions:
         return row
     room = max_positions - k
@@ -63,10 +63,7 @@ def shorten_to_fit(row: Row, k: int, max_positions: int) -> Row:
 
 
 def drop_tokens(text: Sequence[int], rng: random.Random, rate: float) -> list[int]:
-    """The positive of the contrastive objective: the text without a random share of its tokens.
-
-    At least one token is kept.
-    """
+    """Drop a random share of a text's tokens, but not all: the positive of the contrastive loss."""
     kept = [token for token in text if rng.random() >= rate]
     return kept or [text[rng.randrange(len(text))]]
 
@@ -81,12 +78,11 @@ def next_token_labels(layout: Layout) -> IntArray:
     tokens = layout.tokens
     for row in range(layout.shape[0]):
         for segment in np.unique(tokens.segment[row]):
-            here = tokens.segment[row] == segment
-            text = np.flatnonzero(here & (tokens.role[row] == Role.TEXT))
+            in_segment = tokens.segment[row] == segment
+            text = np.flatnonzero(in_segment & (tokens.role[row] == Role.TEXT))
             labels[row, text[:-1]] = layout.ids[row, text[1:]]
-            suffix = np.flatnonzero(here & (tokens.role[row] == Role.SUFFIX))
+            suffix = np.flatnonzero(in_segment & (tokens.role[row] == Role.SUFFIX))
             if suffix.size:
-                last = np.flatnonzero(here & (tokens.role[row] == Role.SPECIAL))[-1]
-                before = np.concatenate([[last], suffix[:-1]])
-                labels[row, before] = layout.ids[row, suffix]
+                last_special = np.flatnonzero(in_segment & (tokens.role[row] == Role.SPECIAL))[-1]
+                labels[row, [last_special, *suffix[:-1]]] = layout.ids[row, suffix]
     return labels

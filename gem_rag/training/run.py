@@ -1,8 +1,10 @@
-"""A training run from a recipe to a checkpoint and a report; resumable.
+"""A training run, from a recipe to a checkpoint and a report; it can be resumed.
 
-OUT          the trained model, an ordinary folder, there when the run has ended
-OUT/report   what it gained and what it cost
-OUT.run      the run's state: run.json (recipe and data hashes), checkpoint-N, logs
+| path | content |
+|---|---|
+| OUT | the trained model, written when the run has ended |
+| OUT/report | what training gained and what it cost |
+| OUT.run | the run's state: run.json (recipe, and hashes of recipe and data), checkpoint-N, logs |
 """
 
 from __future__ import annotations
@@ -22,12 +24,7 @@ from typing import Any
 import datasets
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoConfig,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, TrainerCallback, TrainingArguments, set_seed
 
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
@@ -37,8 +34,9 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.training.batches import StepDataset
 from gem_rag.training.corpus import Corpus
 from gem_rag.training.data import load_data
-from gem_rag.training.recipe import Recipe, hash_state, upgrade_keys
-from gem_rag.training.scopes import prepare, trained_state
+from gem_rag.training.recipe import Recipe, hash_state
+from gem_rag.training.renamed_keys import upgrade_keys
+from gem_rag.training.scopes import load_trainable, trainable_state_dict
 from gem_rag.training.trainer import GemTrainer, latest_checkpoint
 from gem_rag.training.training_model import TrainingModel
 from gem_rag.training.training_report import Cost, Report, make_report
@@ -60,7 +58,7 @@ def train(
     report: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Report | None:
-    """Train, save and measure; with several processes (torchrun), each calls this.
+    """Train, save and measure. With several processes (torchrun), each of them calls this.
 
     Args:
         recipe: The recipe, with the paths of its data.
@@ -72,7 +70,7 @@ def train(
         callbacks: transformers' callbacks.
 
     Returns:
-        The report, in the main process.
+        The report; None in processes other than the main one, or without `report`.
 
     Raises:
         InputError: Something cannot be trained on.
@@ -83,51 +81,50 @@ def train(
     base = open_checkpoint(model)
     if out.exists():
         raise InputError(f"{out} exists already: choose another name, or remove it")
-    state = out.with_name(out.name + ".run")
-    arguments = _arguments(recipe, state)
-    longest = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
-    recipe = _limit_length(recipe, base.name, longest)
+    run_folder = out.with_name(out.name + ".run")
+    arguments = _training_arguments(recipe, run_folder)
+    model_limit = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
+    recipe = _limit_length(recipe, base.name, model_limit)
     tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():
-        corpora, measured = load_data(recipe, tokenizer)
-    record = _record(recipe, base, corpora)
+        corpora, held_out = load_data(recipe, tokenizer)
+    record = _build_record(recipe, base, corpora)
     if arguments.process_index == 0:
-        _check_state(state, record, resume)
-    last = latest_checkpoint(state) if resume else None
+        _write_or_check_record(run_folder, record, resume)
+    last = latest_checkpoint(run_folder) if resume else None
     set_seed(recipe.seed)
     steps = StepDataset(
         recipe,
         corpora,
         arguments.world_size,
         arguments.process_index,
-        max_positions=longest + recipe.k,
+        max_positions=model_limit + recipe.k,
     )
-    trainer = GemTrainer(
-        TrainingModel(prepare(recipe, base), recipe), arguments, steps, callbacks, progress
-    )
+    training_model = TrainingModel(load_trainable(recipe, base), recipe)
+    trainer = GemTrainer(training_model, arguments, steps, callbacks, progress)
     trainer.train(resume_from_checkpoint=last and str(last))
-    cost = _cost(trainer)
+    cost = _measure_cost(trainer)
     if trainer.interruption.signal is not None:
         raise InterruptedRunError(
             f"interrupted after step {trainer.state.global_step} of {recipe.schedule.steps}, saved "
-            f"in {state}: go on with the same command and --resume"
+            f"in {run_folder}: go on with the same command and --resume"
         )
     if arguments.process_index != 0:
         return None
-    del trainer
-    saved = save_trained(recipe, base, state, out)
+    del training_model, trainer
+    saved = save_trained(recipe, base, run_folder, out)
     if not report:
         return None
-    return make_report(saved, base, recipe, measured, cost, record)
+    return make_report(saved, base, recipe, held_out, cost, record)
 
 
-def save_trained(recipe: Recipe, base: Checkpoint, state: Path, out: Path) -> Checkpoint:
-    """Make a checkpoint of a run's last state, which has only the weights that trained."""
-    last = latest_checkpoint(state)
-    assert last is not None, state
-    trainable = prepare(recipe, base)
-    trained = load_file(last / "model.safetensors")
-    state_dict = {name.removeprefix("encoder."): t for name, t in trained.items()}
+def save_trained(recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path) -> Checkpoint:
+    """Write a checkpoint from a run's last state, which has only the weights that train."""
+    last = latest_checkpoint(run_folder)
+    assert last is not None, run_folder
+    trainable = load_trainable(recipe, base)
+    weights = load_file(last / "model.safetensors")
+    state_dict = {name.removeprefix("encoder."): tensor for name, tensor in weights.items()}
     trainable.encoder.load_state_dict(state_dict, strict=False)
     base_dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
     dtype = base_dtype if recipe.save_dtype == "auto" else getattr(torch, recipe.save_dtype)
@@ -143,15 +140,17 @@ def save_trained(recipe: Recipe, base: Checkpoint, state: Path, out: Path) -> Ch
         adapter=trainable.encoder.adapter,
         base_model=base.config.base_model or Path(base.name).name,
     )
-    weights = None if recipe.scope == "special" else partial(trainable.save_weights, dtype=dtype)
-    return save_checkpoint(out, base.path, config, tokens, weights)
+    save_weights = partial(trainable.save_weights, dtype=dtype)
+    return save_checkpoint(
+        out, base.path, config, tokens, None if recipe.scope == "special" else save_weights
+    )
 
 
-# -- what a run needs ----------------------------------------------------------------------------
+# -- settings -----------------------------------------------------------------------------------
 
 
-def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
-    """Trainer's settings: ours, and the recipe's `trainer` over them."""
+def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
+    """Trainer's settings: ours, overridden by the recipe's `trainer`."""
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for name in recipe.trainer:
         if name not in known:
@@ -162,7 +161,7 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
     steps = recipe.schedule.steps
     on_cpu = not torch.accelerator.is_available()
     settings: dict[str, Any] = {
-        "output_dir": str(state),
+        "output_dir": str(run_folder),
         "max_steps": steps,
         "learning_rate": recipe.schedule.learning_rate,
         "seed": recipe.seed,
@@ -172,7 +171,7 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
         "report_to": "none",
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
-        # StepDataset of one loss leave what only the other needs without gradients.
+        # In a step with one of the losses, weights that only the other uses have no gradients.
         "ddp_find_unused_parameters": True,
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -184,80 +183,88 @@ def _arguments(recipe: Recipe, state: Path) -> TrainingArguments:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"the recipe's trainer settings cannot be used: {reason}") from None
     if arguments.save_total_limit is not None and arguments.save_total_limit < 2:
-        raise InputError("trainer.save_total_limit must be at least 2: the last whole state has to "
-                         "stay while the next is written")  # fmt: skip
-    # One process drives one device: many devices take many processes (torchrun).
+        raise InputError(
+            "trainer.save_total_limit must be at least 2: the last whole state has to stay while "
+            "the next is written"
+        )
+    # One process uses one device; several devices need several processes (torchrun).
     arguments._n_gpu = min(arguments.n_gpu, 1)
     batch = recipe.schedule.batch
     arguments.per_device_train_batch_size = max(1, batch // arguments.world_size)
     return arguments
 
 
-def _limit_length(recipe: Recipe, name: str, longest: int) -> Recipe:
-    """The recipe with no longer texts than the model reads."""
-    if recipe.max_length <= longest:
+def _limit_length(recipe: Recipe, name: str, model_limit: int) -> Recipe:
+    """Lower a recipe's max_length to what the model reads."""
+    if recipe.max_length <= model_limit:
         return recipe
     warnings.warn(
-        f"{name} reads texts of {longest} tokens: max_length {recipe.max_length} counts as "
-        f"{longest}",
+        f"{name} reads texts of {model_limit} tokens: max_length {recipe.max_length} counts as "
+        f"{model_limit}",
         stacklevel=3,
     )
-    return dataclasses.replace(recipe, max_length=longest)
+    return dataclasses.replace(recipe, max_length=model_limit)
 
 
 # -- the run's state -----------------------------------------------------------------------------
 
 
-def _record(recipe: Recipe, base: Checkpoint, corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """What decides the outcome of a run; the number of processes does not."""
+def _build_record(recipe: Recipe, base: Checkpoint, corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """What the outcome of a run depends on, and so not the number of processes."""
     return {
         "recipe": recipe.state(),
         "recipe_hash": recipe.hash(),
         "base": base.fingerprint(),
-        "data": {c.name: {"hash": c.hash(), "rows": len(c.rows), "cut": c.cut} for c in corpora},
+        "data": {
+            c.name: {"hash": c.hash(), "rows": len(c.rows), "cut": c.num_truncated} for c in corpora
+        },
     }
 
 
-def _check_state(state: Path, record: Mapping[str, Any], resume: bool) -> None:
-    """Write the run's record, or compare with the one that is to be resumed."""
-    file = state / "run.json"
+def _write_or_check_record(run_folder: Path, record: Mapping[str, Any], resume: bool) -> None:
+    """Write a new run's record, or compare with that of the run that is to be resumed."""
+    file = run_folder / "run.json"
     if not resume:
-        if latest_checkpoint(state):
-            raise InputError(f"{state} holds the state of a run: go on with --resume, or remove it")
-        state.mkdir(parents=True, exist_ok=True)
+        if latest_checkpoint(run_folder):
+            raise InputError(
+                f"{run_folder} holds the state of a run: go on with --resume, or remove it"
+            )
+        run_folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return
     if not file.exists():
-        raise InputError(f"there is nothing to resume: {state} holds no run; leave --resume out")
-    before = _upgrade_record(json.loads(file.read_text(encoding="utf-8")), str(file))
-    change = next(_differences(before, dict(record)), None)
-    if change:
-        name, new, old = change
         raise InputError(
-            f"{state} was begun with another {name} ({old!r}, now {new!r}): resume with the same "
-            "settings, or begin anew with another --out"
+            f"there is nothing to resume: {run_folder} holds no run; leave --resume out"
+        )
+    before = upgrade_record(json.loads(file.read_text(encoding="utf-8")), str(file))
+    difference = next(_find_differences(before, dict(record)), None)
+    if difference:
+        name, new, old = difference
+        raise InputError(
+            f"{run_folder} was begun with another {name} ({old!r}, now {new!r}): resume with the "
+            "same settings, or begin anew with another --out"
         )
 
 
-def _upgrade_record(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """A run's record with the recipe's keys under their present names."""
+def upgrade_record(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """Rename old keys in a run's record, and compute the recipe's hash again if there were any."""
     recipe = upgrade_keys(record["recipe"], where, warn=False)
     if recipe == record["recipe"]:
         return record
     return {**record, "recipe": recipe, "recipe_hash": hash_state(recipe)}
 
 
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(name, now, before) of all that differs."""
+def _find_differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, new value, old value) of every difference."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
-            where = f"{place}.{key}" if place else key
-            yield from _differences(before.get(key), now.get(key), where)
+            dotted = f"{place}.{key}" if place else key
+            yield from _find_differences(before.get(key), now.get(key), dotted)
     elif before != now:
         yield place, now, before
 
 
-def _cost(trainer: GemTrainer) -> Cost:
+def _measure_cost(trainer: GemTrainer) -> Cost:
     if torch.cuda.is_available():
         device, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
     else:
@@ -268,6 +275,6 @@ def _cost(trainer: GemTrainer) -> Cost:
         history=[entry for entry in trainer.state.log_history if "tokens" in entry],
         processes=trainer.args.world_size,
         peak_bytes=peak,
-        trained_parameters=sum(t.numel() for t in trained_state(trainer.model).values()),
+        trained_parameters=sum(t.numel() for t in trainable_state_dict(trainer.model).values()),
         device=device,
     )

@@ -1,7 +1,4 @@
-"""What changes in the course of a run: the weights of the two losses, and the learning rate.
-
-Plain functions of the step.
-"""
+"""What changes during a run, as functions of the step: loss weights and learning rate."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ from gem_rag.training.recipe import Recipe
 def alpha(recipe: Recipe, step: int) -> float:
     """Weight of the contrastive loss in (1 - alpha) L_ntp + alpha L_cl (paper section 4).
 
-    0 in the first `contrastive_from` steps, then rising to 1 over `ramp` steps. A recipe with one
-    of the two losses only has it throughout.
+    0 in the first `contrastive_from` steps, then rising to 1 over `ramp` steps. A recipe with only
+    one of the losses gives it all the weight throughout.
     """
     if recipe.contrastive is None:
         return 0.0
@@ -27,23 +24,22 @@ def alpha(recipe: Recipe, step: int) -> float:
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
-    """The learning rate: the two phases' mixed by alpha, warmed up, decaying by a cosine."""
-    plan = recipe.schedule
-    contrastive = plan.contrastive_learning_rate or plan.learning_rate
-    share = alpha(recipe, step)
-    mixed = (1 - share) * plan.learning_rate + share * contrastive
-    if step < plan.warmup_steps:
-        return mixed * (step + 1) / plan.warmup_steps
-    progress = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
-    return mixed * (
-        plan.min_lr_ratio + (1 - plan.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-    )
+    """The learning rate: a mix of the two phases' by alpha, warmed up, decaying by a cosine."""
+    schedule = recipe.schedule
+    contrastive = schedule.contrastive_learning_rate or schedule.learning_rate
+    contrastive_weight = alpha(recipe, step)
+    peak = (1 - contrastive_weight) * schedule.learning_rate + contrastive_weight * contrastive
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * cosine)
 
 
 def raw_share(recipe: Recipe, step: int) -> float:
     """Share of rows that stay raw text: all while adapting, then the recipe's.
 
-    None in the `special` scope, where plain text has nothing to teach a frozen model.
+    It is 0 in the scope `special`: raw text cannot teach a frozen model anything.
     """
     if recipe.scope == "special" or recipe.next_token is None:
         return 0.0

@@ -1,10 +1,10 @@
-"""What GEM training may move: `full`, `lora` or `special`.
+"""The scopes of GEM training, `full`, `lora` and `special`: which weights train.
 
 | scope | trains | generation afterwards |
 |---|---|---|
-| full | every weight (the paper) | another model's |
-| lora | low-rank adapters on every token, and the special tokens' rows | another model's |
-| special | the special tokens' rows and adapters on their rows only | the base's, bit for bit |
+| full | every weight (the paper) | changes |
+| lora | low-rank adapters on every token, and the special tokens' embeddings | changes |
+| special | the special tokens' embeddings, and adapters on them only | the base's, bit for bit |
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ADAPTER = Adapter()
 
 @dataclass
 class TrainableModel:
-    """A model prepared for a scope: what may move is float32 and requires gradients.
+    """A model prepared for a scope: what trains is float32 and requires gradients.
 
     Attributes:
-        scope: What may move.
+        scope: Which weights train.
         encoder: The model and its special tokens.
         lora: peft's model around the encoder's, in the scope `lora`.
     """
@@ -55,7 +55,7 @@ class TrainableModel:
             yield self._base or self.encoder.model
 
     def keep_base(self) -> None:
-        """Keep what `base` is now, at the cost of a copy in the scope `full`."""
+        """Keep the present weights for `base`, at the cost of a copy in the scope `full`."""
         if self.scope == "full":
             self._base = copy.deepcopy(self.encoder.model).requires_grad_(False).eval()
 
@@ -72,10 +72,10 @@ class TrainableModel:
         model.to(dtype).save_pretrained(folder)
 
 
-def special(
+def prepare_special(
     model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER
 ) -> TrainableModel:
-    """Only the special tokens' own weights train."""
+    """Train only the special tokens' own weights."""
     model.requires_grad_(False)
     targets = linear_targets(model, adapter.targets)
     encoder = GemEncoder(
@@ -86,17 +86,17 @@ def special(
     return TrainableModel("special", encoder)
 
 
-def full(model: Any, k: int, pooling: Pooling = "mean") -> TrainableModel:
-    """Every weight trains (paper section 4)."""
+def prepare_full(model: Any, k: int, pooling: Pooling = "mean") -> TrainableModel:
+    """Train every weight (paper section 4)."""
     encoder = GemEncoder(model.to(torch.float32), k, pooling)
     check_supported(encoder)
     return TrainableModel("full", encoder.requires_grad_(True))
 
 
-def lora(
+def prepare_lora(
     model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER
 ) -> TrainableModel:
-    """Low-rank adapters on every token train, by peft, and the special tokens' rows."""
+    """Train the special tokens' embeddings, and peft's low-rank adapters on every token."""
     import peft
 
     names = {name.rsplit(".", 1)[-1] for name in linear_targets(model, adapter.targets)}
@@ -113,22 +113,29 @@ def lora(
     return TrainableModel("lora", encoder, wrapped)
 
 
-def prepare(recipe: Recipe, base: Checkpoint) -> TrainableModel:
-    """Load the base model and prepare it for the recipe's scope.
+def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
+    """Load a base model and prepare it for a recipe's scope.
+
+    Args:
+        recipe: The recipe.
+        base: The model to start from.
+
+    Returns:
+        The model.
 
     Raises:
         InputError: Special tokens are to be continued, and there are none that fit.
     """
-    # A frozen base computes in the dtype it was saved in; what trains is float32.
-    frozen = recipe.scope != "full" and recipe.trainer.get("bf16")
+    # A frozen base computes in the dtype it was saved in; weights that train are float32.
+    keeps_dtype = recipe.scope != "full" and recipe.trainer.get("bf16")
     model = AutoModelForCausalLM.from_pretrained(
-        base.path, dtype="auto" if frozen else torch.float32, use_safetensors=True
+        base.path, dtype="auto" if keeps_dtype else torch.float32, use_safetensors=True
     )
     if recipe.scope == "full":
-        trainable = full(model, recipe.k, recipe.pooling)
+        trainable = prepare_full(model, recipe.k, recipe.pooling)
     else:
-        prepare_scope = lora if recipe.scope == "lora" else special
-        trainable = prepare_scope(model, recipe.k, recipe.pooling, recipe.adapter)
+        prepare = prepare_lora if recipe.scope == "lora" else prepare_special
+        trainable = prepare(model, recipe.k, recipe.pooling, recipe.adapter)
     if recipe.special_tokens == "continue":
         _continue_special_tokens(trainable, base)
     return trainable
@@ -138,15 +145,19 @@ def _continue_special_tokens(trainable: TrainableModel, base: Checkpoint) -> Non
     """Start the special tokens from those that the checkpoint has."""
     weights = base.adapter()
     if weights is None:
-        raise InputError(f"{base.name} has no special tokens to continue: it has not been "
-                         "GEM-trained; set special_tokens: new")  # fmt: skip
+        raise InputError(
+            f"{base.name} has no special tokens to continue: it has not been GEM-trained; set "
+            "special_tokens: new"
+        )
     try:
         trainable.encoder.special.load_tensors(weights)
     except InputError as error:
-        raise InputError(f"{base.name}'s special tokens cannot be continued: {error}; use its k, "
-                         "scope and adapter, or special_tokens: new") from None  # fmt: skip
+        raise InputError(
+            f"{base.name}'s special tokens cannot be continued: {error}; use its k, scope and "
+            "adapter, or special_tokens: new"
+        ) from None
 
 
-def trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
-    """The weights that may move, by name."""
+def trainable_state_dict(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights that train, by name."""
     return {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}

@@ -50,7 +50,7 @@ def read_source(name: str, source: Source) -> datasets.Dataset:
 def map_rows(
     table: datasets.Dataset, change: Callable[..., Any], label: str, **options: Any
 ) -> datasets.Dataset:
-    """`table.map` without its cache, which would not know what else the result depends on."""
+    """`table.map` without its cache, which cannot tell what else the result depends on."""
     fingerprint = hashlib.md5(f"{table._fingerprint} {label}".encode()).hexdigest()[:16]
     return table.map(
         change,
@@ -63,28 +63,28 @@ def map_rows(
 
 
 def _read(name: str, source: Source) -> datasets.Dataset:
-    given = str(source.path)
-    path = Path(given).expanduser()
-    kind = _READERS.get(path.suffix.lower())
+    location = str(source.path)
+    path = Path(location).expanduser()
+    reader = _READERS.get(path.suffix.lower())
     try:
-        if path.exists() and kind is None:
-            found = [d for d in read_paths([path], path) if isinstance(d, Document)]
-            return datasets.Dataset.from_dict({"text": [document.text for document in found]})
-        if path.exists() and kind is not None:
-            return datasets.load_dataset(kind, data_files=str(path.resolve()), split="train")
-        if kind is not None or given.startswith((".", "/", "~")) or given.count("/") > 1:
-            raise InputError(f"there is no file or folder {given}")
-        return datasets.load_dataset(given, source.subset, split=source.split)
+        if path.exists() and reader is None:
+            documents = [d for d in read_paths([path], path) if isinstance(d, Document)]
+            return datasets.Dataset.from_dict({"text": [document.text for document in documents]})
+        if path.exists() and reader is not None:
+            return datasets.load_dataset(reader, data_files=str(path.resolve()), split="train")
+        if reader is not None or location.startswith((".", "/", "~")) or location.count("/") > 1:
+            raise InputError(f"there is no file or folder {location}")
+        return datasets.load_dataset(location, source.subset, split=source.split)
     except InputError as error:
         raise InputError(f"data {name!r}: {error} (JSONL, Parquet, or documents)") from None
-    except Exception as error:  # the library's own, and those of every reader below it
+    except Exception as error:  # datasets' own, and those of the readers that it calls
         cause = str(error.__cause__ or error).strip().split("\n")[0]
-        reason = _bad_line(path) if path.suffix == ".jsonl" and path.exists() else None
-        raise InputError(f"data {name!r}: {given} cannot be read: {reason or cause}") from None
+        reason = _describe_bad_line(path) if path.suffix == ".jsonl" and path.exists() else None
+        raise InputError(f"data {name!r}: {location} cannot be read: {reason or cause}") from None
 
 
-def _bad_line(file: Path) -> str | None:
-    """What is wrong with a JSONL file, in words; the library counts rows in ways of its own."""
+def _describe_bad_line(file: Path) -> str | None:
+    """What is wrong with a JSONL file; datasets does not give the number of the line."""
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -96,48 +96,53 @@ def _bad_line(file: Path) -> str | None:
 
 
 def _select_columns(table: datasets.Dataset, name: str, source: Source) -> datasets.Dataset:
-    """The columns that the kind of source has, under their names in `recipe.COLUMNS`."""
-    needed, possible = COLUMNS[source.kind]
-    wanted: dict[str, str] = {}
-    for column in needed + possible:
-        own = source.columns.get(column, column)
+    """The columns of the source's kind, under their names in `recipe.COLUMNS`."""
+    required, optional = COLUMNS[source.kind]
+    new_names: dict[str, str] = {}
+    for column in required + optional:
+        file_column = source.columns.get(column, column)
         if column == "negatives" and not source.negatives:
             continue
-        if own in wanted:
-            raise InputError(f"data {name!r}: the columns {wanted[own]!r} and {column!r} are both "
-                             f"{own!r}: name two under data.{name}.columns")  # fmt: skip
-        if own in table.column_names:
-            wanted[own] = column
-        elif column in needed or column in source.columns or column == "negatives":
+        if file_column in new_names:
             raise InputError(
-                f"data {name!r}: {source.path} has no column {own!r}"
-                f"{did_you_mean(own, table.column_names)}: its columns are "
+                f"data {name!r}: the columns {new_names[file_column]!r} and {column!r} are both "
+                f"{file_column!r}: name two under data.{name}.columns"
+            )
+        if file_column in table.column_names:
+            new_names[file_column] = column
+        elif column in required or column in source.columns or column == "negatives":
+            raise InputError(
+                f"data {name!r}: {source.path} has no column {file_column!r}"
+                f"{did_you_mean(file_column, table.column_names)}: its columns are "
                 f"{', '.join(table.column_names)}; name the right one under data.{name}.columns"
             )
-    return table.select_columns(list(wanted)).rename_columns(wanted)
+    return table.select_columns(list(new_names)).rename_columns(new_names)
 
 
 def _check_rows(batch: dict[str, list[Any]], name: str, source: Source) -> dict[str, list[Any]]:
     """Check rows; adds "draw", a number by which rows are held out."""
 
-    def refuse(row: int, what: str) -> InputError:
-        return InputError(f"data {name!r}, row {row} of {source.path}: {what}")
+    def row_error(row: int, problem: str) -> InputError:
+        return InputError(f"data {name!r}, row {row} of {source.path}: {problem}")
 
     for column in COLUMNS[source.kind][0]:
         for row, text in zip(batch["row"], batch[column], strict=True):
             if not isinstance(text, str) or not text.strip():
-                what = "is empty" if text is None or isinstance(text, str) else "is not text"
-                raise refuse(row, f"{column!r} {what}: correct or remove the row")
-    found: dict[str, list[Any]] = {}
+                problem = "is empty" if text is None or isinstance(text, str) else "is not text"
+                raise row_error(row, f"{column!r} {problem}: correct or remove the row")
+    columns: dict[str, list[Any]] = {}
     if source.negatives:
-        found["negatives"] = []
-        for row, texts in zip(batch["row"], batch["negatives"], strict=True):
-            texts = texts if isinstance(texts, list) else [texts]
-            texts = [t for t in texts if isinstance(t, str) and t.strip()]
+        columns["negatives"] = []
+        for row, value in zip(batch["row"], batch["negatives"], strict=True):
+            values = value if isinstance(value, list) else [value]
+            texts = [text for text in values if isinstance(text, str) and text.strip()]
             if len(texts) < source.negatives:
-                raise refuse(row, f"it has {len(texts)} negatives that are texts, and "
-                             f"{source.negatives} are asked for")  # fmt: skip
-            found["negatives"].append(texts[: source.negatives])
+                raise row_error(
+                    row,
+                    f"it has {len(texts)} negatives that are texts, and {source.negatives} are "
+                    "asked for",
+                )
+            columns["negatives"].append(texts[: source.negatives])
     first = batch[COLUMNS[source.kind][0][0]]
-    draws = [int.from_bytes(hashlib.md5(t.encode("utf-8", "replace")).digest()[:7]) for t in first]
-    return {**found, "draw": draws}
+    hashes = (hashlib.md5(text.encode("utf-8", "replace")) for text in first)
+    return {**columns, "draw": [int.from_bytes(h.digest()[:7]) for h in hashes]}

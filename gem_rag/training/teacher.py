@@ -35,10 +35,10 @@ def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) 
         return corpus
     for tokens, vectors in columns.items():
         texts = [tokenizer.decode(ids) for ids in rows[tokens]]
-        found = np.asarray(teacher.encode(texts, convert_to_numpy=True), dtype=np.float32)
+        encoded = np.asarray(teacher.encode(texts, convert_to_numpy=True), dtype=np.float32)
         if vectors in rows.column_names:
             rows = rows.remove_columns(vectors)
-        rows = rows.add_column(vectors, list(found))
+        rows = rows.add_column(vectors, list(encoded))
     return dataclasses.replace(corpus, rows=rows)
 
 
@@ -47,8 +47,10 @@ def load_teacher(name: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise InputError("a teacher needs sentence-transformers: pip install 'gem-rag[export]', or "
-                         "give vectors in the data (teacher: columns)") from None  # fmt: skip
+        raise InputError(
+            "a teacher needs sentence-transformers: pip install 'gem-rag[export]', or give vectors "
+            "in the data (teacher: columns)"
+        ) from None
     try:
         return SentenceTransformer(name)
     except Exception as error:
@@ -64,12 +66,16 @@ def _check_vectors(corpus: Corpus, columns: Sequence[str]) -> None:
             windows = (
                 " (pieces of texts have none)" if corpus.source.truncation == "windows" else ""
             )
-            raise InputError(f"data {corpus.name!r} has no column {column!r} of a teacher's "
-                             f"vectors{windows}: add it, or name a teacher")  # fmt: skip
+            raise InputError(
+                f"data {corpus.name!r} has no column {column!r} of a teacher's vectors{windows}: "
+                "add it, or name a teacher"
+            )
         for row, vector in zip(corpus.rows["row"], corpus.rows[column], strict=True):
             if not _is_vector(vector) or len(vector) != (length or len(vector)):
-                raise InputError(f"data {corpus.name!r}, row {row}: {column!r} is no vector of "
-                                 f"{length or 'any'} finite numbers")  # fmt: skip
+                raise InputError(
+                    f"data {corpus.name!r}, row {row}: {column!r} is no vector of "
+                    f"{length or 'any'} finite numbers"
+                )
             length = len(vector)
 
 

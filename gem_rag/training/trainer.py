@@ -24,10 +24,10 @@ from gem_rag._utils.progress import progress_bar
 from gem_rag.errors import GemError
 from gem_rag.training.batches import Batch, StepDataset, count_positions
 from gem_rag.training.schedule import learning_rate_at
-from gem_rag.training.scopes import trained_state
+from gem_rag.training.scopes import trainable_state_dict
 from gem_rag.training.training_model import TrainingModel
 
-_SAVED = "saved"  # the file that says that a training checkpoint is whole
+_SAVED = "saved"  # an empty file that marks a training checkpoint as complete
 _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 
 
@@ -51,9 +51,10 @@ class GemTrainer(Trainer):
         progress: bool = False,
     ) -> None:
         self.steps = steps
-        self._parts: dict[str, Tensor] = {}
+        # Since the last log: sums of the losses' parts, how often each was added and work done.
+        self._loss_sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
-        self._since = time.perf_counter()
+        self._last_log = time.perf_counter()
         self.interruption = Interruption()
         self._bar = _ProgressBar(progress and args.should_log)
         super().__init__(model, args, data_collator=_take_only, train_dataset=steps)
@@ -84,9 +85,9 @@ class GemTrainer(Trainer):
         return self.lr_scheduler
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        # Neither a temperature nor input rows are pulled to zero.
-        kept_out = ("logit_scale.s", "special.embeddings")
-        return [n for n in super().get_decay_parameter_names(model) if not n.endswith(kept_out)]
+        # Neither a temperature nor input embeddings should decay to zero.
+        no_decay = ("logit_scale.s", "special.embeddings")
+        return [n for n in super().get_decay_parameter_names(model) if not n.endswith(no_decay)]
 
     def compute_loss(
         self,
@@ -99,46 +100,48 @@ class GemTrainer(Trainer):
         parts = model(batch)
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
-            raise GemError(_not_finite(batch, float(loss.detach()), self.latest()))
+            saved = latest_checkpoint(Path(self.args.output_dir))
+            raise GemError(_describe_bad_loss(batch, float(loss.detach()), saved))
         for name, part in parts.items():
-            self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part.detach()
+            total = self._loss_sums.get(name, torch.zeros_like(part))
+            self._loss_sums[name] = total + part.detach()
             self._counts[name] += 1
-        tokens, places = count_positions(batch.passes)
+        tokens, positions = count_positions(batch.passes)
         self._counts["tokens"] += tokens
-        self._counts["places"] += places
+        self._counts["positions"] += positions
         return (loss, parts) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # not at the end, where Trainer sums up
-            logs |= self._own_logs()
+        if "loss" in logs:  # not in Trainer's summary at the end
+            logs |= self._pop_logs()
         super().log(logs, start_time)
 
-    def _own_logs(self) -> dict[str, float]:
+    def _pop_logs(self) -> dict[str, float]:
         """The losses' parts, the work done and the time it took, since the last log."""
         now = time.perf_counter()
-        logs: dict[str, float] = {"seconds": now - self._since}
-        for name in sorted(self._parts):
-            mean = self._parts[name] / self._counts[name]
+        logs: dict[str, float] = {"seconds": now - self._last_log}
+        for name in sorted(self._loss_sums):
+            mean = self._loss_sums[name] / self._counts[name]
             logs[name] = float(self.accelerator.reduce(mean, reduction="mean"))
-        work = torch.tensor([self._counts["tokens"], self._counts["places"]])
-        tokens, places = self.accelerator.reduce(work.to(self.args.device)).tolist()
-        logs |= {"tokens": tokens, "places": places}
+        work = torch.tensor([self._counts["tokens"], self._counts["positions"]])
+        tokens, positions = self.accelerator.reduce(work.to(self.args.device)).tolist()
+        logs |= {"tokens": tokens, "places": positions}
         logs["logit_scale"] = float(self.model.logit_scale().detach())
-        self._parts, self._counts, self._since = {}, defaultdict(int), now
+        self._loss_sums, self._counts, self._last_log = {}, defaultdict(int), now
         return logs
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._since = time.perf_counter()
+        self._last_log = time.perf_counter()
         try:
             return super().train(*args, **kwargs)
-        finally:  # also when it fails
+        finally:
             self.interruption.restore()
             self._bar.close()
 
     # -- saving ----------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        trained = trained_state(self.model)
+        trained = trainable_state_dict(self.model)
         if state_dict is not None:
             trained = {name: tensor for name, tensor in state_dict.items() if name in trained}
         super()._save(output_dir, trained)
@@ -149,20 +152,16 @@ class GemTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / _SAVED).touch()
-        except (OSError, RuntimeError, SafetensorError) as error:  # what writers make of a disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # writers raise any of them
             shutil.rmtree(folder, ignore_errors=True)
             raise GemError(
                 f"step {self.state.global_step} could not be saved ({error}): make room, then go "
-                f"on with --resume from {self.latest() or 'the beginning'}"
+                f"on with --resume from {latest_checkpoint(folder.parent) or 'the beginning'}"
             ) from error
-
-    def latest(self) -> Path | None:
-        """The last complete training checkpoint."""
-        return latest_checkpoint(Path(self.args.output_dir))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The last complete training checkpoint of a run; unfinished ones are passed over."""
+    """The last complete training checkpoint of a run, if there is one."""
     complete = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
     return max(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)), default=None)
 
@@ -172,9 +171,9 @@ def _take_only(items: list[Batch]) -> dict[str, Batch]:
     return {"batch": batch}
 
 
-def _not_finite(batch: Batch, loss: float, saved: Path | None) -> str:
-    shown = ", ".join(batch.where[:40])
-    more = f" and {len(batch.where) - 40} more" if len(batch.where) > 40 else ""
+def _describe_bad_loss(batch: Batch, loss: float, saved: Path | None) -> str:
+    shown = ", ".join(batch.row_names[:40])
+    more = f" and {len(batch.row_names) - 40} more" if len(batch.row_names) > 40 else ""
     return (
         f"the loss is {loss} at step {batch.step}, on rows {shown}{more}: look at these rows, or "
         f"lower schedule.learning_rate; the last saved state is {saved or 'none'}"
@@ -182,10 +181,10 @@ def _not_finite(batch: Batch, loss: float, saved: Path | None) -> str:
 
 
 class Interruption(TrainerCallback):
-    """On SIGINT or SIGTERM, saves and ends the run after the current step; the second time at once.
+    """On SIGINT or SIGTERM, saves and ends the run after the current step; on a second, at once.
 
     Attributes:
-        signal: The signal that came, or None.
+        signal: The signal that was received, or None.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -226,7 +225,7 @@ class Interruption(TrainerCallback):
 
 
 class _LogLastStep(TrainerCallback):
-    """Logs the last step, whatever the interval."""
+    """Logs the last step even if it is not on the logging interval."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -1,4 +1,4 @@
-"""`TrainingModel`: what the training loop runs; a batch in, losses out."""
+"""`TrainingModel`: a batch in, losses out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingModel(nn.Module):
     activation checkpointing around whole passes.
     """
 
-    _keys_to_ignore_on_save = None  # Trainer asks for it when a run resumes
+    _keys_to_ignore_on_save = None  # Trainer reads it when a run resumes
 
     def __init__(self, trainable: TrainableModel, recipe: Recipe) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TrainingModel(nn.Module):
         self.logit_scale = LogitScale()
         self.recipe = recipe
         self._trainable = trainable
-        # What accelerate shards by layer.
+        # The layers that accelerate shards.
         self._no_split_modules = getattr(trainable.encoder.model, "_no_split_modules", None)
         if recipe.next_token and recipe.next_token.distill:
             trainable.keep_base()
@@ -51,37 +51,44 @@ class TrainingModel(nn.Module):
         return self.encoder.model.config
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of this process's share, and its parts.
+        """Compute the loss of this process's share of a batch.
 
-        Averaged over processes, losses and gradients are those of the whole batch.
+        Args:
+            batch: The batch.
+
+        Returns:
+            Scalars in nats: "loss", and its parts by name. Averaged over processes, they and their
+            gradients are those of the whole batch.
         """
         parts: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.encoder.device)
         if batch.next_token:
-            predicted, divergence = self._next_token(batch)
-            parts["next_token"] = predicted
-            loss = loss + (1 - batch.alpha) * predicted
+            next_token, divergence = self._next_token_losses(batch)
+            parts["next_token"] = next_token
+            loss = loss + (1 - batch.alpha) * next_token
             if self.recipe.next_token and self.recipe.next_token.distill:
                 parts["distill"] = divergence
                 loss = loss + self.recipe.next_token.distill * divergence
         if batch.contrast:
-            contrast = self._contrastive(batch.contrast)
-            parts |= contrast
-            loss = loss + batch.alpha * sum(contrast.values(), start=torch.zeros_like(loss))
+            contrastive = self._contrastive_losses(batch.contrast)
+            parts |= contrastive
+            loss = loss + batch.alpha * sum(contrastive.values(), start=torch.zeros_like(loss))
         return {"loss": loss, **parts}
 
     # -- next-token losses ---------------------------------------------------------------------
 
-    def _next_token(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _next_token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss per predicted token, and mean divergence per token of raw rows."""
         assert self.recipe.next_token is not None
         distill = self.recipe.next_token.distill > 0
-        sums = torch.stack([self._run_pass(self._predict, p, distill) for p in batch.next_token])
-        counts = torch.tensor([batch.targets, batch.raw_targets], device=sums.device).clamp(min=1)
-        means = sums.sum(0) / counts * _processes()
+        sums = torch.stack([self._run_pass(self._sum_losses, p, distill) for p in batch.next_token])
+        counts = torch.tensor([batch.num_targets, batch.num_raw_targets], device=sums.device).clamp(
+            min=1
+        )
+        means = sums.sum(0) / counts * _world_size()
         return means[0], means[1]
 
-    def _predict(self, part: Pass, distill: bool) -> Tensor:
+    def _sum_losses(self, part: Pass, distill: bool) -> Tensor:
         """Sums of a pass's next-token loss and of its divergence from the base: [2]."""
         head = self.encoder.model.get_output_embeddings()
         labels = torch.as_tensor(part.labels, device=self.encoder.device)
@@ -90,14 +97,17 @@ class TrainingModel(nn.Module):
         loss = next_token_loss(hidden, head, labels, "sum")
         divergence = torch.zeros_like(loss)
         if distill and part.raw.any():
-            raw = torch.as_tensor(part.raw, device=labels.device)[:, None] & (labels != IGNORED)
-            divergence = distillation_loss(head(hidden[raw]), self._base_logits(part)[raw])
+            is_raw = torch.as_tensor(part.raw, device=labels.device)[:, None]
+            predicts = is_raw & (labels != IGNORED)
+            divergence = distillation_loss(
+                head(hidden[predicts]), self._base_logits(part)[predicts]
+            )
         return torch.stack([loss, divergence])
 
     @torch.no_grad()
     def _base_logits(self, part: Pass) -> Tensor:
-        """The base's predictions, by plain causal attention: right for rows of raw text, which
-        are padded on their right. [B, T, vocabulary]"""
+        """The base's predictions [B, T, vocabulary], by plain causal attention: correct for raw
+        rows, which are padded on the right."""
         ids = torch.as_tensor(part.layout.ids, device=self.encoder.device)
         with self._trainable.base() as base:
             logits: Tensor = base(ids, use_cache=False).logits
@@ -105,36 +115,37 @@ class TrainingModel(nn.Module):
 
     # -- contrastive losses --------------------------------------------------------------------
 
-    def _contrastive(self, contrast: Contrast) -> dict[str, Tensor]:
+    def _contrastive_losses(self, contrast: Contrast) -> dict[str, Tensor]:
         settings = self.recipe.contrastive
         assert settings is not None
-        own = self.embed(contrast)
-        queries = _gather(own[: contrast.queries])
-        documents = _gather(own[contrast.queries :])
+        vectors = self.embed(contrast)
+        device = vectors.device
+        queries = _gather(vectors[: contrast.num_queries])
+        documents = _gather(vectors[contrast.num_queries :])
         scale = self.logit_scale()
-        positive = torch.as_tensor(contrast.positive, device=own.device)
-        same = torch.as_tensor(contrast.same, device=own.device) if contrast.same.any() else None
+        positive = torch.as_tensor(contrast.positive, device=device)
+        false_negatives = None
+        if contrast.false_negatives.any():
+            false_negatives = torch.as_tensor(contrast.false_negatives, device=device)
 
         def loss(q: Tensor, d: Tensor) -> Tensor:
-            return info_nce(q, d, scale, positive, same)
+            return info_nce(q, d, scale, positive, false_negatives)
 
         parts = {"contrastive": matryoshka(loss, queries, documents, settings.dims)}
         if settings.teacher and contrast.teacher is not None:
-            teacher = tuple(torch.as_tensor(v, device=own.device) for v in contrast.teacher)
-            near = teacher_loss(queries, documents[positive], (teacher[0], teacher[1]), scale)
-            parts["teacher"] = settings.teacher_weight * near
+            of_queries, of_documents = (torch.as_tensor(v, device=device) for v in contrast.teacher)
+            divergence = teacher_loss(
+                queries, documents[positive], (of_queries, of_documents), scale
+            )
+            parts["teacher"] = settings.teacher_weight * divergence
         return parts
 
     def embed(self, contrast: Contrast) -> Tensor:
         """Unit vectors of this process's rows: queries, documents, negatives; [rows, dim]."""
-        vectors = torch.cat([self._run_pass(self._embed, part) for part in contrast.passes])
-        inverse = torch.empty(len(contrast.order), dtype=torch.long, device=vectors.device)
-        inverse[torch.as_tensor(contrast.order, device=vectors.device)] = torch.arange(
-            len(contrast.order), device=vectors.device
-        )
-        return vectors[inverse]
+        vectors = torch.cat([self._run_pass(self._embed_pass, p) for p in contrast.passes])
+        return vectors[torch.as_tensor(contrast.order, device=vectors.device).argsort()]
 
-    def _embed(self, part: Pass) -> Tensor:
+    def _embed_pass(self, part: Pass) -> Tensor:
         # With activation checkpointing of layers there is no cache of keys and values.
         if self._trainable.scope == "special" and not self.encoder.model.is_gradient_checkpointing:
             return self.encoder.frozen_forward(part.layout)
@@ -150,7 +161,7 @@ class TrainingModel(nn.Module):
         return run(*inputs)
 
     def tie_weights(self) -> None:
-        """Make shared weights one again, after sharding took them apart."""
+        """Tie shared weights again, after sharding has separated them."""
         self.encoder.model.tie_weights()
 
     def gradient_checkpointing_enable(
@@ -163,19 +174,19 @@ class TrainingModel(nn.Module):
         )
 
 
-def _processes() -> int:
+def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _gather(own: Tensor) -> Tensor:
+def _gather(local: Tensor) -> Tensor:
     """The rows of all processes, in order of process.
 
     Every process computes the whole batch's loss, with gradients for its own rows only. Their sum
     is the whole gradient, but data parallelism takes the mean: so gradients are scaled here.
     """
-    if _processes() == 1:
-        return own
-    everyone = [torch.empty_like(own) for _ in range(_processes())]
-    dist.all_gather(everyone, own.detach().contiguous())
-    everyone[dist.get_rank()] = own + (_processes() - 1) * (own - own.detach())
-    return torch.cat(everyone)
+    if _world_size() == 1:
+        return local
+    gathered = [torch.empty_like(local) for _ in range(_world_size())]
+    dist.all_gather(gathered, local.detach().contiguous())
+    gathered[dist.get_rank()] = local + (_world_size() - 1) * (local - local.detach())
+    return torch.cat(gathered)

@@ -1,4 +1,4 @@
-"""What a training run gained and what it cost: figures before and after, as Markdown, JSON, plots.
+"""The report of a training run: figures before and after, and its cost; Markdown, JSON and plots.
 
 Measures the checkpoint as it was saved, which users will load, not the model in memory.
 """
@@ -31,10 +31,15 @@ _LOSSES = ("next_token", "contrastive", "distill", "teacher")
 
 @dataclass(frozen=True)
 class Cost:
-    """What training took.
+    """What a training run used.
 
-    history: logged entries, each with step, losses, tokens, places and seconds since the last.
-    peak_bytes: of memory; of the GPU where there is one, else of the process.
+    Attributes:
+        history: Log entries: each has the step, losses, and tokens, positions ("places") and
+            seconds since the one before.
+        processes: How many processes trained.
+        peak_bytes: Peak memory of the GPU if there is one, else of the process.
+        trained_parameters: How many numbers were trained.
+        device: The GPU, or the CPU's architecture and threads.
     """
 
     history: Sequence[Mapping[str, float]]
@@ -45,21 +50,41 @@ class Cost:
 
     @property
     def seconds(self) -> float:
+        """Duration of the training."""
         return sum(entry["seconds"] for entry in self.history)
 
     @property
     def tokens(self) -> int:
+        """Tokens in all forward passes of all processes."""
         return int(sum(entry["tokens"] for entry in self.history))
 
     @property
     def padding(self) -> float:
-        """Share of computed places that held no token."""
+        """Share of computed positions that were padding."""
         return 1 - self.tokens / max(1.0, sum(entry["places"] for entry in self.history))
 
 
 @dataclass(frozen=True)
 class Report:
-    """See the fields of its parts; `retrieval` is by data set, then by what was measured."""
+    """A training run's report, as in report.json.
+
+    Attributes:
+        base: Name of the model that training started from.
+        out: Name of the trained model's folder.
+        retrieval: Figures by data set, then by model: before, its mean pooling, and after.
+        generation: Perplexity on held-out texts, if there are any.
+        steps: Optimizer steps.
+        tokens: See `Cost`.
+        seconds: See `Cost`.
+        tokens_per_second: Over all processes.
+        padding: Share of computed positions that were padding.
+        peak_bytes: See `Cost`.
+        trained_parameters: See `Cost`.
+        processes: See `Cost`.
+        device: See `Cost`.
+        losses: Log entries with steps and losses.
+        record: The recipe, its hash, and hashes of the base and the data, as in run.json.
+    """
 
     base: str
     out: str
@@ -78,8 +103,8 @@ class Report:
     record: dict[str, Any]
 
     def summary(self) -> str:
-        """The report without its settings and pictures, for a terminal."""
-        return "\n".join(_results(self))
+        """The figures without settings and plots, for a terminal."""
+        return "\n".join(_format_figures(self))
 
 
 def make_report(
@@ -90,7 +115,19 @@ def make_report(
     cost: Cost,
     record: Mapping[str, Any],
 ) -> Report:
-    """Measure, and write report.md, report.json and plots to the checkpoint's report folder."""
+    """Measure, and write report.md, report.json and plots to the checkpoint's report folder.
+
+    Args:
+        saved: The trained model.
+        base: The model that training started from.
+        recipe: The recipe.
+        held_out: Rows to measure on.
+        cost: What training used.
+        record: The run's record, as in run.json.
+
+    Returns:
+        The report.
+    """
     losses = [
         {name: entry[name] for name in ("step", "loss", *_LOSSES) if name in entry}
         for entry in cost.history
@@ -116,7 +153,7 @@ def make_report(
     folder.mkdir(exist_ok=True)
     state = json.dumps(dataclasses.asdict(report), indent=2)
     (folder / "report.json").write_text(state + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(_markdown(report), encoding="utf-8")
+    (folder / "report.md").write_text(_format_report(report), encoding="utf-8")
     _plot(report, folder)
     return report
 
@@ -125,35 +162,48 @@ def measure_retrieval(
     saved: Checkpoint, base: Checkpoint, k: int, held_out: Sequence[HeldOut]
 ) -> dict[str, dict[str, RetrievalFigures]]:
     """Figures of the trained model, of the base as it was given, and of its mean pooling."""
-    found: dict[str, dict[str, RetrievalFigures]] = {}
+    retrieval: dict[str, dict[str, RetrievalFigures]] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the base has not been trained is the point
+        warnings.simplefilter("ignore")  # the base is measured although it has not been trained
         before = load(base.path, k=None if base.trained else k)
     with before, load(saved.path) as after:
         for part in held_out:
             pairs = part.pairs()
-            if len(pairs) > 1:
-                documents, right = drop_duplicates([document for _, document in pairs])
-                texts = [query for query, _ in pairs], documents
-                ids = [[before.tokenize(t)[: before.max_length] for t in group] for group in texts]
-                pooled = mean_pooled(base.path, *ids)
-                found[part.name] = {
-                    "before": retrieval_figures(before, *texts, right),
-                    "mean pooling before": evaluate_known_items(pooled[0] @ pooled[1].T, right),
-                    "after": retrieval_figures(after, *texts, right),
-                }
-    return found
+            if len(pairs) < 2:
+                continue
+            queries = [query for query, _ in pairs]
+            documents, relevant = drop_duplicates([document for _, document in pairs])
+            ids = [
+                [before.tokenize(text)[: before.max_length] for text in texts]
+                for texts in (queries, documents)
+            ]
+            pooled = mean_pooled(base.path, *ids)
+            retrieval[part.name] = {
+                "before": retrieval_figures(before, queries, documents, relevant),
+                "mean pooling before": evaluate_known_items(pooled[0] @ pooled[1].T, relevant),
+                "after": retrieval_figures(after, queries, documents, relevant),
+            }
+    return retrieval
 
 
 def retrieval_figures(
-    gem: Gem, queries: list[str], documents: list[str], right: Sequence[int] | None = None
+    gem: Gem, queries: list[str], documents: list[str], relevant: Sequence[int] | None = None
 ) -> RetrievalFigures:
-    """Of queries that must find their document, `right` as for `evaluate_known_items`."""
+    """Retrieve every query's document with a model.
+
+    Args:
+        gem: The model.
+        queries: Queries.
+        documents: Documents.
+        relevant: The number of each query's document; default document i for query i.
+
+    Returns:
+        Recall at 1 and 10, and the mean reciprocal rank.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # long texts are cut, for all alike
-        return evaluate_known_items(
-            gem.embed_queries(queries) @ gem.embed_documents(documents).T, right
-        )
+        warnings.simplefilter("ignore")  # long texts are truncated, for all models alike
+        similarities = gem.embed_queries(queries) @ gem.embed_documents(documents).T
+    return evaluate_known_items(similarities, relevant)
 
 
 def measure_generation(
@@ -171,56 +221,68 @@ def measure_generation(
     return compare_perplexity(models[0], models[1], rows) if rows else None
 
 
-# -- showing -------------------------------------------------------------------------------------
+# -- formatting ----------------------------------------------------------------------------------
 
 
-def _markdown(report: Report) -> str:
+def _format_report(report: Report) -> str:
     pictures = ["![losses](losses.png)", ""]
     if report.retrieval:
         pictures += ["![retrieval](retrieval.png)", ""]
     settings = ["## Settings", "", "```json", json.dumps(report.record, indent=2), "```", ""]
-    return "\n".join([*_results(report), *pictures, *settings])
+    return "\n".join([*_format_figures(report), *pictures, *settings])
 
 
-def _results(report: Report) -> list[str]:
+def _format_figures(report: Report) -> list[str]:
     lines = [f"# {report.out}: GEM training of {report.base}", ""]
     for name, rows in report.retrieval.items():
-        lines += [
-            f"## Retrieval on held-out {name}",
-            "",
-            "| | R@1 | R@10 | MRR |",
-            "|---|---|---|---|",
-        ]
-        for label, figures in rows.items():
-            values = (figures.recall_1, figures.recall_10, figures.mrr)
-            lines.append(f"| {label} | {' | '.join(f'{v:.3f}' for v in values)} |")
-        lines += ["", f"{next(iter(rows.values())).queries} queries, one right document each.", ""]
+        lines += _format_retrieval(name, rows)
     if report.generation:
-        g = report.generation
-        change = (
-            "are equal, bit for bit"
-            if g.logits_difference == 0
-            else f"differ by at most {g.logits_difference:.3g}"
-        )
-        lines += [
-            "## Generation on held-out text", "",
-            "| | before | after |", "|---|---|---|",
-            f"| perplexity per token | {g.before:.3f} | {g.after:.3f} |", "",
-            f"{g.tokens} tokens. The logits of the base and of the trained model {change}.", "",
-        ]  # fmt: skip
+        lines += _format_generation(report.generation)
+    return [*lines, *_format_cost(report)]
+
+
+def _format_retrieval(name: str, rows: Mapping[str, RetrievalFigures]) -> list[str]:
+    lines = [f"## Retrieval on held-out {name}", "", "| | R@1 | R@10 | MRR |", "|---|---|---|---|"]
+    for label, figures in rows.items():
+        values = (figures.recall_1, figures.recall_10, figures.mrr)
+        lines.append(f"| {label} | {' | '.join(f'{v:.3f}' for v in values)} |")
+    queries = next(iter(rows.values())).queries
+    return [*lines, "", f"{queries} queries, one right document each.", ""]
+
+
+def _format_generation(generation: PerplexityComparison) -> list[str]:
+    difference = generation.logits_difference
+    change = "are equal, bit for bit" if difference == 0 else f"differ by at most {difference:.3g}"
+    return [
+        "## Generation on held-out text",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        f"| perplexity per token | {generation.before:.3f} | {generation.after:.3f} |",
+        "",
+        f"{generation.tokens} tokens. The logits of the base and of the trained model {change}.",
+        "",
+    ]
+
+
+def _format_cost(report: Report) -> list[str]:
     minutes, seconds = divmod(round(report.seconds), 60)
-    lines += [
-        "## Cost", "",
+    data = [
+        f"- data {name}: {counts['rows']} rows, {counts['cut']} of them cut at the maximal length"
+        for name, counts in report.record["data"].items()
+    ]
+    return [
+        "## Cost",
+        "",
         f"- {report.steps} steps in {minutes} min {seconds} s on {report.device}, "
         f"{report.processes} process{'es' if report.processes > 1 else ''}",
         f"- {report.tokens} tokens, {report.tokens_per_second:.0f} a second; "
         f"padding {report.padding:.1%} of what was computed",
         f"- {report.trained_parameters:,} trained parameters",
         f"- peak memory {report.peak_bytes / 2**20:.0f} MiB",
-        *(f"- data {name}: {found['rows']} rows, {found['cut']} of them cut at the maximal length"
-          for name, found in report.record["data"].items()), "",
-    ]  # fmt: skip
-    return lines
+        *data,
+        "",
+    ]
 
 
 def _plot(report: Report, folder: Path) -> None:
