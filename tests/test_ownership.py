@@ -137,6 +137,13 @@ def test_one_path_may_be_given_as_a_string(tmp_path: Path) -> None:
     assert index.sync(str(write(tmp_path / "docs", a="water pump"))).added == ["docs/a.md"]
 
 
+def test_the_index_in_the_folder_that_is_indexed_is_not_counted(tmp_path: Path) -> None:
+    project = write(tmp_path / "project", a="water pump")
+    index = open_index(project / "index")
+    index.sync(project)
+    assert index.sync(project).passed_over == {}
+
+
 def test_kinds_that_are_passed_over_are_counted(tmp_path: Path) -> None:
     docs = write(tmp_path / "docs", a="water pump")
     for name in ("x.jpg", "y.jpg", "z"):

@@ -59,6 +59,7 @@ def read_paths(
     base: Path,
     source_of: SourceOf | None = None,
     lookup: Lookup | None = None,
+    exclude: Sequence[Path] = (),
 ) -> Iterator[Document | Skipped | PassedOver]:
     """Read files, and all readable files in folders, in order of name.
 
@@ -68,6 +69,7 @@ def read_paths(
         source_of: Names the source of a file or folder instead.
         lookup: Finds a document that was read before, by its source; a file that needs conversion
             is not converted again if its bytes are the same.
+        exclude: Folders that are not read, such as the index itself.
 
     Yields:
         `Document`s; `Skipped` for files and folders that cannot be read; finally `PassedOver`, the
@@ -83,7 +85,7 @@ def read_paths(
         readers = _make_readers(converter, lookup or (lambda source: None))
         for path in paths:
             if path.is_dir():
-                for entry in _walk(path, readers, passed_over):
+                for entry in _walk(path, readers, passed_over, exclude):
                     if isinstance(entry, Skipped):
                         yield Skipped(source_of(Path(entry.source)), entry.reason, entry.unreadable)
                     else:
@@ -105,6 +107,10 @@ def check_paths(paths: Sequence[Path]) -> None:
             raise InputError(f"there is no file or folder {str(path)!r}: check the path")
 
 
+def _is_same_folder(path: Path, other: Path) -> bool:
+    return path.name == other.name and other.exists() and path.samefile(other)
+
+
 def source_name(path: Path, base: Path) -> str:
     """The path relative to `base`, with forward slashes: the same from any working folder.
 
@@ -118,12 +124,17 @@ def source_name(path: Path, base: Path) -> str:
 
 
 def _walk(
-    folder: Path, readers: dict[str, Reader], passed_over: Counter[str]
+    folder: Path, readers: dict[str, Reader], passed_over: Counter[str], exclude: Sequence[Path]
 ) -> Iterator[Path | Skipped]:
     """Files of known kinds in a folder, and the folders in it that cannot be listed."""
     denied: list[OSError] = []
     for root, folders, files in os.walk(folder, onerror=denied.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not any(_is_same_folder(Path(root, name), e) for e in exclude)
+        )
         for error in denied:
             yield _unreadable(Path(error.filename), error)
         denied.clear()

@@ -7,16 +7,13 @@ the vectors, a manifest the commit.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from gem_rag._utils.files import create_file
 from gem_rag.core.arrays import FloatArray
@@ -29,15 +26,22 @@ from gem_rag.generation.sampling import SamplingOptions
 from gem_rag.model import Gem
 from gem_rag.rag.answer import Answer
 from gem_rag.rag.answer import answer as answer_from_hits
-from gem_rag.rag.format_1 import chunks_of_format_1, file_of_format_1
+from gem_rag.rag.commit import (
+    Commit,
+    Entry,
+    chunks_by_id,
+    format_record,
+    load_commit,
+    open_store,
+    read_documents,
+    write_lock,
+)
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest, remove_others
 from gem_rag.rag.roots import Roots, absolute, is_within_any
-from gem_rag.rag.stores.store import Store
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
-_LOAD_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -70,21 +74,6 @@ class SyncReport:
         return not any(skipped.unreadable for skipped in self.skipped)
 
 
-class _Entry(NamedTuple):
-    document: Document
-    chunks: list[Chunk]
-
-
-@dataclass(frozen=True)
-class _State:
-    """One commit in memory; never changed, so searches continue while a sync makes the next."""
-
-    manifest: Manifest
-    documents: dict[str, _Entry]
-    chunks: dict[str, Chunk]
-    store: Store
-
-
 class Index:
     """Chunks of documents and their vectors in a folder; open one with `Index.open`.
 
@@ -95,10 +84,10 @@ class Index:
         gem: The model that embeds and answers.
     """
 
-    def __init__(self, folder: Path, gem: Gem, state: _State) -> None:
+    def __init__(self, folder: Path, gem: Gem, committed: Commit) -> None:
         self.folder = folder
         self.gem = gem
-        self._state = state
+        self._committed = committed
 
     @classmethod
     def open(
@@ -146,7 +135,7 @@ class Index:
                 f"use that model, or re-embed with: gem-rag index --reembed --index {folder} "
                 f"--model {gem.name}"
             )
-        return cls(folder, gem, _load(folder, manifest))
+        return cls(folder, gem, load_commit(folder, manifest))
 
     @classmethod
     def reembed(cls, folder: str | Path, gem: Gem, *, progress: bool = False) -> Index:
@@ -166,8 +155,8 @@ class Index:
         """
         folder = Path(folder).expanduser().absolute()
         old = Manifest.read_existing(folder)
-        with _write_lock(folder):
-            documents = [e.document for e in _read_documents(folder, old, vectors=False).values()]
+        with write_lock(folder):
+            documents = [e.document for e in read_documents(folder, old, vectors=False).values()]
             blank = Manifest(
                 gem.name,
                 gem.fingerprint,
@@ -177,9 +166,9 @@ class Index:
                 generation=old.generation,
                 roots=old.roots,
             )
-            store = _open_store(folder, blank)
+            store = open_store(folder, blank)
             store.reset()
-            index = cls(folder, gem, _State(blank, {}, {}, store))
+            index = cls(folder, gem, Commit(blank, {}, {}, store))
             index._commit(index._split(documents), blank.roots, progress)
         return index
 
@@ -187,23 +176,23 @@ class Index:
 
     def __len__(self) -> int:
         """How many chunks the index has."""
-        return len(self._state.chunks)
+        return len(self._committed.chunks)
 
     @property
     def manifest(self) -> Manifest:
         """What the index holds."""
-        return self._state.manifest
+        return self._committed.manifest
 
     @property
     def sources(self) -> list[str]:
         """Names of the documents in the index."""
-        return sorted(self._state.documents)
+        return sorted(self._committed.documents)
 
     def document(self, source: str) -> Document:
         """A document as it was indexed; raises InputError if it is not in the index."""
-        if source not in self._state.documents:
+        if source not in self._committed.documents:
             raise InputError(f"there is no document {source!r} in the index")
-        return self._state.documents[source].document
+        return self._committed.documents[source].document
 
     def search(self, question: str, k: int = 5) -> list[Hit]:
         """Search for the chunks nearest to a question.
@@ -225,26 +214,26 @@ class Index:
         """As `search`, for many questions in one batch."""
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
-        if not self._state.chunks:
+        if not self._committed.chunks:
             raise InputError(
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
             )
         queries = self.gem.embed_queries(questions)
         while True:
-            state = self._state
+            commit = self._committed
             try:
-                return _search(state, queries, k)
+                return _search(commit, queries, k)
             except GemError:
                 # A newer commit may have taken away what this one was to read.
-                if self._state is state and not self._reload():
+                if self._committed is commit and not self._reload():
                     raise
 
     def _reload(self) -> bool:
         """Load the commit that is on disk now; False if it is the one in memory."""
-        state, manifest = self._state, Manifest.read(self.folder)
-        if manifest is None or manifest.generation == state.manifest.generation:
+        current, manifest = self._committed.manifest, Manifest.read(self.folder)
+        if manifest is None or manifest.generation == current.generation:
             return False
-        self._state = _load(self.folder, state.manifest)
+        self._committed = load_commit(self.folder, current)
         return True
 
     def ask(
@@ -310,7 +299,11 @@ class Index:
         check_paths(paths)
         for path in paths:
             roots.add(path)
-        entries = list(read_paths(paths, self.folder.parent, roots.source, self._known_document))
+        entries = list(
+            read_paths(
+                paths, self.folder.parent, roots.source, self._known_document, exclude=[self.folder]
+            )
+        )
         skipped = [entry for entry in entries if isinstance(entry, Skipped)]
         counts = [entry.counts for entry in entries if isinstance(entry, PassedOver)]
         documents = {
@@ -319,11 +312,11 @@ class Index:
             if isinstance(document, Document)
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _write_lock(self.folder):
-            if Manifest.read(self.folder) != self._state.manifest:  # another process committed
-                self._state = _load(self.folder, self._state.manifest)
-            self._state.store.clean()
-            indexed = self._state.documents
+        with write_lock(self.folder):
+            if Manifest.read(self.folder) != self._committed.manifest:  # another process committed
+                self._committed = load_commit(self.folder, self._committed.manifest)
+            self._committed.store.clean()
+            indexed = self._committed.documents
             gone = self._find_gone(documents, roots, list(map(absolute, paths)), skipped)
             added = [source for source in documents if source not in indexed]
             changed = {
@@ -354,10 +347,10 @@ class Index:
         )
 
     def _recorded_roots(self) -> dict[str, str]:
-        return self._state.manifest.roots
+        return self._committed.manifest.roots
 
     def _known_document(self, source: str) -> Document | None:
-        entry = self._state.documents.get(source)
+        entry = self._committed.documents.get(source)
         return entry.document if entry else None
 
     def _find_gone(
@@ -376,13 +369,13 @@ class Index:
             path = roots.path_of(document.file)
             return is_within_any(path, paths) and not is_within_any(path, unread)
 
-        return {s for s, e in self._state.documents.items() if is_gone(s, e.document)}
+        return {s for s, e in self._committed.documents.items() if is_gone(s, e.document)}
 
-    def _split(self, documents: Iterable[Document]) -> dict[str, _Entry]:
-        splitter = Splitter(self.gem.tokenizer, self._state.manifest.chunk_tokens)
-        return {d.source: _Entry(d, splitter.split(d)) for d in documents}
+    def _split(self, documents: Iterable[Document]) -> dict[str, Entry]:
+        splitter = Splitter(self.gem.tokenizer, self._committed.manifest.chunk_tokens)
+        return {d.source: Entry(d, splitter.split(d)) for d in documents}
 
-    def _commit(self, documents: dict[str, _Entry], roots: dict[str, str], progress: bool) -> int:
+    def _commit(self, documents: dict[str, Entry], roots: dict[str, str], progress: bool) -> int:
         """Make these the index's documents, or leave the index as it was if the disk fails.
 
         Returns:
@@ -391,8 +384,8 @@ class Index:
         Raises:
             GemError: The disk is full or fails.
         """
-        chunks = _chunks_by_id(documents)
-        new_ids = [id for id in chunks if id not in self._state.chunks]
+        chunks = chunks_by_id(documents)
+        new_ids = [id for id in chunks if id not in self._committed.chunks]
         vectors, embedded = self._embed_chunks([chunks[id] for id in new_ids], progress)
         try:
             self._write(documents, chunks, new_ids, vectors, roots)
@@ -404,18 +397,18 @@ class Index:
 
     def _write(
         self,
-        documents: dict[str, _Entry],
+        documents: dict[str, Entry],
         chunks: dict[str, Chunk],
         new_ids: Sequence[str],
         vectors: FloatArray,
         roots: dict[str, str],
     ) -> None:
-        old = self._state
+        old = self._committed
         generation = old.manifest.generation + 1
         file = self.folder / f"documents-{generation}.jsonl"
         with create_file(file) as handle:
             for entry in documents.values():
-                handle.write(_format_record(entry))
+                handle.write(format_record(entry))
         files = old.store.stage(list(chunks), new_ids, vectors, generation)
         manifest = dataclasses.replace(
             old.manifest,
@@ -424,21 +417,22 @@ class Index:
             chunks=len(chunks),
             roots=roots,
         ).commit(self.folder, [file, *files])
-        store = _open_store(self.folder, manifest)
+        store = open_store(self.folder, manifest)
         store.load(list(chunks), generation)
-        self._state = _State(manifest, documents, chunks, store)
+        self._committed = Commit(manifest, documents, chunks, store)
         remove_others(self.folder, "documents-*.jsonl", manifest.files)
         store.clean()
 
     def _embed_chunks(self, chunks: list[Chunk], progress: bool) -> tuple[FloatArray, int]:
         """Vectors of new chunks, reused if the same passage was in the index elsewhere; and how
         many were computed."""
-        id_of = {chunk.passage: id for id, chunk in self._state.chunks.items()}
+        id_of = {chunk.passage: id for id, chunk in self._committed.chunks.items()}
         vectors = np.empty((len(chunks), self.gem.dim), dtype=np.float32)
         moved = [i for i, chunk in enumerate(chunks) if chunk.passage in id_of]
         new = [i for i, chunk in enumerate(chunks) if chunk.passage not in id_of]
         if moved:
-            vectors[moved] = self._state.store.vectors([id_of[chunks[i].passage] for i in moved])
+            known = [id_of[chunks[i].passage] for i in moved]
+            vectors[moved] = self._committed.store.vectors(known)
         if new:
             texts = [chunks[i].passage for i in new]
             vectors[new] = self.gem.embed_documents(texts, progress=progress)
@@ -448,16 +442,16 @@ class Index:
 # -- searching -------------------------------------------------------------------------------
 
 
-def _search(state: _State, queries: FloatArray, k: int) -> list[list[Hit]]:
+def _search(commit: Commit, queries: FloatArray, k: int) -> list[list[Hit]]:
     """k hits of different texts for each query: as many candidates as that takes."""
     candidates = 2 * k
     while True:
-        rankings = state.store.search(queries, candidates)
+        rankings = commit.store.search(queries, candidates)
         hits = [
-            _drop_equal_texts([Hit(state.chunks[id], score) for id, score in ranking])[:k]
+            _drop_equal_texts([Hit(commit.chunks[id], score) for id, score in ranking])[:k]
             for ranking in rankings
         ]
-        if candidates >= len(state.chunks) or all(len(ranking) == k for ranking in hits):
+        if candidates >= len(commit.chunks) or all(len(ranking) == k for ranking in hits):
             return hits
         candidates *= 4
 
@@ -469,9 +463,6 @@ def _drop_equal_texts(hits: Sequence[Hit]) -> list[Hit]:
     return list(first.values())
 
 
-# -- loading ---------------------------------------------------------------------------------
-
-
 def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> None:
     if store is not None and store not in get_args(StoreName):
         raise InputError(f"there is no store {store!r}: use {' or '.join(get_args(StoreName))}")
@@ -480,95 +471,3 @@ def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> No
             f"chunk_tokens must be from 16 to {gem.max_length}, what the model reads at once; "
             f"not {chunk_tokens}"
         )
-
-
-def _load(folder: Path, new: Manifest) -> _State:
-    """The commit on disk; `new` and nothing else if there is none."""
-    for attempt in range(_LOAD_ATTEMPTS):
-        manifest = Manifest.read(folder) or new
-        if manifest.fingerprint != new.fingerprint:
-            raise GemError(
-                f"the index in {folder} has been re-embedded by model {manifest.model!r} since: "
-                "open it with that model"
-            )
-        try:
-            documents = _read_documents(folder, manifest)
-            chunks = _chunks_by_id(documents)
-            store = _open_store(folder, manifest)
-            store.load(list(chunks), manifest.generation)
-        except FileNotFoundError as error:
-            # Another process may have committed since the manifest was read.
-            if attempt == _LOAD_ATTEMPTS - 1:
-                raise GemError(
-                    f"{error.args[0]} is missing: restore it, or delete {folder} and index again"
-                ) from None
-        else:
-            return _State(manifest, documents, chunks, store)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _read_documents(folder: Path, manifest: Manifest, vectors: bool = True) -> dict[str, _Entry]:
-    """The documents of a commit. Without `vectors`, only what they are read from is verified."""
-    names = [name for name in manifest.files if name.startswith("documents-")]
-    checked = manifest.files if vectors else {name: manifest.files[name] for name in names}
-    dataclasses.replace(manifest, files=checked).verify(folder)
-    entries: dict[str, _Entry] = {}
-    for name in names:
-        with (folder / name).open(encoding="utf-8") as handle:
-            for line in handle:
-                entry = _parse_record(line, manifest)
-                entries[entry.document.source] = entry
-    return entries
-
-
-def _format_record(entry: _Entry) -> bytes:
-    """A line of documents-N.jsonl: the document, and [start, stop, title] of each chunk."""
-    spans = [[chunk.start, chunk.stop, chunk.title] for chunk in entry.chunks]
-    record = {**dataclasses.asdict(entry.document), "spans": spans}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
-
-def _parse_record(line: str, manifest: Manifest) -> _Entry:
-    record: dict[str, Any] = json.loads(line)
-    spans = record.pop("spans")
-    if manifest.format_version == 1:
-        document = Document(**record, file=file_of_format_1(record["source"]))
-        return _Entry(document, list(chunks_of_format_1(document, spans)))
-    document = Document(**record)
-    return _Entry(
-        document,
-        [
-            Chunk(document.source, title, start, stop, document.text[start:stop])
-            for start, stop, title in spans
-        ],
-    )
-
-
-def _chunks_by_id(documents: dict[str, _Entry]) -> dict[str, Chunk]:
-    """All chunks by id, in order of documents and position."""
-    return {chunk.id: chunk for entry in documents.values() for chunk in entry.chunks}
-
-
-def _open_store(folder: Path, manifest: Manifest) -> Store:
-    if manifest.store == "chroma":
-        try:
-            from gem_rag.rag.stores.chroma_store import ChromaStore
-        except ImportError:
-            raise InputError(
-                "the store 'chroma' needs chromadb: pip install 'gem-rag[chroma]', or use "
-                "store='faiss'"
-            ) from None
-        return ChromaStore(folder, manifest.dim, manifest.fingerprint)
-    from gem_rag.rag.stores.faiss_store import FaissStore
-
-    return FaissStore(folder, manifest.dim, manifest.fingerprint)
-
-
-@contextmanager
-def _write_lock(folder: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with the process that holds it."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise GemError(f"another process is writing to {folder}: wait until it is done") from None
