@@ -98,10 +98,11 @@ build/documentation: models/gem-tiny/gem_tiny/documentation.txt
 	cd build/debs && grep -v '^#' $(CURDIR)/$< | xargs apt-get download
 	for deb in build/debs/*.deb; do name=$$(basename $$deb); dpkg-deb -x $$deb $@/$${name%%_*} || exit 1; done
 
-check: setup-dev ## Lint, type-check, and hold the layers to the contracts in pyproject.toml.
+check: setup-dev ## Lint, type-check, hold the layers to their contracts and lower bounds to known advisories.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/check_advisories.py
 	$(BIN)/mypy
 	for folder in $(PROJECTS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
 	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index gem_tiny 2>/dev/null)) || exit 1; done

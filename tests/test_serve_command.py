@@ -68,6 +68,12 @@ def test_the_served_name_may_be_chosen() -> None:
     assert value(line("--served-model-name", "mine", "other"), "--served-model-name") == "mine"
 
 
+@pytest.mark.parametrize("flag", ["--api-server-count", "-asc", "--api_server_count"])
+def test_more_api_servers_are_refused_since_vllm_would_start_one(flag: str) -> None:
+    with pytest.raises(InputError, match="runs one API server"):
+        line(flag, "2")
+
+
 @pytest.mark.parametrize("flag", ["--model", "--worker-extension-cls", "--additional-config"])
 def test_flags_that_gem_rag_sets_are_refused(flag: str) -> None:
     for more in ([flag, "x"], [f"{flag}=x"]):

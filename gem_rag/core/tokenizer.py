@@ -34,6 +34,7 @@ class SafeTokenizer:
         hf_tokenizer: As given.
         chat_template: Its chat template, or those it has under several names as JSON; "" without.
         plain_backend: Its backend, for which everything is plain text.
+        max_token_length: Most characters that a token of the vocabulary stands for.
         control_tokens: Ids by name of the tokens that are special where a chat template writes
             them, and plain text elsewhere.
 
@@ -52,6 +53,7 @@ class SafeTokenizer:
         self.chat_template = template if isinstance(template, str) else json.dumps(template)
         self.control_tokens = _control_tokens(hf_tokenizer, self.chat_template)
         self.plain_backend = _plain_backend(hf_tokenizer, self.control_tokens)
+        self.max_token_length = max(map(len, hf_tokenizer.get_vocab()), default=1)
         names = map(re.escape, self.control_tokens)
         self._control_pattern = re.compile("|".join(names) or r"(?!)")
 
@@ -62,18 +64,26 @@ class SafeTokenizer:
 
         return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
-    def encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    def encode(
+        self, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[tokenizers.Encoding]:
         """Tokenize plain texts.
 
+        Args:
+            texts: The texts.
+            add_special_tokens: Whether what the tokenizer puts around a text (BOS, say) is added.
+
         Returns:
-            For each text its token `ids` and the character `offsets` they stand for, including
-            what the tokenizer adds around a text (BOS, say), which stands for no characters.
+            For each text its token `ids` and the character `offsets` they stand for; what the
+            tokenizer adds stands for no characters.
 
         Raises:
             InputError: A text holds a lone surrogate.
         """
         with _surrogates_named():
-            return self.plain_backend.encode_batch(list(texts), add_special_tokens=True)
+            return self.plain_backend.encode_batch(
+                list(texts), add_special_tokens=add_special_tokens
+            )
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a plain text that follows another: nothing is added around it."""
@@ -95,7 +105,13 @@ class SafeTokenizer:
         """Ids of the stop strings that are control tokens, which no decoded text shows."""
         return [self.control_tokens[name] for name in stop if name in self.control_tokens]
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], **template_kwargs: Any) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> list[int]:
         """Token ids of a conversation by the model's own chat template, ready to be continued.
 
         Control tokens that the template writes become special tokens; the same names inside a
@@ -112,7 +128,10 @@ class SafeTokenizer:
         messages = [self._break_control_tokens(message) for message in messages]
         try:
             rendered = self.hf_tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **template_kwargs
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_kwargs,
             )
         except Exception as error:  # a template is a program of the model's author
             raise InputError(f"the model's chat template refuses these messages: {error}") from None

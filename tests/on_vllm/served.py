@@ -30,10 +30,12 @@ class Server:
 
     process: vLLM's API server, which leads a process group of its own.
     url: without a slash at its end.
+    log: what it has printed.
     """
 
     process: subprocess.Popen[bytes]
     url: str
+    log: Path
 
     def engine_processes(self) -> list[psutil.Process]:
         """The engine core, then its workers."""
@@ -65,7 +67,7 @@ def serving(folder: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(process, f"http://127.0.0.1:{port}")
+    server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
         wait_until(lambda: process.poll() is not None or server.is_healthy(), START_SECONDS)
         assert server.is_healthy(), f"the server did not start:\n{_tail(log)}"
@@ -89,6 +91,7 @@ def _command(port: int) -> list[str]:
         *(sys.executable, "-m", "gem_rag", "serve", "--model", MODEL, "--port", str(port)),
         *("--dtype", "float32", "--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager"),
         *("--served-model-name", MODEL, ALIAS),
+        *("--enable-server-load-tracking", "--shutdown-timeout", "60"),
     ]
 
 

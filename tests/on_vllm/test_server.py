@@ -44,10 +44,15 @@ def _no_proxy() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a server answers."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("server")) as server:
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    """Where a server answers."""
+    return server.url
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +269,8 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"input": "\xff"}', b"[" * 10_000])
 def test_a_body_that_is_not_json_is_refused(api: str, body: bytes) -> None:
-    error = refusal(httpx.post(f"{api}/embeddings", content=body), 400)
+    headers = {"content-type": "application/json"}
+    error = refusal(httpx.post(f"{api}/embeddings", content=body, headers=headers), 400)
     assert "not valid JSON" in error["message"]
 
 
@@ -272,7 +278,7 @@ def test_a_body_that_is_not_json_is_refused(api: str, body: bytes) -> None:
     ("given", "param", "message"),
     [
         ({}, "input", "Field required"),
-        ({"input": None}, "input", "should be a text"),
+        ({"input": None}, "input", "Field required"),
         ({"input": [1.5]}, "input", "should be a text"),
         ({"input": ["a", 1]}, "input", "should be a text"),
         ({"input": ""}, "input", "input 0 is empty"),
@@ -280,7 +286,10 @@ def test_a_body_that_is_not_json_is_refused(api: str, body: bytes) -> None:
         ({"input": ["a", ""]}, "input", "input 1 is empty"),
         ({"input": [[]]}, "input", "input 0 is empty"),
         ({"input": []}, "input", "0 entries"),
-        ({"input": ["a"] * 2049}, "input", "2049 entries"),
+        ({"input": "a", "messages": QUESTION}, "messages", "give one"),
+        ({"input": "a" * 10**6}, "input", "input 0 has 1000000 characters"),
+        ({"input": "a", "truncate_prompt_tokens": 10**6}, "truncate_prompt_tokens", "give from 1"),
+        ({"input": "a", "use_activation": False}, "use_activation", "True"),
         ({"input": ["a", "word " * 200]}, "input", "input 1 has"),
         ({"input": [1] * 200}, "input", "input 0 has 200 tokens"),
         ({"input": [10**9]}, "input", "token 1000000000"),
@@ -305,10 +314,18 @@ def test_a_bad_request_is_refused_by_name(api: str, given: Any, param: str, mess
     assert message in error["message"]
 
 
-def test_an_over_long_input_has_openais_code(api: str) -> None:
-    body = {"model": MODEL, "input": "word " * 200}
-    error = refusal(httpx.post(f"{api}/embeddings", json=body), 400)
-    assert error["code"] == "context_length_exceeded"
+def test_errors_have_the_type_and_the_code_that_vllm_gives(api: str) -> None:
+    ours = {"model": MODEL, "input": "word " * 200}
+    theirs = {"model": MODEL, "prompt": "word " * 2000, "max_tokens": 1}
+    error = refusal(httpx.post(f"{api}/embeddings", json=ours), 400)
+    of_vllm = refusal(httpx.post(f"{api}/completions", json=theirs), 400)
+    assert (error["type"], error["code"]) == (of_vllm["type"], of_vllm["code"])
+
+
+def test_a_body_of_another_type_is_refused_as_by_vllm(api: str) -> None:
+    headers = {"content-type": "text/plain"}
+    for path, body in (("embeddings", b'{"input": "a"}'), ("completions", b'{"prompt": "a"}')):
+        refusal(httpx.post(f"{api}/{path}", content=body, headers=headers), 400)
 
 
 @pytest.mark.parametrize(
@@ -377,6 +394,68 @@ def test_requests_made_from_the_schema_get_what_it_promises(url: str) -> None:
 
     answered_as_promised()
     assert {200, 400} <= seen
+
+
+# -- what operators see ---------------------------------------------------------------------------
+
+
+def metric(url: str, name: str) -> float:
+    """The value of a metric that Prometheus would read; 0 if it has none yet."""
+    lines = httpx.get(f"{url}/metrics/", follow_redirects=True).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_metrics_count_embeddings(url: str, client: openai.OpenAI) -> None:
+    ok = 'gem_rag:embedding_requests_total{status="200"}'
+    refused = 'gem_rag:embedding_requests_total{status="400"}'
+    tokens = "gem_rag:embedding_prompt_tokens_total"
+    before = [metric(url, name) for name in (ok, refused, tokens)]
+    response = client.embeddings.create(model=MODEL, input=SHORT)
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=MODEL, input="")
+    after = [metric(url, name) for name in (ok, refused, tokens)]
+    assert after == [before[0] + 1, before[1] + 1, before[2] + response.usage.total_tokens]
+    assert metric(url, "gem_rag:embedding_request_seconds_count") >= 2
+    assert metric(url, "gem_rag:embedding_rows_waiting") == 0
+
+
+def test_a_client_that_leaves_takes_its_request_with_it(server: Server, api: str) -> None:
+    cancelled = 'gem_rag:embedding_requests_total{status="cancelled"}'
+    before = metric(server.url, cancelled)
+    large = {"model": MODEL, "input": TEXTS * 200}  # 12,800 texts
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{api}/embeddings", json=large, timeout=httpx.Timeout(60, read=1))
+    assert wait_until(lambda: metric(server.url, cancelled) == before + 1, DEADLINE)
+    assert metric(server.url, "gem_rag:embedding_rows_waiting") <= 1
+    assert httpx.get(f"{server.url}/load").json() == {"server_load": 0}
+    assert "Traceback" not in server.log.read_text(errors="replace")
+
+
+def test_load_counts_embeddings_that_are_under_way(url: str, api: str) -> None:
+    large = {"model": MODEL, "input": TEXTS * 15}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{api}/embeddings", json=large, timeout=DEADLINE)
+        loads = (httpx.get(f"{url}/load").json()["server_load"] for _ in iter(answer.done, True))
+        assert 1 in loads
+        assert answer.result().status_code == httpx.codes.OK
+
+
+# -- the server ends ------------------------------------------------------------------------------
+
+
+def test_a_shutdown_answers_the_embeddings_that_are_under_way(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    large = {"model": MODEL, "input": TEXTS * 15}
+    with serving(tmp_path_factory.mktemp("draining")) as server, ThreadPoolExecutor(1) as pool:
+        url = f"{server.url}{EMBEDDINGS}"
+        answer = pool.submit(httpx.post, url, json=large, timeout=2 * DEADLINE)
+        assert wait_until(
+            lambda: metric(server.url, "gem_rag:embedding_rows_waiting") > 0, DEADLINE
+        )
+        server.process.terminate()
+        assert len(answer.result().json()["data"]) == len(large["input"])
+        assert server.process.wait(DEADLINE) == 0
 
 
 # -- the engine dies -----------------------------------------------------------------------------

@@ -12,7 +12,9 @@
     sharded_adapters.py   adapters on vLLM's fused and sharded linear layers
     async_embedder.py     embeddings from an `AsyncLLM` that somebody else runs
     plugin.py             `/v1/embeddings` in `vllm serve`
-    openai_embeddings.py  OpenAI's form of embedding requests and responses
+    openai_embeddings.py  OpenAI's form of embedding requests and errors
+    embedding_codec.py    requests to token rows, vectors to responses
+    embedding_metrics.py  what Prometheus is told of the route
     serve.py              the command that starts vLLM's server
 
 `worker`, `vllm_encoder`, `prefill`, `length_groups` and `sharded_adapters` run in vLLM's workers,

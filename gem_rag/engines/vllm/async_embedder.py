@@ -1,21 +1,28 @@
 """Embeddings from an `AsyncLLM` (or any vLLM `EngineClient`) that somebody else runs.
 
 What `vllm serve` and programs built on `AsyncLLM` use; the engine must have been started with the
-worker extension (`arguments.WORKER_EXTENSION`).
+worker extension (`engine_args.WORKER_EXTENSION`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.layout import Row
 from gem_rag.engines.vllm import rpc
-from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION, check_supported, engine_died
+from gem_rag.engines.vllm.engine_args import (
+    WORKER_EXTENSION,
+    batch_failed,
+    check_supported,
+    engine_died,
+)
 from gem_rag.errors import GemError
 
 _POLL_SECONDS = 0.01  # seconds between looks at whether generation has ended
@@ -23,12 +30,13 @@ _HEALTH_CHECK_SECONDS = 0.5  # and at whether the engine is alive
 
 
 class AsyncEmbedder:
-    """Gathers rows from many tasks into batches, and has vLLM embed them between its steps.
+    """Coalesces rows of many tasks into batches, and has vLLM embed them between its steps.
 
     Made by `connect`; for use in the event loop that it was made in.
 
-    max_text_tokens: most text tokens in one embedding pass.
-    dim: length of an embedding.
+    Attributes:
+        max_text_tokens: Most text tokens in one embedding pass.
+        dim: Length of an embedding.
     """
 
     def __init__(
@@ -42,8 +50,9 @@ class AsyncEmbedder:
         self._capabilities = capabilities
         self._queue = capabilities.queue(self._k, share)
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="gem-rag-embeddings")
-        self._dead: GemError | None = None
+        self._refusal: GemError | None = None  # of everything new
         self.max_text_tokens = capabilities.max_text_tokens
         self.dim = checkpoint.config.dim(capabilities.hidden)
 
@@ -73,13 +82,25 @@ class AsyncEmbedder:
 
         Raises GemError if the engine has died, or cannot hold a row in memory.
         """
-        if self._dead is not None:
-            raise self._dead
+        if self._refusal is not None:
+            raise self._refusal
         self._capabilities.check(rows, self._k)
         future: Future[FloatArray] = Future()
         self._queue.add(rows, future)
+        self._idle.clear()
         self._wake.set()
         return await asyncio.wrap_future(future)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many rows are waiting to be embedded."""
+        return len(self._queue)
+
+    async def drain(self, timeout: float) -> None:
+        """Embed what is waiting, for so many seconds at most, and refuse what is new."""
+        self._refusal = GemError("the server is shutting down: send the request again later")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout)
 
     def close(self) -> None:
         """Embed nothing more; the engine goes on."""
@@ -88,15 +109,16 @@ class AsyncEmbedder:
     async def _run(self) -> None:
         try:
             while True:
+                self._idle.set()
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
                     await self._turn()
-        except Exception as error:  # whatever it was, the engine is lost
-            self._dead = engine_died(error)
         except asyncio.CancelledError:
-            self._dead = GemError("embeddings have been closed")
-        self._queue.fail_all(self._dead)
+            self._refusal = self._refusal or GemError("embeddings have been closed")
+        except Exception as error:
+            self._refusal = self._refusal or engine_died(error)
+        self._queue.fail_all(self._refusal)
 
     async def _turn(self) -> None:
         while self._queue.pause(self._generating()):
@@ -109,11 +131,25 @@ class AsyncEmbedder:
             vectors = rpc.vectors(await _call(self._client, rpc.EMBED, rows))
         except GemError as error:
             self._queue.failed(batch, error)
-        except BaseException as error:
-            self._queue.failed(batch, engine_died(error))
+        except Exception as error:
+            lost = await self._is_lost()
+            self._queue.failed(
+                batch, self._refusal or (engine_died if lost else batch_failed)(error)
+            )
+            if lost:
+                raise
+        except asyncio.CancelledError:
+            self._queue.failed(batch, GemError("embeddings have been closed"))
             raise
         else:
             self._queue.done(batch, vectors)
+
+    async def _is_lost(self) -> bool:
+        """Whether a call failed because the engine did, which its client learns a little later."""
+        deadline = time.monotonic() + _HEALTH_CHECK_SECONDS
+        while not self._client.errored and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+        return bool(self._client.errored)
 
     def _generating(self) -> bool:
         return bool(self._client.output_processor.has_unfinished_requests())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from gem_rag.core.arrays import FloatArray
 from gem_rag.core.layout import Row
 from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.embedding_queue import Batch, EmbeddingQueue
-from gem_rag.engines.vllm.engine_args import engine_died, short_reason
+from gem_rag.engines.vllm.engine_args import batch_failed, engine_died, short_reason
 from gem_rag.errors import GemError, InputError
 
 Prepare = Callable[[Callable[..., list[Any]]], EmbeddingQueue]
@@ -167,15 +168,33 @@ class Driver:
         batch = self._embeddings.take(generating)
         if not batch.rows:
             return
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._batch = batch  # what fails with the engine
-        answers = self._engine.collective_rpc(rpc.EMBED, args=(rpc.serialize_rows(batch.rows),))
-        self._batch = None
         try:
-            vectors = rpc.vectors(answers)
+            rows = rpc.serialize_rows(batch.rows)
+            vectors = rpc.vectors(self._engine.collective_rpc(rpc.EMBED, args=(rows,)))
+        except EngineDeadError:
+            raise
         except GemError as error:
             self._embeddings.failed(batch, error)
+        except Exception as error:
+            if self._is_lost():
+                raise
+            self._embeddings.failed(batch, batch_failed(error))
         else:
             self._embeddings.done(batch, vectors)
+        self._batch = None
+
+    def _is_lost(self) -> bool:
+        """Whether a call failed because the engine did, which its client learns a little later."""
+        resources = getattr(self._engine.engine_core, "resources", None)
+        if resources is None:  # in this process
+            return False
+        deadline = time.monotonic() + _HEALTH_CHECK_SECONDS
+        while not resources.engine_dead and time.monotonic() < deadline:
+            time.sleep(_HEALTH_CHECK_SECONDS / 50)
+        return bool(resources.engine_dead)
 
     def _dispatch_output(self, output: Any) -> None:
         listener = self._listeners.get(output.request_id)

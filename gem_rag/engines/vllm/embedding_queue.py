@@ -22,9 +22,10 @@ from gem_rag.errors import InputError
 
 @dataclass
 class _Call:
-    """One call's rows, and its vectors as batches bring them."""
+    """One call's rows that wait, and its vectors as batches bring them."""
 
     future: Future[FloatArray]
+    waiting: deque[Row]
     missing: int
     vectors: list[FloatArray] = field(default_factory=list)
 
@@ -44,30 +45,35 @@ class Batch:
 
 
 class EmbeddingQueue:
-    """First come, first served, as many rows at a time as a batch holds. For one thread's use.
+    """Batches of as many rows as fit, taken from all calls in turn. For one thread's use.
 
-    k: special tokens in a group.
-    batch_tokens: most tokens in a batch; a longer row goes alone.
-    turn_tokens: the same while text is being generated, which waits for a batch to end.
-    share: of the time, that embeddings may take while text is being generated; above 0, at most 1.
+    A call of a few rows is done soon, however many rows another call waits for.
+
+    Args:
+        k: Special tokens in a group.
+        batch_tokens: Most tokens in a batch; a longer row goes alone.
+        turn_tokens: The same while text is being generated, which waits for a batch to end.
+        share: Of the time, that embeddings may take while text is being generated; above 0, at
+            most 1.
     """
 
     def __init__(self, k: int, batch_tokens: int, turn_tokens: int, share: float) -> None:
         check_share(share)
         self._k, self._share = k, share
         self._batch_tokens, self._turn_tokens = batch_tokens, min(turn_tokens, batch_tokens)
-        self._waiting: deque[tuple[Row, _Call]] = deque()
+        self._calls: deque[_Call] = deque()  # that have rows waiting; the next in turn first
         self._next_turn = 0.0
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def __len__(self) -> int:
+        """How many rows are waiting for somebody."""
+        return sum(len(call.waiting) for call in self._calls if not call.future.done())
 
     def add(self, rows: Sequence[Row], future: Future[FloatArray]) -> None:
         """Rows whose vectors, one for each span, in order, become the future's result."""
-        if not rows:
+        if rows:
+            self._calls.append(_Call(future, deque(rows), len(rows)))
+        else:
             future.set_result(np.empty((0, 0), dtype=np.float32))
-        call = _Call(future, len(rows))
-        self._waiting.extend((row, call) for row in rows)
 
     def pause(self, generating: bool) -> float:
         """Seconds until embeddings may run; 0 for now."""
@@ -77,15 +83,19 @@ class EmbeddingQueue:
         """The next batch, whose turn begins; rows of calls that were cancelled are left out."""
         batch, tokens = Batch([], [], time.monotonic()), 0
         most = self._turn_tokens if generating else self._batch_tokens
-        while self._waiting:
-            row, call = self._waiting[0]
-            tokens += row.length(self._k)
+        while self._calls:
+            call = self._calls[0]
+            if call.future.done():
+                self._calls.popleft()
+                continue
+            tokens += call.waiting[0].length(self._k)
             if batch.rows and tokens > most:
                 break
-            self._waiting.popleft()
-            if not call.future.done():
-                batch.rows.append(row)
-                batch.calls.append(call)
+            batch.rows.append(call.waiting.popleft())
+            batch.calls.append(call)
+            self._calls.rotate(-1)
+            if not call.waiting:
+                self._calls.pop()
         return batch
 
     def done(self, batch: Batch, vectors: FloatArray) -> None:
@@ -107,8 +117,8 @@ class EmbeddingQueue:
 
     def fail_all(self, error: BaseException) -> None:
         """Nothing will be embedded any more."""
-        while self._waiting:
-            self._waiting.popleft()[1].fail(error)
+        while self._calls:
+            self._calls.popleft().fail(error)
 
     def _end_turn(self, batch: Batch) -> None:
         now = time.monotonic()

@@ -102,6 +102,14 @@ def short_reason(error: BaseException) -> str:
     return lines[0].removeprefix("Value error, ") if lines else repr(error)
 
 
+def batch_failed(error: BaseException) -> GemError:
+    """What to tell those whose rows were in a batch that failed while the engine goes on."""
+    reason = short_reason(error)
+    if "shutting down" in reason:  # vLLM's answer while it drains
+        return GemError("the server is shutting down: send the request again later")
+    return GemError(f"vLLM could not embed this batch ({type(error).__name__}: {reason})")
+
+
 def engine_died(error: BaseException) -> GemError:
     """What to tell those who wait for an engine that is lost."""
     return GemError(

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gem_rag._utils.suggestions import check_known
@@ -24,9 +27,12 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from starlette.datastructures import State
+    from starlette.requests import Request
+    from starlette.responses import Response
 
     from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
-    from gem_rag.engines.vllm.openai_embeddings import EmbeddingCodec
+    from gem_rag.engines.vllm.embedding_codec import EmbeddingCodec
+    from gem_rag.engines.vllm.openai_embeddings import EmbeddingRequest
 
 NAME = "gem_rag"
 _SETTINGS = ("embed_share",)
@@ -65,47 +71,90 @@ class EmbeddingsPlugin:
         self._codec: EmbeddingCodec | None = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add POST /v1/embeddings."""
+        """Add POST /v1/embeddings, which ends with its client and is counted in vLLM's /load."""
+        from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
+
         from gem_rag.engines.vllm.openai_embeddings import embeddings_router
 
-        app.include_router(embeddings_router(self._answer))
+        app.include_router(embeddings_router(with_cancellation(load_aware_call(self._answer))))
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Make the engine's workers embedders. Raises GemError if they cannot be."""
         from gem_rag.core.checkpoint import open_checkpoint
         from gem_rag.core.tokenizer import SafeTokenizer
+        from gem_rag.engines.vllm import embedding_metrics
         from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
-        from gem_rag.engines.vllm.openai_embeddings import EmbeddingCodec
+        from gem_rag.engines.vllm.embedding_codec import EmbeddingCodec
 
         if engine_client is None:
             return
         model = engine_client.vllm_config.model_config
         checkpoint = open_checkpoint(model.model, model.revision)
         settings = _settings(engine_client.vllm_config.additional_config)
-        self._embedder = await AsyncEmbedder.connect(engine_client, checkpoint, **settings)
+        embedder = await AsyncEmbedder.connect(engine_client, checkpoint, **settings)
+        embedding_metrics.WAITING.set_function(lambda: embedder.num_waiting)
+        engine_client.shutdown = _drain_first(embedder, engine_client.shutdown)
+        self._embedder = embedder
         self._codec = EmbeddingCodec(
             SafeTokenizer.from_folder(checkpoint.path),
             checkpoint.config,
             vocabulary=model.get_vocab_size(),
-            max_length=checkpoint.config.effective_max_length(self._embedder.max_text_tokens),
-            dim=self._embedder.dim,
+            max_length=checkpoint.config.effective_max_length(embedder.max_text_tokens),
+            dim=embedder.dim,
             names=args.served_model_name or [args.model],
         )
 
-    async def _answer(self, request: Any) -> dict[str, Any]:
+    async def _answer(self, request: EmbeddingRequest, raw_request: Request) -> Response:
+        from starlette.responses import Response
+
+        from gem_rag.engines.vllm import embedding_metrics
+        from gem_rag.engines.vllm.openai_embeddings import ApiError
+
+        with embedding_metrics.observed() as outcome:
+            try:
+                body, tokens = await self._embed(request, raw_request.headers.get("x-request-id"))
+            except ApiError as error:
+                outcome.status = error.status
+                raise
+            outcome.status = 200
+            embedding_metrics.PROMPT_TOKENS.inc(tokens)
+            return Response(body, media_type="application/json")
+
+    async def _embed(self, request: EmbeddingRequest, request_id: str | None) -> tuple[bytes, int]:
+        """The response's body, and how many tokens the request had."""
         from gem_rag.core.layout import Row
         from gem_rag.engines.vllm.openai_embeddings import ApiError
 
         if self._embedder is None or self._codec is None:
-            raise ApiError("this server runs no engine", status=503, type="server_error")
+            raise ApiError("this server runs no engine", status=503)
+        rows = await self._codec.rows(request)
         try:
-            rows = await asyncio.to_thread(self._codec.rows, request)
             vectors = await self._embedder.embed([Row.whole(row) for row in rows])
         except InputError as error:
             raise ApiError(str(error), param="input") from error
         except GemError as error:
-            raise ApiError(str(error), status=503, type="server_error") from error
-        return await asyncio.to_thread(self._codec.response, request, rows, vectors)
+            raise ApiError(str(error), status=503) from error
+        render = self._codec.response
+        body = await asyncio.to_thread(render, request, rows, vectors, request_id)
+        return body, sum(map(len, rows))
+
+
+def _drain_first(embedder: AsyncEmbedder, shutdown: Callable[..., None]) -> Callable[..., None]:
+    """The engine's `shutdown`, before which embeddings that were asked for are made.
+
+    vLLM waits for text that is being generated, but answers no worker calls once it shuts down.
+    """
+    loop = asyncio.get_running_loop()
+
+    def drain_and_shutdown(timeout: float | None = None) -> None:
+        start = time.monotonic()
+        if timeout and threading.get_ident() != thread:  # vLLM calls it in a thread, to drain
+            asyncio.run_coroutine_threadsafe(embedder.drain(timeout), loop).result()
+            timeout = max(0.0, timeout - (time.monotonic() - start))
+        shutdown(timeout=timeout)
+
+    thread = threading.get_ident()
+    return drain_and_shutdown
 
 
 def _settings(additional: Any) -> dict[str, Any]:

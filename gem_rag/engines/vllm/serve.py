@@ -33,6 +33,11 @@ def command(
     for flag in _OURS:
         if flag in given:
             raise InputError(f"{flag} is set by gem-rag serve: leave it out")
+    if given & {"--api-server-count", "-asc"}:
+        raise InputError(
+            "gem-rag serve runs one API server, and vLLM ignores --api-server-count there: leave "
+            "it out"
+        )
     named = "--served-model-name" in given
     names = () if named else ("--served-model-name", checkpoint.name)
     settings = {NAME: {"embed_share": embed_share}}

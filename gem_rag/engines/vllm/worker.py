@@ -5,6 +5,7 @@ Every tensor-parallel worker has it, and all compute the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.engines.vllm.rpc import PlainRow, deserialize_rows
 from gem_rag.errors import GemError, InputError
+
+logger = logging.getLogger(__name__)
 
 
 class GemWorker:
@@ -61,4 +64,7 @@ class GemWorker:
                 "error": f"a batch of {tokens} tokens does not fit into the memory that vLLM left "
                 "free: lower gpu_memory_utilization, or batch_tokens"
             }
+        except Exception as error:
+            logger.exception("an embedding batch failed")
+            return {"error": f"vLLM could not embed this batch ({type(error).__name__}: {error})"}
         return {"vectors": vectors.tobytes(), "shape": list(vectors.shape)}
