@@ -97,3 +97,16 @@ def test_killed_at_every_step(tmp_path: Path, child: ForkingChild, first: bool) 
     else:
         pytest.fail("the sync never ended")
     assert seen == {frozenset(before), frozenset(AFTER.values())}
+
+
+def test_readers_see_what_another_process_commits(tmp_path: Path, child: ForkingChild) -> None:
+    """Chroma keeps what a process has read of a database."""
+    many = {f"{n}.txt": f"word{n} lamp" for n in range(60)}
+    other = {f"{n}.txt": f"word{n} door" for n in range(60)}
+    write_docs(tmp_path, many)
+    Index.open(tmp_path / "index", FakeGem(), child.store).sync([tmp_path / "docs"])  # type: ignore[arg-type]
+    for documents in (many, other, many, other):
+        write_docs(tmp_path, documents)
+        assert child.sync(tmp_path, 0) == 0  # no step is the one to die at
+        index = Index.open(tmp_path / "index", FakeGem(), child.store)  # type: ignore[arg-type]
+        assert {hit.chunk.text for hit in index.search("word3", 100)} == set(documents.values())

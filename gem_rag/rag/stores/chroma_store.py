@@ -60,13 +60,17 @@ class ChromaStore(Store):
         limit = min(k, len(self.ids))
         count = self._check_count()
         results = limit + count - len(self.ids)  # those of a write under way may rank too
+        is_fresh = False
         while True:
             rankings = self._query(queries, min(results, count))
             if all(len(ranking) >= limit for ranking in rankings):
                 return [ranking[:k] for ranking in rankings]
             before, count = count, self._check_count()
             if results >= count == before:
-                raise self._damaged("it does not hold the vectors that were committed")
+                if is_fresh:
+                    raise self._damaged("it does not hold the vectors that were committed")
+                self._reconnect()
+                is_fresh = True
             results = count
 
     def _query(self, queries: FloatArray, results: int) -> list[list[tuple[str, float]]]:
@@ -140,9 +144,7 @@ class ChromaStore(Store):
             with self._readable_errors():
                 self._collection.count()
         except GemError:
-            for name in ("_client", "_collection"):
-                self.__dict__.pop(name, None)
-            SharedSystemClient.clear_system_cache()  # which has the database that failed, by path
+            self._reconnect()
             shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
 
     # -- the database ------------------------------------------------------------------------
@@ -165,6 +167,13 @@ class ChromaStore(Store):
         return self._client.get_or_create_collection(
             self._name, metadata={"hnsw:space": "cosine"}, embedding_function=None
         )
+
+    def _reconnect(self) -> None:
+        """Read the database anew: Chroma keeps what it has read of a path for the whole process,
+        and does not see all that other processes write."""
+        for name in ("_client", "_collection"):
+            self.__dict__.pop(name, None)
+        SharedSystemClient.clear_system_cache()
 
     @property
     def _name(self) -> str:
