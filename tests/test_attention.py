@@ -22,6 +22,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_rag.core.attention import lower
 from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
@@ -264,10 +265,10 @@ def test_training_refuses_a_text_beyond_the_sliding_window() -> None:
     encoder = scopes.prepare_special(
         build_model("mistral", sliding_window=12), 2, adapter=Adapter(rank=4)
     ).encoder
-    encoder.frozen_forward(Layout.build([Row.whole([5] * 10)], 2))
+    encoder.embed_in_halves([Layout.build([Row.whole([5] * 10)], 2)])
     for length in (11, 20):
         with pytest.raises(GemError, match="window of 12 tokens"):
-            encoder.frozen_forward(Layout.build([Row.whole([5] * length)], 2))
+            encoder.embed_in_halves([Layout.build([Row.whole([5] * length)], 2)])
 
 
 @pytest.mark.parametrize(
@@ -347,19 +348,27 @@ def test_a_suffix_learns_from_text_only_through_special_tokens(how: Any) -> None
     assert (encoder.special.embeddings.grad.abs().sum(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "phi", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("k", [1, 3])
-def test_frozen_forward_is_forward(architecture: str, k: int) -> None:
+def test_the_halves_of_many_batches_are_their_passes(architecture: str, k: int) -> None:
+    """Vectors, and gradients of the special tokens, as by the written-out rule batch by batch."""
     encoder = scopes.prepare_special(build_model(architecture), k, adapter=Adapter(rank=4)).encoder
     randomise(encoder.special)
-    layout = Layout.build(
-        [Row.whole([9] * 5), Row.whole([7, 8, 9]), Row([6, 7, 8, 9], ((0, 2), (1, 4)))], k
-    )
+    observers = Row([6, 7, 8, 9], ((0, 2), (1, 4)))
+    batches = [
+        [Row.whole([9] * 5), Row.whole([7, 8, 9]), observers],
+        [Row.whole([5])],
+        [Row.whole([8, 9] * 20), Row.whole([10] * 33)],
+    ]
+    layouts = [Layout.build(rows, k) for rows in batches]
     weights = torch.linspace(-1, 1, encoder.dim)
     vectors, gradients = [], []
-    for forward in (encoder, encoder.frozen_forward):
+    for forward in (
+        lambda: torch.cat([encoder(layout, "dense") for layout in layouts]),
+        lambda: encoder.embed_in_halves(layouts, frozen_texts=True),
+    ):
         encoder.zero_grad()
-        vectors.append(forward(layout))
+        vectors.append(forward())
         (vectors[-1] @ weights).sum().backward()
         gradients.append([p.grad.clone() for p in encoder.special.parameters()])
     assert (vectors[0] - vectors[1]).abs().max() < 1e-5
@@ -367,3 +376,47 @@ def test_frozen_forward_is_forward(architecture: str, k: int) -> None:
         assert (plain - frozen).abs().max() <= 1e-4 * plain.abs().max()
         assert frozen.abs().max() > 0
     assert all(p.grad is None for p in encoder.base.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_the_halves_give_texts_their_gradients_too(architecture: str) -> None:
+    encoder = GemEncoder(build_model(architecture), 2)
+    rows = [Row.whole([9] * 5), Row.whole([7, 8, 9])]
+    gradients = []
+    for forward in (encoder, lambda layout: encoder.embed_in_halves([layout])):
+        encoder.zero_grad()
+        forward(Layout.build(rows, 2)).sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for whole, halves in zip(*gradients, strict=True):
+        assert (whole - halves).abs().max() <= 1e-4 * whole.abs().max() + 1e-7
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a device would run; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = func.is_view or "_unsafe_view" in str(func)
+        self.count += not is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_special_tokens_of_all_batches_run_through_the_layers_once() -> None:
+    """In training, what a batch adds is a plain forward of its texts, and attention."""
+    encoder = scopes.prepare_special(build_model("llama"), 2, adapter=Adapter(rank=4)).encoder
+    layout = Layout.build([Row.whole([9] * 5), Row.whole([7, 8, 9])], 2)
+
+    def launches(batches: int) -> int:
+        with Launches() as counted:
+            encoder.embed_in_halves([layout] * batches, frozen_texts=True).sum().backward()
+        return counted.count
+
+    ids = torch.as_tensor(layout.ids)
+    with Launches() as plain, torch.no_grad():
+        encoder.base(input_ids=ids, use_cache=False)
+    layers = encoder.model.config.num_hidden_layers
+    assert launches(8) - launches(4) <= 4 * (plain.count + 60 * layers)

@@ -16,6 +16,7 @@ from helpers import close_to, vectors_of
 
 import gem_rag
 from gem_rag.core.layout import Row
+from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
 
@@ -47,6 +48,41 @@ def test_vectors_do_not_depend_on_order_batch_or_lowering(
     alone = vectors_of(gem, *(Row.whole(gem.tokenize("passage: " + text)) for text in texts))
     with gem_rag.load(trained_folder, batch_tokens=batch_tokens, attention=attention) as other:
         assert close_to(other.embed_documents(texts), alone)
+
+
+def test_a_batch_too_large_for_the_device_is_halved(
+    gem: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"text {number} of ten" for number in range(10)]
+    wanted = gem.embed_documents(texts)
+    embed, sizes = TransformersEngine._embed_batch, list[int]()
+
+    def small_device(engine: TransformersEngine, rows: Sequence[Row]) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed(engine, rows)
+
+    monkeypatch.setattr(TransformersEngine, "_embed_batch", small_device)
+    monkeypatch.setattr(gem._engine, "_out_of_memory_warned", False)
+    with pytest.warns(UserWarning, match="is halved: load the model with batch_tokens=2048"):
+        vectors = gem.embed_documents(texts)
+    assert close_to(vectors, wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        gem.embed_documents(texts)
+
+
+def test_a_text_too_large_for_the_device_is_refused(
+    gem: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(engine: TransformersEngine, rows: Sequence[Row]) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TransformersEngine, "_embed_batch", no_room)
+    monkeypatch.setattr(gem._engine, "_out_of_memory_warned", True)
+    with pytest.raises(GemError, match="does not fit into the memory of the device: shorten it"):
+        gem.embed_documents(["a text", "another"])
 
 
 def test_no_texts_give_no_vectors(gem: Gem) -> None:

@@ -10,6 +10,7 @@ from helpers import placed, position_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gem_rag.core import layout as layout_module
 from gem_rag.core.layout import Layout, Role, Row, plan_batches
 from gem_rag.errors import InputError
 
@@ -28,6 +29,18 @@ def any_rows(draw: st.DrawFn) -> list[Row]:
         chosen = spans[0] if suffix else draw(st.sampled_from(spans))
         rows.append(Row(text, chosen, suffix))
     return rows
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5), k=st.integers(1, 3))
+def test_plain_rows_are_arranged_at_once_as_they_are_one_by_one(lengths: list[int], k: int) -> None:
+    rows = [Row.whole(list(range(7, 7 + length))) for length in lengths]
+    at_once = Layout.build(rows, k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout_module, "_is_plain", lambda row: False)
+        one_by_one = Layout.build(rows, k)
+    assert at_once.rest_start == one_by_one.rest_start
+    assert np.array_equal(at_once.ids, one_by_one.ids)
+    assert np.array_equal(np.stack(at_once.tokens), np.stack(one_by_one.tokens))
 
 
 @given(rows=any_rows(), k=st.integers(1, 3), arrangement=st.sampled_from(ARRANGEMENTS))

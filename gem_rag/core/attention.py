@@ -15,7 +15,7 @@ code it always ran.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -55,15 +55,41 @@ def may_attend(q: TokenFacts, kv: TokenFacts) -> Any:
     return (kv.column == q.column) | (earlier & (text | special | suffix))
 
 
+class GemAttention(Protocol):
+    """What the attention layers of one forward pass do: `model(..., **model_kwargs(attention))`.
+
+    Attributes:
+        extent: Positions that the longest row spans, to compare with a sliding window.
+        calls: How many attention layers have used it, so that a caller can check that all have.
+    """
+
+    calls: int
+
+    @property
+    def extent(self) -> int: ...
+
+    def attend(
+        self, module: Any, qkv: tuple[Tensor, Tensor, Tensor], mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `gem_attention_forward`."""
+        ...
+
+
+def model_kwargs(attention: GemAttention, mask: Tensor | BlockMask | None = None) -> dict[str, Any]:
+    """Keyword arguments of a model's forward, so that its layers attend like this."""
+    # transformers passes a four-dimensional mask on untouched, whatever it holds.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if mask is None else mask
+    return {"attention_mask": mask, "gem": attention}
+
+
 @dataclass
 class Lowered:
-    """A layout's attention, ready for a model's forward: `model(..., **lowered.model_kwargs())`.
+    """A layout's attention in one pass.
 
     Attributes:
         mask: [B, 1, T, T] bool (dense), [B, 1, S, T] bool (split) or a BlockMask (flex).
-        extent: Positions that the longest row spans, to compare with a sliding window.
+        extent: As of `GemAttention`; `calls` likewise.
         split: The columns that the split lowering treats separately, else None.
-        calls: How many attention layers have used it, so that a caller can check that all have.
     """
 
     mask: Tensor | BlockMask
@@ -71,10 +97,19 @@ class Lowered:
     split: _Split | None = None
     calls: int = 0
 
-    def model_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the model's forward."""
-        # transformers passes a four-dimensional mask on untouched, whatever it holds.
-        return {"attention_mask": self.mask, "gem": self}
+    def attend(
+        self,
+        module: Any,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: Tensor | BlockMask | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `gem_attention_forward`."""
+        if isinstance(mask, BlockMask):
+            return flex_attention_forward(module, *qkv, mask, **kwargs)
+        if self.split is None:
+            return sdpa_attention_forward(module, *qkv, mask, **kwargs)
+        return _split_forward(module, qkv, mask, self.split, **kwargs), None
 
 
 @dataclass(frozen=True)
@@ -129,12 +164,12 @@ def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu")
     if how == "flex":
         return Lowered(_block_mask(tokens, layout.shape, device), extent)
     if how == "dense":
-        return Lowered(_mask(tokens, tokens), extent)
+        return Lowered(rule_mask(tokens, tokens), extent)
     if layout.packed:
         raise GemError("the split lowering needs one text per row: lower a packed layout to flex")
     split = _Split.of(layout, device)
     rest = TokenFacts(*(_take(field, split.rest, dim=1) for field in tokens))
-    return Lowered(_mask(rest, tokens), extent, split)
+    return Lowered(rule_mask(rest, tokens), extent, split)
 
 
 def lower_over_cached_text(layout: Layout, device: torch.device | str = "cpu") -> Lowered:
@@ -143,7 +178,7 @@ def lower_over_cached_text(layout: Layout, device: torch.device | str = "cpu") -
     return replace(lower(layout, "split", device), split=None)
 
 
-def _mask(q: TokenFacts, kv: TokenFacts) -> Tensor:
+def rule_mask(q: TokenFacts, kv: TokenFacts) -> Tensor:
     """The rule as a bool mask [B, 1, tokens of q, tokens of kv]."""
     queries = TokenFacts(*(field[:, :, None] for field in q))
     keys = TokenFacts(*(field[:, None, :] for field in kv))
@@ -193,7 +228,7 @@ def gem_attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | BlockMask | None,
-    gem: Lowered | None = None,
+    gem: GemAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention in the form that transformers calls.
@@ -202,7 +237,7 @@ def gem_attention_forward(
         module: The attention layer.
         query: [B, heads, T, head_dim]; `key` and `value` likewise.
         attention_mask: The lowering's mask.
-        gem: The lowering; None for plain attention.
+        gem: How to attend; None for plain attention.
         **kwargs: What else the model asks of attention.
 
     Returns:
@@ -215,11 +250,7 @@ def gem_attention_forward(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     _check_plain_softmax(module, gem.extent, kwargs)
     gem.calls += 1
-    if isinstance(attention_mask, BlockMask):
-        return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if gem.split is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return _split_forward(module, (query, key, value), attention_mask, gem.split, **kwargs), None
+    return gem.attend(module, (query, key, value), attention_mask, **kwargs)
 
 
 def _split_forward(

@@ -5,8 +5,10 @@ The transformers engine and training share it, so both compute the same vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +17,13 @@ from gem_rag.core.attention import (
     Lowered,
     LoweringName,
     lower,
-    lower_over_cached_text,
+    model_kwargs,
 )
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
+from gem_rag.core.halves import SpecialHalf, TextHalf, special_columns, special_places
 from gem_rag.core.layout import Layout, Role, Row
 from gem_rag.core.pooling import pool
-from gem_rag.core.special_tokens import SpecialTokens
+from gem_rag.core.special_tokens import EVERYWHERE, SpecialTokens
 from gem_rag.errors import GemError
 
 
@@ -93,7 +96,7 @@ class GemEncoder(nn.Module):
                 inputs_embeds=self._embed(layout),
                 position_ids=torch.as_tensor(layout.tokens.position, device=self.device),
                 use_cache=False,
-                **lowered.model_kwargs(),
+                **model_kwargs(lowered, lowered.mask),
             ).last_hidden_state
         return hidden
 
@@ -105,45 +108,55 @@ class GemEncoder(nn.Module):
         special = self.special.embeddings[ids.clamp(max=self.k - 1)].to(text.dtype)
         return torch.where(is_special[..., None], special, text)
 
-    def frozen_forward(self, layout: Layout) -> Tensor:
-        """As `forward`, with gradients for special tokens only.
-
-        In the `special` scope nothing that a text token computes can change, so texts run once
-        without gradients and their keys and values are kept; the special tokens then run over them
-        like a decoding step. The numbers are the same, at the cost of a forward pass.
+    def embed_in_halves(self, layouts: Sequence[Layout], frozen_texts: bool = False) -> Tensor:
+        """As `forward`, for any number of batches whose special tokens run together.
 
         Args:
-            layout: An "aligned" batch without suffixes.
+            layouts: "Aligned" batches without suffixes.
+            frozen_texts: Whether texts need no gradients, as in the `special` scope, where nothing
+                that a text token computes can change.
 
         Returns:
-            As `forward`.
+            Unit vectors of all groups, batch after batch: float32 [groups, dim].
         """
-        assert layout.rest_start is not None
-        boundary = layout.rest_start
-        position = torch.as_tensor(layout.tokens.position, device=self.device)
-        embeds = self._embed(layout)
-        with torch.no_grad():
-            # Padding is on the right, so plain causal attention is right for every text token.
-            cache = self.base(
-                inputs_embeds=embeds[:, :boundary].detach(),
-                position_ids=position[:, :boundary],
-                use_cache=True,
-            ).past_key_values
-        lowered = lower_over_cached_text(layout, self.device)
-        with self.special.active(slice(0, layout.shape[1] - boundary)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_texts):
+            texts = [self._run_texts(layout) for layout in layouts]
+        columns = [special_columns(layout) for layout in layouts]
+        position = np.concatenate(
+            [
+                layout.tokens.position[:, at].ravel()
+                for layout, at in zip(layouts, columns, strict=True)
+            ]
+        )
+        slots = np.concatenate(
+            [layout.ids[:, at].ravel() for layout, at in zip(layouts, columns, strict=True)]
+        )
+        embeds = self.special.embeddings[torch.as_tensor(slots, device=self.device)]
+        with self.special.active(EVERYWHERE):
             hidden = self.base(
-                inputs_embeds=embeds[:, boundary:],
-                position_ids=position[:, boundary:],
-                past_key_values=cache,
-                use_cache=True,
-                **lowered.model_kwargs(),
+                inputs_embeds=embeds[None].to(self.base.get_input_embeddings().weight.dtype),
+                position_ids=torch.as_tensor(position, device=self.device)[None],
+                use_cache=False,
+                **model_kwargs(SpecialHalf(texts, self.device)),
             ).last_hidden_state
-        return self._pool(hidden, layout, boundary)
+        places = torch.as_tensor(special_places(list(layouts)), device=self.device)
+        return pool(hidden[0, places].unflatten(0, (-1, self.k)), self.pooling)
 
-    def _pool(self, hidden: Tensor, layout: Layout, first: int = 0) -> Tensor:
-        """Pool last-layer outputs, the first of which is that of column `first`."""
+    def _run_texts(self, layout: Layout) -> TextHalf:
+        """Run the texts of a batch alone; their keys and values are kept."""
+        text, columns = TextHalf(layout), slice(0, special_columns(layout).start)
+        self.base(
+            input_ids=torch.as_tensor(layout.ids[:, columns], device=self.device),
+            position_ids=torch.as_tensor(layout.tokens.position[:, columns], device=self.device),
+            use_cache=False,
+            **model_kwargs(text),
+        )
+        return text
+
+    def _pool(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Pool last-layer outputs, [B, T, hidden]."""
         rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
-        return pool(hidden[rows, columns - first].unflatten(0, (-1, self.k)), self.pooling)
+        return pool(hidden[rows, columns].unflatten(0, (-1, self.k)), self.pooling)
 
 
 def check_config(model: Any) -> None:

@@ -7,6 +7,7 @@ know of every position (`TokenFacts`). The rule itself is in `attention.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -122,6 +123,8 @@ class Layout:
         """
         if not rows:
             raise InputError("a layout needs at least one row")
+        if arrangement == "aligned" and all(map(_is_plain, rows)):
+            return _align_plain(rows, k)
         bodies = [_row_columns(row, k, number) for number, row in enumerate(rows)]
         if arrangement == "packed":
             return _assemble([np.concatenate(bodies, axis=1)], k, None)
@@ -149,6 +152,39 @@ class Layout:
         """Rows and columns of all special tokens, group after group: by row, then span, k each."""
         rows, columns = np.nonzero(self.tokens.role == Role.SPECIAL)
         return rows, columns
+
+
+def _is_plain(row: Row) -> bool:
+    """Whether a row has one group of special tokens, which see all of it, and no suffix."""
+    return row.spans == ((0, len(row.text)),) and not row.suffix
+
+
+def _align_plain(rows: Sequence[Row], k: int) -> Layout:
+    """The "aligned" layout of plain rows, all at once: thousands of short texts take longer to
+    arrange one by one than to embed."""
+    lengths = np.fromiter((len(row.text) for row in rows), np.int64, len(rows))
+    width = int(lengths.max())
+    shape = len(rows), width + k
+    column = np.broadcast_to(np.arange(shape[1]), shape)
+    is_text, is_special = column < lengths[:, None], column >= width
+    flat = itertools.chain.from_iterable(row.text for row in rows)
+    ids = np.zeros(shape, np.int64)
+    ids[is_text] = np.fromiter(flat, np.int64, lengths.sum())
+    slot = column - width
+    ids[is_special] = slot[is_special]
+    return Layout(
+        ids,
+        TokenFacts(
+            column,
+            np.broadcast_to(np.arange(len(rows))[:, None], shape),
+            np.where(is_special, Role.SPECIAL, np.where(is_text, Role.TEXT, Role.PAD)),
+            np.where(is_special, lengths[:, None] + slot, np.where(is_text, column, 0)),
+            np.zeros(shape, np.int64),
+            np.where(is_special, lengths[:, None], 0),
+        ),
+        k,
+        width,
+    )
 
 
 _FIELDS = 6  # ids, segment, role, position, start, stop

@@ -22,6 +22,7 @@ from gem_rag.errors import GemError, InputError
 # Where the special tokens are in the batch that this thread (or task) is running: a slice of
 # columns, or a [B, T] bool mask. None: no GEM pass is running, and the adapters do nothing.
 Positions = slice | Tensor
+EVERYWHERE = slice(None)
 _positions: ContextVar[Positions | None] = ContextVar("gem_special_positions", default=None)
 
 
@@ -38,7 +39,7 @@ class LowRankUpdate(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        update: Tensor = self.lora_B(self.lora_A(x)) * self.scale
+        update: Tensor = self.lora_B(self.lora_A(x) * self.scale)
         return update
 
 
@@ -172,6 +173,8 @@ def _adapter_hook(update: LowRankUpdate, name: str) -> Callable[..., Tensor | No
                 f"the adapter of {name} cannot tell special tokens from text: the model gives that "
                 "layer no [batch, tokens, features]; leave it out of the adapter's targets"
             )
+        if isinstance(positions, slice) and positions == EVERYWHERE:
+            return output + update(inputs[0])
         index = (slice(None), positions) if isinstance(positions, slice) else positions
         output = output.clone() if torch.is_grad_enabled() else output
         output[index] += update(inputs[0][index])

@@ -41,7 +41,8 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.generation.sampling import FinishReason, Generation, Sampling
 from gem_rag.generation.stop_strings import StopStringBuffer, cut_at_stop
 
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 8192
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32_768
+_GPU_GENERATION_TOKENS = 8192
 
 
 class TransformersEngine(Engine):
@@ -51,7 +52,7 @@ class TransformersEngine(Engine):
         checkpoint: The folder to load.
         device: A torch device, or "auto" for CUDA if there is a GPU.
         dtype: The name of a torch dtype, or "auto": float32 on a CPU, the checkpoint's elsewhere.
-        attention: A lowering of the attention rule, or "auto": flex on CUDA, split elsewhere.
+        attention: A lowering of the attention rule, or "auto": split.
         model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -84,14 +85,16 @@ class TransformersEngine(Engine):
         if adapter is not None:
             encoder.special.load_tensors(adapter)
         self._encoder_or_none: GemEncoder | None = encoder.eval().requires_grad_(False)
-        self.lowering = self._choose_lowering(attention, on_cpu)
+        self.lowering = self._choose_lowering(attention)
 
         self.dim = encoder.dim
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
         self.max_text_tokens = max_text_tokens(model.config, config.k)
         self.batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS
-        self._generation_tokens = self.batch_tokens  # in one batch of one call
+        self._out_of_memory_warned = False
+        # In one batch of one call.
+        self._generation_tokens = min(self.batch_tokens, _GPU_GENERATION_TOKENS)
         self._eos, self._pad = _take_end_tokens(model)
         # One pass of each kind at a time bounds memory; an embedding never waits for a long
         # generation to end.
@@ -103,22 +106,11 @@ class TransformersEngine(Engine):
             exclusive=lambda sampling: sampling.seed is not None,  # a seed is one call's
         )
 
-    def _choose_lowering(
-        self, attention: LoweringName | Literal["auto"], on_cpu: bool
-    ) -> LoweringName:
+    def _choose_lowering(self, attention: LoweringName | Literal["auto"]) -> LoweringName:
         """The lowering to use, tried once on this model."""
         check_choice("attention", attention, ("auto", *get_args(LoweringName)))
-        lowering: LoweringName
-        lowering = ("split" if on_cpu else "flex") if attention == "auto" else attention
-        try:
-            check_supported(self.encoder, lowering)
-        except GemError as error:
-            # FlexAttention compiles for the GPU at hand, or does not.
-            if attention != "auto" or lowering == "split":
-                raise
-            lowering = "split"
-            check_supported(self.encoder, lowering)
-            warnings.warn(f"using SDPA, since FlexAttention fails here: {error}", stacklevel=5)
+        lowering: LoweringName = "split" if attention == "auto" else attention
+        check_supported(self.encoder, lowering)
         return lowering
 
     @property
@@ -129,11 +121,37 @@ class TransformersEngine(Engine):
         return self._encoder_or_none
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
+        try:
+            return self._embed_batch(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                tokens = rows[0].length(self.encoder.k)
+                raise GemError(
+                    f"a text of {tokens} tokens does not fit into the memory of the device: "
+                    "shorten it, or load the model with a smaller dtype"
+                ) from None
+        self._halve_batches()
+        half = len(rows) // 2
+        return np.concatenate([self.embed(rows[:half]), self.embed(rows[half:])])
+
+    def _embed_batch(self, rows: Sequence[Row]) -> FloatArray:
         arrangement: Arrangement = "packed" if self.lowering == "flex" else "aligned"
         layout = Layout.build(rows, self.encoder.k, arrangement)
         with self._embedding_lock, torch.inference_mode():
             vectors: FloatArray = self.encoder(layout, self.lowering).cpu().numpy()
         return vectors
+
+    def _halve_batches(self) -> None:
+        """Batches have been too large for the device; said once."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not self._out_of_memory_warned:
+            self._out_of_memory_warned = True
+            warnings.warn(
+                f"a batch of {self.batch_tokens} tokens does not fit into the memory of the "
+                f"device, and is halved: load the model with batch_tokens={self.batch_tokens // 2}",
+                stacklevel=4,
+            )
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
         results: dict[int, Generation] = {}

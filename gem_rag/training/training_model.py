@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gem_rag.core.layout import Layout
 from gem_rag.training.batches import Batch, Contrast, Pass
 from gem_rag.training.objectives import (
     LogitScale,
@@ -142,15 +143,20 @@ class TrainingModel(nn.Module):
 
     def embed(self, contrast: Contrast) -> Tensor:
         """Unit vectors of this process's rows: queries, documents, negatives; [rows, dim]."""
-        vectors = torch.cat([self._run_pass(self._embed_pass, p) for p in contrast.passes])
+        layouts = [part.layout for part in contrast.passes]
+        # With activation checkpointing of layers the keys and values of a layer are not kept.
+        checkpointing = self.encoder.model.is_gradient_checkpointing
+        if self._trainable.scope != "special" or checkpointing:
+            outputs = [self._run_pass(self.encoder, layout) for layout in layouts]
+        elif self.recipe.memory.gradient_caching:
+            outputs = [self._run_pass(self._embed_frozen, [layout]) for layout in layouts]
+        else:
+            outputs = [self._embed_frozen(layouts)]
+        vectors = torch.cat(outputs)
         return vectors[torch.as_tensor(contrast.order, device=vectors.device).argsort()]
 
-    def _embed_pass(self, part: Pass) -> Tensor:
-        # With activation checkpointing of layers there is no cache of keys and values.
-        if self._trainable.scope == "special" and not self.encoder.model.is_gradient_checkpointing:
-            return self.encoder.frozen_forward(part.layout)
-        vectors: Tensor = self.encoder(part.layout)
-        return vectors
+    def _embed_frozen(self, layouts: list[Layout]) -> Tensor:
+        return self.encoder.embed_in_halves(layouts, frozen_texts=True)
 
     # -- memory --------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """One embedding pass on vLLM's own layers, under the rule of `attention.py`.
 
 No text token sees a special token, so a pass has two halves (compare
-`encoder.GemEncoder.frozen_forward`):
+`encoder.GemEncoder.embed_in_halves`):
 
 1. The texts, packed in flat sequences no longer than vLLM's own steps, go through its compiled
    graph and attend by its own kernel, like a prefill. Their keys and values are kept.
