@@ -12,11 +12,14 @@ from gem_rag.rag.citations import cite
 JAPANESE = "保証期間は購入日から二十四か月であり、消耗品である電池は含まれません。"
 CHINESE = "保修期为自购买之日起二十四个月，电池不在保修范围之内。"
 THAI = "การรับประกันมีผลยี่สิบสี่เดือนนับจากวันที่ซื้อ"
+KOREAN = "보증 기간은 구입일로부터 이십사 개월입니다."
 CASES = {
     "Japanese": (JAPANESE, "購入日から二十四か月", "購入日から二十四か月"),
     "Chinese": (CHINESE, "二十四个月", "二十四个月"),
     "Chinese, cited": (CHINESE, "保修期是二十四个月。[1]", "二十四个月"),
     "Thai": (THAI, "ยี่สิบสี่เดือน", "ยี่สิบสี่เดือน"),
+    "Korean": (KOREAN, "이십사 개월", "이십사 개월"),
+    "Korean, decomposed": (unicodedata.normalize("NFD", KOREAN), "이십사 개월", None),
     "decomposed": (
         unicodedata.normalize("NFD", "Le café ferme à dix heures."),
         "Le café ferme à dix heures.",

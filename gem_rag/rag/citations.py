@@ -1,7 +1,8 @@
 """Where the words of an answer are in the passages it was given, in any script.
 
 Words are compared without case, accents' encoding, soft hyphens and markup. In scripts that put no
-spaces between words (Chinese, Japanese, Thai, ...) every character counts by itself.
+spaces between words (Chinese, Japanese, Thai, ...) every character counts by itself; in Korean, where
+particles are written on to a word, every syllable does.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ _MIN_QUOTE = 4.0  # words
 _CHARACTER_WEIGHT = 0.5  # of a word, in scripts without spaces
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    "\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\u1100-\u11ff\U00020000-\U0003ffff]"
 )
+_JOINING_JAMO = re.compile("[\u1160-\u11ff]")  # a syllable's vowel and end, where it is decomposed
 _IGNORED = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, joiners, marks of order
 _LINK_TARGET = re.compile(r"(?<=\])\([^()\s]*\)")
 _NUMBER = re.compile(r"\[(\d+)\]")
@@ -104,8 +106,10 @@ def split_words(text: str) -> list[_Word]:
             letters.append(character)
             stop = at + 1
         elif _UNSPACED.match(character):
-            is_mark = unicodedata.category(character).startswith("M")
-            if not (is_mark and letters):
+            joins = unicodedata.category(character).startswith("M") or _JOINING_JAMO.match(
+                character
+            )
+            if not (joins and letters):
                 end_word()
                 start = at
             letters.append(character)
