@@ -1,8 +1,8 @@
 """Where the words of an answer are in the passages it was given, in any script.
 
 Words are compared without case, accents' encoding, soft hyphens and markup. In scripts that put no
-spaces between words (Chinese, Japanese, Thai, ...) every character counts by itself; in Korean, where
-particles are written on to a word, every syllable does.
+spaces between words (Chinese, Japanese, Thai, ...) every character counts by itself, and in Korean,
+where particles are written on to a word, every syllable.
 """
 
 from __future__ import annotations
