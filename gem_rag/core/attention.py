@@ -164,12 +164,12 @@ def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu")
     if how == "flex":
         return Lowered(_block_mask(tokens, layout.shape, device), extent)
     if how == "dense":
-        return Lowered(rule_mask(tokens, tokens), extent)
+        return Lowered(_mask(tokens, tokens), extent)
     if layout.packed:
         raise GemError("the split lowering needs one text per row: lower a packed layout to flex")
     split = _Split.of(layout, device)
     rest = TokenFacts(*(_take(field, split.rest, dim=1) for field in tokens))
-    return Lowered(rule_mask(rest, tokens), extent, split)
+    return Lowered(_mask(rest, tokens), extent, split)
 
 
 def lower_over_cached_text(layout: Layout, device: torch.device | str = "cpu") -> Lowered:
@@ -178,7 +178,7 @@ def lower_over_cached_text(layout: Layout, device: torch.device | str = "cpu") -
     return replace(lower(layout, "split", device), split=None)
 
 
-def rule_mask(q: TokenFacts, kv: TokenFacts) -> Tensor:
+def _mask(q: TokenFacts, kv: TokenFacts) -> Tensor:
     """The rule as a bool mask [B, 1, tokens of q, tokens of kv]."""
     queries = TokenFacts(*(field[:, :, None] for field in q))
     keys = TokenFacts(*(field[:, None, :] for field in kv))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gem_rag.core.arrays import IntArray
 from gem_rag.core.attention import (
     IMPLEMENTATION,
     Lowered,
@@ -20,7 +21,7 @@ from gem_rag.core.attention import (
     model_kwargs,
 )
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
-from gem_rag.core.halves import SpecialHalf, TextHalf, special_columns, special_places
+from gem_rag.core.halves import SpecialHalf, TextHalf, special_columns
 from gem_rag.core.layout import Layout, Role, Row
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import EVERYWHERE, SpecialTokens
@@ -121,16 +122,7 @@ class GemEncoder(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_texts):
             texts = [self._run_texts(layout) for layout in layouts]
-        columns = [special_columns(layout) for layout in layouts]
-        position = np.concatenate(
-            [
-                layout.tokens.position[:, at].ravel()
-                for layout, at in zip(layouts, columns, strict=True)
-            ]
-        )
-        slots = np.concatenate(
-            [layout.ids[:, at].ravel() for layout, at in zip(layouts, columns, strict=True)]
-        )
+        slots, position, role = map(np.concatenate, zip(*map(_rest_columns, layouts), strict=True))
         embeds = self.special.embeddings[torch.as_tensor(slots, device=self.device)]
         with self.special.active(EVERYWHERE):
             hidden = self.base(
@@ -139,7 +131,7 @@ class GemEncoder(nn.Module):
                 use_cache=False,
                 **model_kwargs(SpecialHalf(texts, self.device)),
             ).last_hidden_state
-        places = torch.as_tensor(special_places(list(layouts)), device=self.device)
+        places = torch.as_tensor(np.flatnonzero(role == Role.SPECIAL), device=self.device)
         return pool(hidden[0, places].unflatten(0, (-1, self.k)), self.pooling)
 
     def _run_texts(self, layout: Layout) -> TextHalf:
@@ -157,6 +149,12 @@ class GemEncoder(nn.Module):
         """Pool last-layer outputs, [B, T, hidden]."""
         rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
         return pool(hidden[rows, columns].unflatten(0, (-1, self.k)), self.pooling)
+
+
+def _rest_columns(layout: Layout) -> list[IntArray]:
+    """Ids, positions and roles of a layout's special tokens and their padding, row after row."""
+    facts = layout.ids, layout.tokens.position, layout.tokens.role
+    return [fact[:, special_columns(layout)].ravel() for fact in facts]
 
 
 def check_config(model: Any) -> None:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gem_rag.core.attention import facts_as_tensors, rule_mask
-from gem_rag.core.layout import Layout, TokenFacts
+from gem_rag.core.attention import lower_over_cached_text
+from gem_rag.core.layout import Layout
 
 
 @dataclass
@@ -38,15 +38,10 @@ class TextHalf:
     values: list[Tensor] = field(default_factory=list)
     calls: int = 0
 
-    @property
+    @cached_property
     def extent(self) -> int:
         """Positions that the longest text and its special tokens span."""
         return int(self.layout.tokens.position.max()) + 1
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the kept keys and values take."""
-        return sum(kept.nbytes for kept in (*self.keys, *self.values))
 
     def attend(
         self, module: Any, qkv: tuple[Tensor, Tensor, Tensor], mask: Any, **kwargs: Any
@@ -75,6 +70,7 @@ class SpecialHalf:
     def __post_init__(self) -> None:
         self.extent = max(text.extent for text in self.texts)
         self._seen = [_seen(text.layout, self.device) for text in self.texts]
+        self._sizes = [seen.shape[0] * seen.shape[3] for seen in self._seen]
 
     def attend(
         self, module: Any, qkv: tuple[Tensor, Tensor, Tensor], mask: Any, **kwargs: Any
@@ -83,8 +79,7 @@ class SpecialHalf:
         layer = self.calls - 1
         scale = kwargs.get("scaling")
         scale = qkv[0].shape[-1] ** -0.5 if scale is None else float(scale)
-        sizes = [seen.shape[0] * seen.shape[3] for seen in self._seen]
-        parts = zip(*(x.split(sizes, dim=2) for x in qkv), strict=True)
+        parts = zip(*(x.split(self._sizes, dim=2) for x in qkv), strict=True)
         with torch.autocast(self.device.type, enabled=False):
             outputs = [
                 _attend_over_text(part, text.keys[layer], text.values[layer], seen, scale)
@@ -99,25 +94,12 @@ def special_columns(layout: Layout) -> slice:
     return slice(layout.rest_start, layout.shape[1])
 
 
-def special_places(layouts: list[Layout]) -> np.ndarray:
-    """Where the layouts' special tokens are in the sequence of a `SpecialHalf`, group after group:
-    int64 [special tokens]."""
-    places, start = [], 0
-    for layout in layouts:
-        rows, columns = layout.specials
-        width = layout.shape[1] - special_columns(layout).start
-        places.append(start + rows * width + columns - special_columns(layout).start)
-        start += layout.shape[0] * width
-    return np.concatenate(places)
-
-
 def _seen(layout: Layout, device: torch.device) -> Tensor:
     """0 where a special token sees a token of its text, else minus infinity:
     float32 [B, 1, 1, specials of a row, T]."""
-    tokens, columns = facts_as_tensors(layout, device), special_columns(layout)
-    specials = TokenFacts(*(fact[:, columns] for fact in tokens))
-    texts = TokenFacts(*(fact[:, : columns.start] for fact in tokens))
-    mask = rule_mask(specials, texts)[:, None]
+    over_all = lower_over_cached_text(layout, device).mask
+    assert isinstance(over_all, Tensor)
+    mask = over_all[:, None, ..., : special_columns(layout).start]
     return torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)
 
 

@@ -107,10 +107,6 @@ def check_paths(paths: Sequence[Path]) -> None:
             raise InputError(f"there is no file or folder {str(path)!r}: check the path")
 
 
-def _is_same_folder(path: Path, other: Path) -> bool:
-    return path.name == other.name and other.exists() and path.samefile(other)
-
-
 def source_name(path: Path, base: Path) -> str:
     """The path relative to `base`, with forward slashes: the same from any working folder.
 
@@ -153,6 +149,10 @@ def _walk(
 def _unreadable(path: Path, error: OSError) -> Skipped:
     reason = f"{path} cannot be read ({error.strerror}): check its permissions"
     return Skipped(str(path), reason, unreadable=True)
+
+
+def _is_same_folder(path: Path, other: Path) -> bool:
+    return path.name == other.name and other.exists() and path.samefile(other)
 
 
 def _read_or_skip(

@@ -130,7 +130,7 @@ class TransformersEngine(Engine):
                     f"a text of {tokens} tokens does not fit into the memory of the device: "
                     "shorten it, or load the model with a smaller dtype"
                 ) from None
-        self._halve_batches()
+        self._warn_out_of_memory()
         half = len(rows) // 2
         return np.concatenate([self.embed(rows[:half]), self.embed(rows[half:])])
 
@@ -141,7 +141,7 @@ class TransformersEngine(Engine):
             vectors: FloatArray = self.encoder(layout, self.lowering).cpu().numpy()
         return vectors
 
-    def _halve_batches(self) -> None:
+    def _warn_out_of_memory(self) -> None:
         """Batches have been too large for the device; said once."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

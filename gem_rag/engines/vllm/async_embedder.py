@@ -22,6 +22,7 @@ from gem_rag.engines.vllm.engine_args import (
     batch_failed,
     check_supported,
     engine_died,
+    shutting_down,
 )
 from gem_rag.errors import GemError
 
@@ -98,7 +99,7 @@ class AsyncEmbedder:
 
     async def drain(self, timeout: float) -> None:
         """Embed what is waiting, for so many seconds at most, and refuse what is new."""
-        self._refusal = GemError("the server is shutting down: send the request again later")
+        self._refusal = shutting_down()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout)
 

@@ -168,14 +168,10 @@ class Driver:
         batch = self._embeddings.take(generating)
         if not batch.rows:
             return
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         self._batch = batch  # what fails with the engine
         try:
             rows = rpc.serialize_rows(batch.rows)
             vectors = rpc.vectors(self._engine.collective_rpc(rpc.EMBED, args=(rows,)))
-        except EngineDeadError:
-            raise
         except GemError as error:
             self._embeddings.failed(batch, error)
         except Exception as error:

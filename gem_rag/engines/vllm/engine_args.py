@@ -106,8 +106,13 @@ def batch_failed(error: BaseException) -> GemError:
     """What to tell those whose rows were in a batch that failed while the engine goes on."""
     reason = short_reason(error)
     if "shutting down" in reason:  # vLLM's answer while it drains
-        return GemError("the server is shutting down: send the request again later")
+        return shutting_down()
     return GemError(f"vLLM could not embed this batch ({type(error).__name__}: {reason})")
+
+
+def shutting_down() -> GemError:
+    """What to tell those who come, or still wait, while the server ends."""
+    return GemError("the server is shutting down: send the request again later")
 
 
 def engine_died(error: BaseException) -> GemError:

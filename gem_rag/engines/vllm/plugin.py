@@ -144,7 +144,7 @@ def _drain_first(embedder: AsyncEmbedder, shutdown: Callable[..., None]) -> Call
 
     vLLM waits for text that is being generated, but answers no worker calls once it shuts down.
     """
-    loop = asyncio.get_running_loop()
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
     def drain_and_shutdown(timeout: float | None = None) -> None:
         start = time.monotonic()
@@ -153,7 +153,6 @@ def _drain_first(embedder: AsyncEmbedder, shutdown: Callable[..., None]) -> Call
             timeout = max(0.0, timeout - (time.monotonic() - start))
         shutdown(timeout=timeout)
 
-    thread = threading.get_ident()
     return drain_and_shutdown
 
 
