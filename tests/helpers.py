@@ -207,13 +207,8 @@ def placed(rows: Sequence[Row], k: int, arrangement: Arrangement) -> Grid:
         for r, row in enumerate(rows)
     ]
     joined = [text + rest for text, rest in zip(texts, rests, strict=True)]
-    if arrangement == "packed":
-        return [[place for row in joined for place in row]]
     if arrangement == "right":
         return padded_right(joined)
-    if arrangement == "left":
-        width = max(map(len, joined))
-        return [[None] * (width - len(row)) + row for row in joined]
     both = zip(padded_right(texts), padded_right(rests), strict=True)
     return [text + rest for text, rest in both]
 

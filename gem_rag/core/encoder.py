@@ -5,26 +5,28 @@ The transformers engine and training share it, so both compute the same vectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gem_rag.core.arrays import IntArray
+from gem_rag.core import varlen
 from gem_rag.core.attention import (
     IMPLEMENTATION,
+    GemAttention,
     Lowered,
     LoweringName,
     lower,
     model_kwargs,
 )
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
-from gem_rag.core.halves import SpecialHalf, TextHalf, special_columns
+from gem_rag.core.halves import PaddedTexts, SpecialHalf, TextHalf
 from gem_rag.core.layout import Layout, Role, Row
+from gem_rag.core.packed_texts import PackedTexts
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import EVERYWHERE, SpecialTokens
+from gem_rag.core.transfer import to_device
 from gem_rag.errors import GemError
 
 
@@ -91,70 +93,93 @@ class GemEncoder(nn.Module):
         if layout.rest_start is not None and not (layout.tokens.role == Role.SUFFIX).any():
             special = slice(layout.rest_start, layout.shape[1])
         else:
-            special = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
+            special = to_device(layout.tokens.role == Role.SPECIAL, self.device)
         with self.special.active(special):
-            hidden: Tensor = self.base(
+            return self._call(
+                lowered,
+                lowered.mask,
                 inputs_embeds=self._embed(layout),
-                position_ids=torch.as_tensor(layout.tokens.position, device=self.device),
-                use_cache=False,
-                **model_kwargs(lowered, lowered.mask),
-            ).last_hidden_state
-        return hidden
+                position_ids=to_device(layout.tokens.position, self.device),
+            )
 
     def _embed(self, layout: Layout) -> Tensor:
         """Input embeddings [B, T, hidden]: the vocabulary's, and the special tokens' own."""
-        is_special = torch.as_tensor(layout.tokens.role == Role.SPECIAL, device=self.device)
-        ids = torch.as_tensor(layout.ids, device=self.device)
+        is_special = to_device(layout.tokens.role == Role.SPECIAL, self.device)
+        ids = to_device(layout.ids, self.device)
         text: Tensor = self.base.get_input_embeddings()(ids.masked_fill(is_special, 0))
         special = self.special.embeddings[ids.clamp(max=self.k - 1)].to(text.dtype)
         return torch.where(is_special[..., None], special, text)
 
-    def embed_in_halves(self, layouts: Sequence[Layout], frozen_texts: bool = False) -> Tensor:
+    def embed_in_halves(
+        self, layouts: Sequence[Layout], frozen_texts: bool = False, pass_tokens: int = 2**17
+    ) -> Tensor:
         """As `forward`, for any number of batches whose special tokens run together.
 
         Args:
             layouts: "Aligned" batches without suffixes.
             frozen_texts: Whether texts need no gradients, as in the `special` scope, where nothing
                 that a text token computes can change.
+            pass_tokens: Text tokens in one pass, where batches can be packed together.
 
         Returns:
             Unit vectors of all groups, batch after batch: float32 [groups, dim].
         """
+        layouts = [layout for layout in layouts if (layout.tokens.role == Role.SPECIAL).any()]
+        if not layouts:
+            return torch.zeros(0, self.dim, device=self.device)
+        texts = list(self._text_halves(layouts, pass_tokens))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_texts):
-            texts = [self._run_texts(layout) for layout in layouts]
-        slots, position, role = map(np.concatenate, zip(*map(_rest_columns, layouts), strict=True))
-        embeds = self.special.embeddings[torch.as_tensor(slots, device=self.device)]
+            for text in texts:
+                self._call(text, input_ids=text.ids, position_ids=text.position)
+        half = SpecialHalf(texts, self.device)
+        embeds = self.special.embeddings[half.slots]
         with self.special.active(EVERYWHERE):
-            hidden = self.base(
+            hidden = self._call(
+                half,
                 inputs_embeds=embeds[None].to(self.base.get_input_embeddings().weight.dtype),
-                position_ids=torch.as_tensor(position, device=self.device)[None],
-                use_cache=False,
-                **model_kwargs(SpecialHalf(texts, self.device)),
-            ).last_hidden_state
-        places = torch.as_tensor(np.flatnonzero(role == Role.SPECIAL), device=self.device)
-        return pool(hidden[0, places].unflatten(0, (-1, self.k)), self.pooling)
+                position_ids=half.position[None],
+            )
+        return pool(hidden[0, half.places].unflatten(0, (-1, self.k)), self.pooling)
 
-    def _run_texts(self, layout: Layout) -> TextHalf:
-        """Run the texts of a batch alone; their keys and values are kept."""
-        text, columns = TextHalf(layout), slice(0, special_columns(layout).start)
-        self.base(
-            input_ids=torch.as_tensor(layout.ids[:, columns], device=self.device),
-            position_ids=torch.as_tensor(layout.tokens.position[:, columns], device=self.device),
-            use_cache=False,
-            **model_kwargs(text),
-        )
-        return text
+    def _text_halves(self, layouts: Sequence[Layout], pass_tokens: int) -> Iterator[TextHalf]:
+        """The passes that some batches' texts take."""
+        dtype = self._attention_dtype
+        if not varlen.is_supported(self.device, dtype, self._head_dim):
+            yield from (PaddedTexts(layout, self.device) for layout in layouts)
+            return
+        together: list[Layout] = []
+        for layout in layouts:
+            if together and sum(part.ids.size for part in [*together, layout]) > pass_tokens:
+                yield PackedTexts(together, self.device, dtype)
+                together = []
+            together.append(layout)
+        yield PackedTexts(together, self.device, dtype)
+
+    @property
+    def _attention_dtype(self) -> torch.dtype:
+        device = self.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        dtype: torch.dtype = self.base.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def _head_dim(self) -> int:
+        config = self.model.config.get_text_config()
+        own = getattr(config, "head_dim", None)
+        return int(own or config.hidden_size // config.num_attention_heads)
+
+    def _call(self, attention: GemAttention, mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Outputs of the last layer after the final norm: [B, T, hidden]."""
+        hidden: Tensor = self.base(
+            use_cache=False, **inputs, **model_kwargs(attention, mask)
+        ).last_hidden_state
+        return hidden
 
     def _pool(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Pool last-layer outputs, [B, T, hidden]."""
-        rows, columns = (torch.as_tensor(i, device=self.device) for i in layout.specials)
+        rows, columns = (to_device(i, self.device) for i in layout.specials)
         return pool(hidden[rows, columns].unflatten(0, (-1, self.k)), self.pooling)
-
-
-def _rest_columns(layout: Layout) -> list[IntArray]:
-    """Ids, positions and roles of a layout's special tokens and their padding, row after row."""
-    facts = layout.ids, layout.tokens.position, layout.tokens.role
-    return [fact[:, special_columns(layout)].ravel() for fact in facts]
 
 
 def check_config(model: Any) -> None:

@@ -5,87 +5,146 @@ values are kept. The special tokens of any number of such passes then run throug
 each over the kept keys and values of its own text, and itself. The numbers are those of one pass
 under the rule, which `attention.may_attend` states; training needs gradients of the second half
 only, whose rows are few.
+
+Texts run padded to a rectangle (`PaddedTexts`), or where FlashAttention runs packed one after
+another (`packed_texts.PackedTexts`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from gem_rag.core.arrays import IntArray
 from gem_rag.core.attention import lower_over_cached_text
-from gem_rag.core.layout import Layout
+from gem_rag.core.layout import Layout, Role
+from gem_rag.core.transfer import to_device
+
+Heads = tuple[Tensor, Tensor, Tensor]  # query, key and value, [B, heads, T, head_dim] each
 
 
-@dataclass
-class TextHalf:
-    """The texts of an "aligned" layout: causal attention that keeps its keys and values.
+class TextHalf(ABC):
+    """A pass over texts alone: causal attention that keeps its keys and values.
 
     Attributes:
-        layout: The batch.
-        keys: By layer, [B, key heads, T, head_dim]; `values` likewise.
+        ids: Token ids, int64 [B, T]; `position` likewise.
+        extent: Positions that the longest text and its special tokens span.
+        slots: The index in its group of every special token that goes with these texts, int64 [S];
+            `special_position` likewise.
+        special: Which of those are special tokens, and not padding of rows that have fewer:
+            bool [S].
         calls: How many attention layers have used it.
     """
 
-    layout: Layout
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-    calls: int = 0
+    ids: Tensor
+    position: Tensor
+    extent: int
+    slots: IntArray
+    special_position: IntArray
+    special: IntArray
 
-    @cached_property
-    def extent(self) -> int:
-        """Positions that the longest text and its special tokens span."""
-        return int(self.layout.tokens.position.max()) + 1
+    def __init__(self) -> None:
+        self.calls = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
 
     def attend(
-        self, module: Any, qkv: tuple[Tensor, Tensor, Tensor], mask: Any, **kwargs: Any
+        self, module: Any, qkv: Heads, mask: Any, scaling: float | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """Padding is on the right, so plain causal attention is right for every text token."""
-        _, key, value = qkv
-        self.keys.append(key)
-        self.values.append(value)
-        return sdpa_attention_forward(module, *qkv, None, is_causal=True, **kwargs)[0], None
+        """As `attention.gem_attention_forward`."""
+        query, key, value = qkv
+        self._keys.append(key)
+        self._values.append(value)
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        return self._attend_causally(module, qkv, scale), None
+
+    @abstractmethod
+    def _attend_causally(self, module: Any, qkv: Heads, scale: float) -> Tensor:
+        """[B, T, heads, head_dim], causal within each text."""
+
+    @abstractmethod
+    def attend_specials(self, layer: int, qkv: Sequence[Tensor], scale: float) -> Tensor:
+        """A layer's attention of the special tokens to their texts and themselves.
+
+        Args:
+            layer: Its number.
+            qkv: Queries [1, heads, S, head_dim], keys and values [1, key heads, S, head_dim].
+            scale: Of the scores.
+
+        Returns:
+            [1, S, heads, head_dim].
+        """
 
 
-@dataclass
+class PaddedTexts(TextHalf):
+    """The texts of one "aligned" layout, padded to the longest.
+
+    Args:
+        layout: The batch.
+        device: Where the model runs.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        super().__init__()
+        texts, rest = slice(0, special_columns(layout).start), special_columns(layout)
+        self.ids = to_device(layout.ids[:, texts], device)
+        self.position = to_device(layout.tokens.position[:, texts], device)
+        self.extent = int(layout.tokens.position.max()) + 1
+        self.slots = layout.ids[:, rest].ravel()
+        self.special_position = layout.tokens.position[:, rest].ravel()
+        self.special = (layout.tokens.role[:, rest] == Role.SPECIAL).ravel()
+        self._seen = _seen(layout, device)
+
+    def _attend_causally(self, module: Any, qkv: Heads, scale: float) -> Tensor:
+        # Padding is on the right, where no token of a text sees it.
+        output: Tensor
+        output, _ = sdpa_attention_forward(module, *qkv, None, is_causal=True, scaling=scale)
+        return output
+
+    def attend_specials(self, layer: int, qkv: Sequence[Tensor], scale: float) -> Tensor:
+        return _attend_over_text(qkv, self._keys[layer], self._values[layer], self._seen, scale)
+
+
 class SpecialHalf:
     """The special tokens of some text passes, one after another in a single sequence.
 
     Attributes:
-        texts: The text passes.
-        device: Where the model runs.
-        calls: How many attention layers have used it.
+        slots: Index of each in its group, int64 [S]; `position` likewise.
+        places: Where the special tokens are among them, int64; the rest is padding.
+        extent: As of `attention.GemAttention`; `calls` likewise.
     """
 
-    texts: list[TextHalf]
-    device: torch.device
-    calls: int = 0
-
-    def __post_init__(self) -> None:
-        self.extent = max(text.extent for text in self.texts)
-        self._seen = [_seen(text.layout, self.device) for text in self.texts]
-        self._sizes = [seen.shape[0] * seen.shape[3] for seen in self._seen]
+    def __init__(self, texts: Sequence[TextHalf], device: torch.device) -> None:
+        self.slots = to_device(np.concatenate([text.slots for text in texts]), device)
+        self.position = to_device(np.concatenate([t.special_position for t in texts]), device)
+        self.places = to_device(np.flatnonzero(np.concatenate([t.special for t in texts])), device)
+        self.extent = max(text.extent for text in texts)
+        self.calls = 0
+        self._texts = texts
+        self._sizes = [len(text.slots) for text in texts]
 
     def attend(
-        self, module: Any, qkv: tuple[Tensor, Tensor, Tensor], mask: Any, **kwargs: Any
+        self, module: Any, qkv: Heads, mask: Any, scaling: float | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """[1, S, heads, head_dim] for the queries, [1, heads, S, head_dim]."""
         layer = self.calls - 1
-        scale = kwargs.get("scaling")
-        scale = qkv[0].shape[-1] ** -0.5 if scale is None else float(scale)
-        parts = zip(*(x.split(self._sizes, dim=2) for x in qkv), strict=True)
-        with torch.autocast(self.device.type, enabled=False):
+        scale = qkv[0].shape[-1] ** -0.5 if scaling is None else float(scaling)
+        with torch.autocast(qkv[0].device.type, enabled=False):
+            if len(self._texts) == 1:
+                return self._texts[0].attend_specials(layer, qkv, scale), None
+            parts = zip(*(x.split(self._sizes, dim=2) for x in qkv), strict=True)
             outputs = [
-                _attend_over_text(part, text.keys[layer], text.values[layer], seen, scale)
-                for part, text, seen in zip(parts, self.texts, self._seen, strict=True)
+                text.attend_specials(layer, part, scale)
+                for text, part in zip(self._texts, parts, strict=True)
             ]
-        return torch.cat(outputs, dim=1), None
+            return torch.cat(outputs, dim=1), None
 
 
 def special_columns(layout: Layout) -> slice:
@@ -98,7 +157,6 @@ def _seen(layout: Layout, device: torch.device) -> Tensor:
     """0 where a special token sees a token of its text, else minus infinity:
     float32 [B, 1, 1, specials of a row, T]."""
     over_all = lower_over_cached_text(layout, device).mask
-    assert isinstance(over_all, Tensor)
     mask = over_all[:, None, ..., : special_columns(layout).start]
     return torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)
 

@@ -1,8 +1,8 @@
 """A batch of texts with special tokens as plain numpy arrays.
 
 A `Row` is one text, the spans its special tokens see, and in training a suffix. A `Layout` arranges
-rows in a rectangle or packs them into one sequence, and records what the attention rule needs to
-know of every position (`TokenFacts`). The rule itself is in `attention.py`.
+rows in a rectangle, and records what the attention rule needs to know of every position
+(`TokenFacts`). The rule itself is in `attention.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ import numpy as np
 from gem_rag.core.arrays import IntArray
 from gem_rag.errors import InputError
 
-Arrangement = Literal["aligned", "right", "left", "packed"]
+Arrangement = Literal["aligned", "right"]
 
 
 class Role:
-    """What is at a position.
-
-    Plain integers: inside a FlexAttention mask, torch.compile compares a tensor with a member of
-    an enum as objects, and they are never equal.
-    """
+    """What is at a position, as plain integers for arrays."""
 
     TEXT = 0
     SPECIAL = 1
@@ -38,7 +34,6 @@ class TokenFacts(NamedTuple):
 
     Attributes:
         column: Index in the sequence.
-        segment: Which text the token belongs to.
         role: A `Role`.
         position: Position id; for a text token its index in its text.
         start: For a special token, the first position of the text that it sees.
@@ -46,7 +41,6 @@ class TokenFacts(NamedTuple):
     """
 
     column: Any
-    segment: Any
     role: Any
     position: Any
     start: Any
@@ -118,34 +112,26 @@ class Layout:
             rows: At least one.
             k: Special tokens in a group.
             arrangement: "aligned" pads texts on the right and puts special tokens in common columns
-                behind them, which needs no T x T mask; "right" and "left" pad whole rows; "packed"
-                puts all rows one after another in a single sequence (B = 1).
+                behind them, which needs no T x T mask; "right" pads whole rows.
         """
         if not rows:
             raise InputError("a layout needs at least one row")
         if arrangement == "aligned" and all(map(_is_plain, rows)):
             return _align_plain(rows, k)
-        bodies = [_row_columns(row, k, number) for number, row in enumerate(rows)]
-        if arrangement == "packed":
-            return _assemble([np.concatenate(bodies, axis=1)], k, None)
+        bodies = [_row_columns(row, k) for row in rows]
         if arrangement == "aligned":
             texts = [body[:, : len(row.text)] for body, row in zip(bodies, rows, strict=True)]
             rests = [body[:, len(row.text) :] for body, row in zip(bodies, rows, strict=True)]
             width = max(text.shape[1] for text in texts)
-            blocks = zip(_pad(texts, "right"), _pad(rests, "right"), strict=True)
+            blocks = zip(_pad(texts), _pad(rests), strict=True)
             joined = [np.concatenate(pair, axis=1) for pair in blocks]
             return _assemble(joined, k, width)
-        return _assemble(_pad(bodies, arrangement), k, None)
+        return _assemble(_pad(bodies), k, None)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(B, T)."""
         return self.ids.shape[0], self.ids.shape[1]
-
-    @property
-    def packed(self) -> bool:
-        """Whether a sequence holds more than one text."""
-        return bool(np.ptp(self.tokens.segment, axis=1).any())
 
     @property
     def specials(self) -> tuple[IntArray, IntArray]:
@@ -176,7 +162,6 @@ def _align_plain(rows: Sequence[Row], k: int) -> Layout:
         ids,
         TokenFacts(
             column,
-            np.broadcast_to(np.arange(len(rows))[:, None], shape),
             np.where(is_special, Role.SPECIAL, np.where(is_text, Role.TEXT, Role.PAD)),
             np.where(is_special, lengths[:, None] + slot, np.where(is_text, column, 0)),
             np.zeros(shape, np.int64),
@@ -187,11 +172,11 @@ def _align_plain(rows: Sequence[Row], k: int) -> Layout:
     )
 
 
-_FIELDS = 6  # ids, segment, role, position, start, stop
+_FIELDS = 5  # ids, role, position, start, stop
 
 
-def _row_columns(row: Row, k: int, segment: int) -> IntArray:
-    """The row's text, groups of special tokens and suffix, one after another: [6, length]."""
+def _row_columns(row: Row, k: int) -> IntArray:
+    """The row's text, groups of special tokens and suffix, one after another: [5, length]."""
     n, groups, m = len(row.text), len(row.spans), len(row.suffix)
     spans = np.repeat(np.asarray(row.spans, dtype=np.int64).reshape(-1, 2), k, axis=0)
     slot = np.tile(np.arange(k), groups)
@@ -200,31 +185,28 @@ def _row_columns(row: Row, k: int, segment: int) -> IntArray:
     out[0] = np.concatenate(
         [np.asarray(row.text, np.int64), slot, np.asarray(row.suffix, np.int64)]
     )
-    out[1] = segment
-    out[2] = role
-    out[3] = np.concatenate([np.arange(n), spans[:, 1] + slot, np.arange(n + k, n + k + m)])
-    out[4, role == Role.SPECIAL] = spans[:, 0]
-    out[5, role == Role.SPECIAL] = spans[:, 1]
+    out[1] = role
+    out[2] = np.concatenate([np.arange(n), spans[:, 1] + slot, np.arange(n + k, n + k + m)])
+    out[3, role == Role.SPECIAL] = spans[:, 0]
+    out[4, role == Role.SPECIAL] = spans[:, 1]
     return out
 
 
-def _pad(bodies: Sequence[IntArray], side: Literal["right", "left"]) -> list[IntArray]:
+def _pad(bodies: Sequence[IntArray]) -> list[IntArray]:
     width = max(body.shape[1] for body in bodies)
     padded = []
-    for number, body in enumerate(bodies):
+    for body in bodies:
         out = np.zeros((_FIELDS, width), dtype=np.int64)
-        out[1] = number  # the body of a row without special tokens is empty
-        out[2] = Role.PAD
-        start = width - body.shape[1] if side == "left" else 0
-        out[:, start : start + body.shape[1]] = body
+        out[1] = Role.PAD
+        out[:, : body.shape[1]] = body
         padded.append(out)
     return padded
 
 
 def _assemble(bodies: Sequence[IntArray], k: int, rest_start: int | None) -> Layout:
-    ids, segment, role, position, start, stop = np.stack(bodies, axis=1)
+    ids, role, position, start, stop = np.stack(bodies, axis=1)
     column = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    return Layout(ids, TokenFacts(column, segment, role, position, start, stop), k, rest_start)
+    return Layout(ids, TokenFacts(column, role, position, start, stop), k, rest_start)
 
 
 def plan_batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> Iterator[list[int]]:

@@ -11,23 +11,56 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gem_rag.core.config import AdapterConfig
 from gem_rag.errors import GemError, InputError
 
-# Where the special tokens are in the batch that this thread (or task) is running: a slice of
-# columns, or a [B, T] bool mask. None: no GEM pass is running, and the adapters do nothing.
+# Where the special tokens are in a batch: a slice of columns, or a [B, T] bool mask.
 Positions = slice | Tensor
 EVERYWHERE = slice(None)
-_positions: ContextVar[Positions | None] = ContextVar("gem_special_positions", default=None)
+
+
+@dataclass
+class _Pass:
+    """A GEM pass: where its special tokens are, and what adapters made of the last input.
+
+    Layers that read the same input (q, k and v, say) share one product with their A matrices.
+    """
+
+    positions: Positions
+    input: Tensor | None = None
+    first: LowRankUpdate | None = None
+    products: dict[LowRankUpdate, Tensor] = field(default_factory=dict)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every row is a special token's."""
+        return isinstance(self.positions, slice) and self.positions == EVERYWHERE
+
+    @property
+    def index(self) -> Any:
+        """Of the special tokens in a batch, [B, T, ...]."""
+        at = self.positions
+        return (slice(None), at) if isinstance(at, slice) else at
+
+
+# The pass that this thread (or task) is running. None: the adapters do nothing.
+_pass: ContextVar[_Pass | None] = ContextVar("gem_pass", default=None)
 
 
 class LowRankUpdate(nn.Module):
-    """A low-rank update x -> (x A^T) B^T * scale; zero until trained (arXiv 2106.09685)."""
+    """A low-rank update x -> (x A^T) B^T * scale; zero until trained (arXiv 2106.09685).
+
+    Attributes:
+        readers: The updates whose layers read the same input as this one's, this one first. Found
+            out by the first pass; every model is run once before it is used.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -35,12 +68,37 @@ class LowRankUpdate(nn.Module):
         self.lora_A = nn.Linear(linear.in_features, rank, bias=False, device=device, dtype=dtype)
         self.lora_B = nn.Linear(rank, linear.out_features, bias=False, device=device, dtype=dtype)
         self.scale = alpha / rank
+        self.readers: tuple[LowRankUpdate, ...] = (self,)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        update: Tensor = self.lora_B(self.lora_A(x) * self.scale)
-        return update
+    def update(self, output: Tensor, x: Tensor, now: _Pass) -> Tensor:
+        """The layer's output [B, T, out] of x, updated where the special tokens are."""
+        product, up = self._product(x, now), self.lora_B.weight
+        if now.everywhere:
+            flat = output.flatten(0, -2), product.flatten(0, -2)
+            return torch.addmm(*flat, up.t(), alpha=self.scale).view_as(output)
+        if isinstance(now.positions, slice) and not torch.is_grad_enabled():
+            of_batch = up.t().expand(len(output), -1, -1)
+            output[now.index].baddbmm_(product, of_batch, alpha=self.scale)
+            return output
+        output = output.clone() if torch.is_grad_enabled() else output
+        output[now.index] += F.linear(product, up) * self.scale
+        return output
+
+    def _product(self, x: Tensor, now: _Pass) -> Tensor:
+        """x A^T of the special tokens' rows, computed with those of all readers of x at once."""
+        if x is not now.input:
+            now.input, now.first = x, self
+            down = [reader.lora_A.weight for reader in self.readers]
+            products = F.linear(x[now.index], torch.cat(down) if len(down) > 1 else down[0])
+            parts = products.split([weight.shape[0] for weight in down], dim=-1)
+            now.products = dict(zip(self.readers, parts, strict=True))
+        elif self not in now.products:  # the first pass: from now on it is among the first's
+            assert now.first is not None
+            now.first.readers += (self,)
+            now.products[self] = F.linear(x[now.index], self.lora_A.weight)
+        return now.products[self]
 
 
 class SpecialTokens(nn.Module):
@@ -76,19 +134,19 @@ class SpecialTokens(nn.Module):
     @contextmanager
     def active(self, positions: Positions) -> Iterator[None]:
         """Apply the adapters at these positions of every batch run inside, in this thread only."""
-        token = _positions.set(positions)
+        token = _pass.set(_Pass(positions))
         try:
             yield
         finally:
-            _positions.reset(token)
+            _pass.reset(token)
 
     def checkpoint_contexts(
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Contexts for activation checkpointing: of the forward pass, and of its recomputation,
         which may run in another thread and after `active` has ended."""
-        positions = _positions.get()
-        return nullcontext(), nullcontext() if positions is None else self.active(positions)
+        now = _pass.get()
+        return nullcontext(), nullcontext() if now is None else self.active(now.positions)
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights under the names they have on disk; adapters are named as peft names them."""
@@ -165,20 +223,15 @@ def peft_name(target: str, part: str) -> str:
 
 def _adapter_hook(update: LowRankUpdate, name: str) -> Callable[..., Tensor | None]:
     def add_update(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        positions = _positions.get()
-        if positions is None:
+        now = _pass.get()
+        if now is None:
             return None
         if not isinstance(output, Tensor) or output.ndim != 3:
             raise GemError(
                 f"the adapter of {name} cannot tell special tokens from text: the model gives that "
                 "layer no [batch, tokens, features]; leave it out of the adapter's targets"
             )
-        if isinstance(positions, slice) and positions == EVERYWHERE:
-            return output + update(inputs[0])
-        index = (slice(None), positions) if isinstance(positions, slice) else positions
-        output = output.clone() if torch.is_grad_enabled() else output
-        output[index] += update(inputs[0][index])
-        return output
+        return update.update(output, inputs[0], now)
 
     return add_update
 

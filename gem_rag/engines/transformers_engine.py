@@ -33,7 +33,7 @@ from gem_rag.core.arrays import FloatArray
 from gem_rag.core.attention import IMPLEMENTATION, LoweringName
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
-from gem_rag.core.layout import Arrangement, Layout, Row, plan_batches
+from gem_rag.core.layout import Layout, Row, plan_batches
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.engine import Engine
 from gem_rag.engines.micro_batching import MicroBatcher
@@ -135,8 +135,7 @@ class TransformersEngine(Engine):
         return np.concatenate([self.embed(rows[:half]), self.embed(rows[half:])])
 
     def _embed_batch(self, rows: Sequence[Row]) -> FloatArray:
-        arrangement: Arrangement = "packed" if self.lowering == "flex" else "aligned"
-        layout = Layout.build(rows, self.encoder.k, arrangement)
+        layout = Layout.build(rows, self.encoder.k)
         with self._embedding_lock, torch.inference_mode():
             vectors: FloatArray = self.encoder(layout, self.lowering).cpu().numpy()
         return vectors

@@ -77,12 +77,10 @@ def next_token_labels(layout: Layout) -> IntArray:
     labels = np.full_like(layout.ids, IGNORED)
     tokens = layout.tokens
     for row in range(layout.shape[0]):
-        for segment in np.unique(tokens.segment[row]):
-            in_segment = tokens.segment[row] == segment
-            text = np.flatnonzero(in_segment & (tokens.role[row] == Role.TEXT))
-            labels[row, text[:-1]] = layout.ids[row, text[1:]]
-            suffix = np.flatnonzero(in_segment & (tokens.role[row] == Role.SUFFIX))
-            if suffix.size:
-                last_special = np.flatnonzero(in_segment & (tokens.role[row] == Role.SPECIAL))[-1]
-                labels[row, [last_special, *suffix[:-1]]] = layout.ids[row, suffix]
+        text = np.flatnonzero(tokens.role[row] == Role.TEXT)
+        labels[row, text[:-1]] = layout.ids[row, text[1:]]
+        suffix = np.flatnonzero(tokens.role[row] == Role.SUFFIX)
+        if suffix.size:
+            last_special = np.flatnonzero(tokens.role[row] == Role.SPECIAL)[-1]
+            labels[row, [last_special, *suffix[:-1]]] = layout.ids[row, suffix]
     return labels
