@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
@@ -156,8 +156,8 @@ class Gem:
         """
         rows = [Row.whole(ids) for ids in token_ids]
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
-        for batch in plan_batches([row.length(self.config.k) for row in rows], self._batch_tokens):
-            vectors[batch] = self._engine.embed([rows[i] for i in batch])
+        for batch, embedded in self._embed_batches(rows):
+            vectors[batch] = embedded
         return vectors
 
     # -- tokens ------------------------------------------------------------------------------
@@ -409,13 +409,19 @@ class Gem:
         owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
         first = np.diff(owner, prepend=-1) > 0
         total = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for batch in plan_batches([row.length(self.config.k) for row in rows], self._batch_tokens):
-            vectors = self._engine.embed([rows[i] for i in batch])
+        for batch, vectors in self._embed_batches(rows):
             weights = np.array([len(rows[i].text) for i in batch], dtype=np.float32)
             np.add.at(total, owner[batch], weights[:, None] * vectors)
             advance(int(first[batch].sum()))
         mean: FloatArray = total / np.linalg.norm(total, axis=1, keepdims=True)
         return mean
+
+    def _embed_batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], FloatArray]]:
+        """Batches of whole rows, as their numbers, and their vectors."""
+        lengths = [row.length(self.config.k) for row in rows]
+        batches = list(plan_batches(lengths, self._batch_tokens))
+        chosen = ([rows[i] for i in batch] for batch in batches)
+        yield from zip(batches, self._engine.embed_batches(chosen), strict=True)
 
     def _warn_if_truncated(self, longest: int) -> None:
         if longest <= self.max_length:

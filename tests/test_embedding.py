@@ -12,6 +12,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
+from flash_stand_in import use_packed_texts
 from helpers import close_to, vectors_of
 
 import gem_rag
@@ -50,6 +51,32 @@ def test_vectors_do_not_depend_on_order_batch_or_lowering(
         assert close_to(other.embed_documents(texts), alone)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_long_batches_are_embedded_in_halves(
+    gem: Gem, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In passes of like length without a GPU's kernel; each row's vectors come in its place."""
+    if packed:
+        use_packed_texts(monkeypatch)
+    rows = [Row.whole([5 + n % 60] * (1 + 7 * n % 100)) for n in range(40)]
+    rows[7] = Row([5, 6, 7, 8], ((0, 2), (0, 4), (1, 3)))
+    rows[9] = Row([5, 6, 7, 8], ())
+    alone = vectors_of(gem, *rows)
+    called = []
+    monkeypatch.setattr(
+        gem._engine.encoder, "forward", lambda *args: called.append(args)
+    )  # the way of short batches
+    assert close_to(gem._engine.embed(rows), alone)
+    batches = list(gem._engine.embed_batches([rows[:30], rows[10:]]))
+    assert close_to(np.concatenate([batches[0], batches[1][-10:]]), alone)
+    assert not called
+
+
+def test_flex_attention_is_gone_and_says_so(trained_folder: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="attention='flex' is now called attention='auto'"):
+        gem_rag.load(trained_folder, attention="flex").close()
+
+
 def test_a_batch_too_large_for_the_device_is_halved(
     gem: Gem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,13 +91,16 @@ def test_a_batch_too_large_for_the_device_is_halved(
         return embed(engine, rows)
 
     monkeypatch.setattr(TransformersEngine, "_embed_batch", small_device)
-    monkeypatch.setattr(gem._engine, "_out_of_memory_warned", False)
-    with pytest.warns(UserWarning, match="is halved: load the model with batch_tokens=2048"):
+    monkeypatch.setattr(gem._engine, "_fitting_tokens", None)
+    with pytest.warns(UserWarning, match="is halved: load the model with batch_tokens="):
         vectors = gem.embed_documents(texts)
     assert close_to(vectors, wanted)
+    assert max(sizes) == 10
+    sizes.clear()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
+        warnings.simplefilter("error")  # said once, and not tried again
         gem.embed_documents(texts)
+    assert max(sizes) <= 3
 
 
 def test_a_text_too_large_for_the_device_is_refused(
@@ -80,7 +110,7 @@ def test_a_text_too_large_for_the_device_is_refused(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TransformersEngine, "_embed_batch", no_room)
-    monkeypatch.setattr(gem._engine, "_out_of_memory_warned", True)
+    monkeypatch.setattr(gem._engine, "_fitting_tokens", 1)
     with pytest.raises(GemError, match="does not fit into the memory of the device: shorten it"):
         gem.embed_documents(["a text", "another"])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from recipes import pairs_recipe, prepared, recipe, write_pairs, write_rows, write_texts
@@ -270,6 +271,26 @@ def test_an_interrupted_run_saves_and_goes_on_to_the_same_end(
     train(plan, base, tmp_path / "out", resume=True, report=False)
     assert equal(state_of(tmp_path / "unbroken.run"), state_of(tmp_path / "out.run"))
     assert losses_of(tmp_path / "unbroken.run") == losses_of(tmp_path / "out.run")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, beside threads
+def test_workers_that_prepare_batches_change_nothing_and_survive_ctrl_c(
+    base: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C interrupts every process of the terminal: the step under way still ends, saved."""
+    train(recipe(tmp_path, scope="special"), base, tmp_path / "unbroken", report=False)
+    plan = recipe(tmp_path, scope="special", trainer__dataloader_num_workers=1)
+
+    def interrupt_all() -> None:
+        workers = psutil.Process().children()
+        assert workers
+        for process in [*workers, psutil.Process()]:
+            process.send_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedRunError, match=r"after step 5 of 8.*--resume"):
+        train(plan, base, tmp_path / "out", callbacks=[At(5, interrupt_all)])
+    train(plan, base, tmp_path / "out", resume=True, report=False)
+    assert equal(state_of(tmp_path / "unbroken.run"), state_of(tmp_path / "out.run"))
 
 
 def losses_of(run: Path) -> list[float]:

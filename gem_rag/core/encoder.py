@@ -22,7 +22,7 @@ from gem_rag.core.attention import (
 )
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
 from gem_rag.core.halves import PaddedTexts, SpecialHalf, TextHalf
-from gem_rag.core.layout import Layout, Role, Row
+from gem_rag.core.layout import Layout, Role, Row, group_to_fit
 from gem_rag.core.packed_texts import PackedTexts
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import EVERYWHERE, SpecialTokens
@@ -147,13 +147,8 @@ class GemEncoder(nn.Module):
         if not varlen.is_supported(self.device, dtype, self._head_dim):
             yield from (PaddedTexts(layout, self.device) for layout in layouts)
             return
-        together: list[Layout] = []
-        for layout in layouts:
-            if together and sum(part.ids.size for part in [*together, layout]) > pass_tokens:
-                yield PackedTexts(together, self.device, dtype)
-                together = []
-            together.append(layout)
-        yield PackedTexts(together, self.device, dtype)
+        for together in group_to_fit(layouts, pass_tokens):
+            yield PackedTexts(together, self.device, dtype)
 
     @property
     def _attention_dtype(self) -> torch.dtype:

@@ -235,3 +235,15 @@ def plan_batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> I
         tokens += lengths[index]
     if batch:
         yield batch
+
+
+def group_to_fit(layouts: Sequence[Layout], budget: int) -> Iterator[list[Layout]]:
+    """Consecutive layouts that together have at most `budget` positions; a larger one alone."""
+    group: list[Layout] = []
+    for layout in layouts:
+        if group and sum(one.ids.size for one in group) + layout.ids.size > budget:
+            yield group
+            group = []
+        group.append(layout)
+    if group:
+        yield group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -44,6 +44,11 @@ class Engine(ABC):
     @abstractmethod
     def embed(self, rows: Sequence[Row]) -> FloatArray:
         """Unit vectors of one batch, one for each span, in order: float32 [spans, dim]."""
+
+    def embed_batches(self, batches: Iterable[Sequence[Row]]) -> Iterator[FloatArray]:
+        """What `embed` gives for each batch, in order; one may be running while the next is
+        prepared."""
+        return map(self.embed, batches)
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:

@@ -10,7 +10,7 @@ import gc
 import queue
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -28,21 +28,25 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
+from gem_rag._utils.deprecation import warn_renamed
 from gem_rag._utils.suggestions import check_choice
-from gem_rag.core.arrays import FloatArray
+from gem_rag.core.arrays import FloatArray, IntArray
 from gem_rag.core.attention import IMPLEMENTATION, LoweringName
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
 from gem_rag.core.layout import Layout, Row, plan_batches
+from gem_rag.core.memory import pass_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.core.transfer import to_device
 from gem_rag.engines.engine import Engine
 from gem_rag.engines.micro_batching import MicroBatcher
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.sampling import FinishReason, Generation, Sampling
 from gem_rag.generation.stop_strings import StopStringBuffer, cut_at_stop
 
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32_768
-_GPU_GENERATION_TOKENS = 8192
+_GENERATION_TOKENS = 8192
+_ONE_PASS_TOKENS = 1024  # up to here a pass is short, and one of both halves at once the shortest
+_PADDING = 0.1  # the largest share of a text pass that may be padding
 
 
 class TransformersEngine(Engine):
@@ -52,7 +56,8 @@ class TransformersEngine(Engine):
         checkpoint: The folder to load.
         device: A torch device, or "auto" for CUDA if there is a GPU.
         dtype: The name of a torch dtype, or "auto": float32 on a CPU, the checkpoint's elsewhere.
-        attention: A lowering of the attention rule, or "auto": split.
+        attention: A lowering of the attention rule for short batches, or "auto": split. Longer ones
+            run in two halves; "dense", the plain reference, runs all in one pass.
         model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -91,10 +96,10 @@ class TransformersEngine(Engine):
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
         self.max_text_tokens = max_text_tokens(model.config, config.k)
-        self.batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS
-        self._out_of_memory_warned = False
+        self.batch_tokens = pass_tokens(model, encoder.device)
+        self._fitting_tokens: int | None = None  # in one batch, once one has been too large
         # In one batch of one call.
-        self._generation_tokens = min(self.batch_tokens, _GPU_GENERATION_TOKENS)
+        self._generation_tokens = min(self.batch_tokens, _GENERATION_TOKENS)
         self._eos, self._pad = _take_end_tokens(model)
         # One pass of each kind at a time bounds memory; an embedding never waits for a long
         # generation to end.
@@ -108,6 +113,9 @@ class TransformersEngine(Engine):
 
     def _choose_lowering(self, attention: LoweringName | Literal["auto"]) -> LoweringName:
         """The lowering to use, tried once on this model."""
+        if str(attention) == "flex":
+            warn_renamed("attention='flex'", "attention='auto'")
+            attention = "auto"
         check_choice("attention", attention, ("auto", *get_args(LoweringName)))
         lowering: LoweringName = "split" if attention == "auto" else attention
         check_supported(self.encoder, lowering)
@@ -121,36 +129,57 @@ class TransformersEngine(Engine):
         return self._encoder_or_none
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
-        try:
-            return self._embed_batch(rows)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                tokens = rows[0].length(self.encoder.k)
-                raise GemError(
-                    f"a text of {tokens} tokens does not fit into the memory of the device: "
-                    "shorten it, or load the model with a smaller dtype"
-                ) from None
-        self._warn_out_of_memory()
-        half = len(rows) // 2
-        return np.concatenate([self.embed(rows[:half]), self.embed(rows[half:])])
-
-    def _embed_batch(self, rows: Sequence[Row]) -> FloatArray:
-        layout = Layout.build(rows, self.encoder.k)
-        with self._embedding_lock, torch.inference_mode():
-            vectors: FloatArray = self.encoder(layout, self.lowering).cpu().numpy()
+        [vectors] = self.embed_batches([rows])
         return vectors
 
-    def _warn_out_of_memory(self) -> None:
-        """Batches have been too large for the device; said once."""
+    def embed_batches(self, batches: Iterable[Sequence[Row]]) -> Iterator[FloatArray]:
+        # A batch's vectors are fetched when the next one has been launched, so that a GPU never
+        # waits for the next layout.
+        launched: Tensor | None = None
+        for rows in batches:
+            previous, launched = launched, self._embed_fitting(rows)
+            if previous is not None:
+                yield previous.cpu().numpy()
+        if launched is not None:
+            yield launched.cpu().numpy()
+
+    def _embed_fitting(self, rows: Sequence[Row]) -> Tensor:
+        """As `embed`, in parts if memory allows no more; on the model's device."""
+        tokens = sum(row.length(self.encoder.k) for row in rows)
+        if self._fitting_tokens is None or tokens <= self._fitting_tokens or len(rows) == 1:
+            try:
+                return self._embed_batch(rows)
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise GemError(
+                        f"a text of {tokens} tokens does not fit into the memory of the device: "
+                        "shorten it, or load the model with a smaller dtype"
+                    ) from None
+            self._remember_out_of_memory(tokens)
+        half = len(rows) // 2
+        return torch.cat([self._embed_fitting(rows[:half]), self._embed_fitting(rows[half:])])
+
+    def _embed_batch(self, rows: Sequence[Row]) -> Tensor:
+        encoder, lengths = self.encoder, [row.length(self.encoder.k) for row in rows]
+        with self._embedding_lock, torch.inference_mode():
+            if self.lowering == "dense" or len(rows) * max(lengths) <= _ONE_PASS_TOKENS:
+                return encoder(Layout.build(rows, encoder.k), self.lowering)
+            batches = list(plan_batches(lengths, self.batch_tokens, _PADDING))
+            layouts = [Layout.build([rows[i] for i in batch], encoder.k) for batch in batches]
+            vectors = encoder.embed_in_halves(layouts, pass_tokens=self.batch_tokens)
+            return vectors[to_device(_places(rows, batches), vectors.device)]
+
+    def _remember_out_of_memory(self, tokens: int) -> None:
+        """A batch has been too large for the device; said once."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not self._out_of_memory_warned:
-            self._out_of_memory_warned = True
+        if self._fitting_tokens is None:
             warnings.warn(
-                f"a batch of {self.batch_tokens} tokens does not fit into the memory of the "
-                f"device, and is halved: load the model with batch_tokens={self.batch_tokens // 2}",
-                stacklevel=4,
+                f"a batch of {tokens} tokens does not fit into the memory of the device, and is "
+                f"halved: load the model with batch_tokens={tokens // 2}",
+                stacklevel=5,
             )
+        self._fitting_tokens = tokens // 2
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
         results: dict[int, Generation] = {}
@@ -191,7 +220,7 @@ class TransformersEngine(Engine):
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
         scores = np.empty(len(continuations), dtype=np.float32)
         lengths = [len(prompt) + len(tokens) for tokens in continuations]
-        for batch in plan_batches(lengths, self.batch_tokens):
+        for batch in plan_batches(lengths, self._generation_tokens):
             width = max(lengths[i] for i in batch)
             ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
             for row, i in enumerate(batch):
@@ -317,6 +346,16 @@ class TransformersEngine(Engine):
             yield text
         reason: FinishReason = "stop" if buffer.stopped or ended else "length"
         return Generation(buffer.text, tuple(buffer.tokens), reason, len(prompt))
+
+
+def _places(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> IntArray:
+    """Where the vectors of rows in their own order are among those of the batches."""
+    counts = np.array([len(row.spans) for row in rows])
+    order = np.concatenate([np.asarray(batch) for batch in batches])
+    first = np.cumsum(counts) - counts
+    # Of the batches' vectors, which of the rows' each one is; its inverse is wanted.
+    taken = np.concatenate([np.arange(first[i], first[i] + counts[i]) for i in order])
+    return np.argsort(taken)
 
 
 def _load(

@@ -175,6 +175,8 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
         "ddp_find_unused_parameters": True,
         "remove_unused_columns": False,
         "disable_tqdm": True,
+        # A CPU that trains has no core to spare for preparing batches.
+        "dataloader_num_workers": 0 if on_cpu else 2,
         **recipe.trainer,
     }
     try:

@@ -71,6 +71,7 @@ class GemTrainer(Trainer):
             shuffle=False,
             collate_fn=_take_only,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=_leave_interruption_to_trainer,
         )
 
     def create_scheduler(
@@ -164,6 +165,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The last complete training checkpoint of a run, if there is one."""
     complete = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
     return max(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)), default=None)
+
+
+def _leave_interruption_to_trainer(worker: int) -> None:
+    """Ctrl-C reaches the workers too, and the Trainer wants its next batch still."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _take_only(items: list[Batch]) -> dict[str, Batch]:

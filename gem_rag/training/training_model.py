@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gem_rag.core.layout import Layout
+from gem_rag.core.layout import Layout, group_to_fit
+from gem_rag.core.memory import pass_tokens
 from gem_rag.training.batches import Batch, Contrast, Pass
 from gem_rag.training.objectives import (
     LogitScale,
@@ -144,19 +146,35 @@ class TrainingModel(nn.Module):
     def embed(self, contrast: Contrast) -> Tensor:
         """Unit vectors of this process's rows: queries, documents, negatives; [rows, dim]."""
         layouts = [part.layout for part in contrast.passes]
-        # With activation checkpointing of layers the keys and values of a layer are not kept.
-        checkpointing = self.encoder.model.is_gradient_checkpointing
-        if self._trainable.scope != "special" or checkpointing:
+        # With activation checkpointing the keys and values of a layer are not kept; sharded weights
+        # that a first half used are gone when the second half's gradients reach it.
+        sharded = self._trainable.scope != "special" and _world_size() > 1
+        if sharded or self.encoder.model.is_gradient_checkpointing:
             outputs = [self._run_pass(self.encoder, layout) for layout in layouts]
-        elif self.recipe.memory.gradient_caching:
-            outputs = [self._run_pass(self._embed_frozen, [layout]) for layout in layouts]
         else:
-            outputs = [self._embed_frozen(layouts)]
+            outputs = [self._run_pass(self._embed, chunk) for chunk in self._chunks(layouts)]
         vectors = torch.cat(outputs)
         return vectors[torch.as_tensor(contrast.order, device=vectors.device).argsort()]
 
-    def _embed_frozen(self, layouts: list[Layout]) -> Tensor:
-        return self.encoder.embed_in_halves(layouts, frozen_texts=True)
+    def _embed(self, layouts: list[Layout]) -> Tensor:
+        # Processes that share a model's weights must run as many passes as each other.
+        pass_tokens = 0 if _world_size() > 1 else self._pass_tokens
+        return self.encoder.embed_in_halves(
+            layouts, frozen_texts=self._trainable.scope == "special", pass_tokens=pass_tokens
+        )
+
+    def _chunks(self, layouts: list[Layout]) -> list[list[Layout]]:
+        """What is embedded at once: everything, or with gradient caching what a pass may hold."""
+        memory = self.recipe.memory
+        if not memory.gradient_caching:
+            return [layouts]
+        if _world_size() > 1:
+            return [[layout] for layout in layouts]
+        return list(group_to_fit(layouts, memory.tokens))
+
+    @cached_property
+    def _pass_tokens(self) -> int:
+        return pass_tokens(self.encoder.model, self.encoder.device)
 
     # -- memory --------------------------------------------------------------------------------
 
