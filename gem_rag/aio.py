@@ -14,6 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from gem_rag._utils.cancellation import Cancellation
+from gem_rag._utils.cancellation import current as cancellation_of_call
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -34,9 +37,17 @@ async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
     Raises:
         Exception: What the function raises.
+        asyncio.CancelledError: The caller was cancelled, or timed out; a generation that the
+            function waits for then ends too.
     """
-    call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_pool, call)
+    cancellation, context = Cancellation(), contextvars.copy_context()
+    context.run(cancellation_of_call.set, cancellation)
+    call = functools.partial(context.run, function, *args, **kwargs)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_pool, call)
+    except asyncio.CancelledError:
+        cancellation.cancel()
+        raise
 
 
 async def iterate_in_thread(generator: Generator[T, Any, Any]) -> AsyncGenerator[T, None]:

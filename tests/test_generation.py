@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import gem_rag
 from gem_rag.errors import InputError
 from gem_rag.generation.chat import ChatReply
+from gem_rag.generation.listeners import GenerationListener
 from gem_rag.generation.sampling import Sampling
 from gem_rag.generation.stop_strings import cut_at_stop
 from gem_rag.model import Gem
@@ -232,9 +233,12 @@ def test_a_special_token_named_as_stop_string_ends_the_text(talker: Gem) -> None
     engine = talker._engine
     sampling = Sampling(max_tokens=8, stop=("<|im_end|>",))
     marker = engine.tokenizer.control_tokens["<|im_end|>"]
-    assert marker in engine._generation_config(sampling).eos_token_id
     letters = talker.tokenize("ab")[-2:]
-    found = engine._finish([*letters, marker, *letters], [1], sampling)
+    listener = GenerationListener(1, engine._buffer(sampling))
+    request = engine._request([1], sampling, listener, 0)
+    for token in [*letters, marker, *letters]:
+        request.take(token)
+    found = listener.generation.result(0)
     assert (found.text, found.finish_reason) == ("ab", "stop")
 
 

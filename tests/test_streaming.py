@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 import gem_rag
 from gem_rag.errors import GemError
+from gem_rag.generation.listeners import StreamListener
 from gem_rag.generation.sampling import Sampling
 from gem_rag.generation.stop_strings import cut_at_stop
 from gem_rag.model import Gem
@@ -26,7 +26,7 @@ PROMPTS = ["hello", "The quick brown fox", "x y z", "def add(first, second):\n"]
 
 def streaming_threads() -> list[threading.Thread]:
     """Workers that go on although they have had time to end."""
-    found = [thread for thread in threading.enumerate() if thread.name == "gem-rag-stream"]
+    found = [thread for thread in threading.enumerate() if thread.name == "gem-rag-generate"]
     for thread in found:
         thread.join(30)
     return [thread for thread in found if thread.is_alive()]
@@ -56,15 +56,19 @@ def test_a_stream_shows_no_half_characters_and_no_stop_strings(
     """The pieces of any text, token by token, are the text up to its stop string."""
     assert all(len(talker.tokenize(character)) > 2 for character in "é€😀")  # several tokens each
     ids = talker.tokenize(text)[1:] if broken is None else broken
-    pieces: queue.Queue[Any] = queue.Queue()
+    listener = StreamListener(1, talker._engine._buffer(Sampling(stop=stop)))
     text = ""
     for number, i in enumerate(ids, start=1):
-        pieces.put([i])
         text = talker._tokenizer.decode(ids[:number])
-        if any(s in text for s in stop):
+        ends = any(s in text for s in stop)
+        assert listener.add([i], "length" if number == len(ids) else None) == (
+            not ends and number < len(ids)
+        )
+        if ends:
             break  # generation ends here
-    pieces.put(None)
-    shown = list(talker._engine._decode_stream(pieces, [0], Sampling(stop=stop)))
+    if not ids:
+        listener.add([], "stop")
+    shown = list(listener.pieces())
     assert "".join(shown) == cut_at_stop(text, stop)[0]
     assert "" not in shown
 
@@ -105,7 +109,7 @@ def test_a_failure_in_the_worker_reaches_the_reader(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(talker._engine._model, "generate", failing)
+        patched.setattr(talker._engine._model, "forward", failing)
         with pytest.raises(GemError, match="generation failed: no luck"):
             list(talker.stream("hello", max_tokens=3))
     assert not streaming_threads()

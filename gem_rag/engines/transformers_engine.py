@@ -1,13 +1,12 @@
 """The transformers engine: any causal language model on CPU or GPU.
 
-It embeds with `core.encoder.GemEncoder` and generates with the model's own `generate`; both run on
-the same weights.
+It embeds with `core.encoder.GemEncoder` and generates with a `ContinuousBatcher`; both run on the
+same weights.
 """
 
 from __future__ import annotations
 
 import gc
-import queue
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,15 +19,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.generation import (
-    BaseStreamer,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
+from gem_rag._utils.cancellation import on_cancel
 from gem_rag._utils.deprecation import warn_renamed
+from gem_rag._utils.fair_lock import FairLock
 from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray, IntArray
 from gem_rag.core.attention import IMPLEMENTATION, LoweringName
@@ -38,11 +32,13 @@ from gem_rag.core.layout import Layout, Row, plan_batches
 from gem_rag.core.memory import pass_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.core.transfer import to_device
+from gem_rag.engines.continuous_batching import ContinuousBatcher
+from gem_rag.engines.decoding import Request
 from gem_rag.engines.engine import Engine
-from gem_rag.engines.micro_batching import MicroBatcher
 from gem_rag.errors import GemError, InputError
-from gem_rag.generation.sampling import FinishReason, Generation, Sampling
-from gem_rag.generation.stop_strings import StopStringBuffer, cut_at_stop
+from gem_rag.generation.listeners import GenerationListener, StreamListener
+from gem_rag.generation.sampling import Generation, Sampling
+from gem_rag.generation.stop_strings import StopStringBuffer
 
 _GENERATION_TOKENS = 8192
 _ONE_PASS_TOKENS = 1024  # up to here a pass is short, and one of both halves at once the shortest
@@ -98,17 +94,19 @@ class TransformersEngine(Engine):
         self.max_text_tokens = max_text_tokens(model.config, config.k)
         self.batch_tokens = pass_tokens(model, encoder.device)
         self._fitting_tokens: int | None = None  # in one batch, once one has been too large
-        # In one batch of one call.
+        # In prompts that are read at once.
         self._generation_tokens = min(self.batch_tokens, _GENERATION_TOKENS)
         self._eos, self._pad = _take_end_tokens(model)
         # One pass of each kind at a time bounds memory; an embedding never waits for a long
         # generation to end.
         self._embedding_lock = threading.Lock()
-        self._generation_lock = threading.Lock()
-        self._generate_coalesced = MicroBatcher(
-            self._generate_batch,
-            max_cost=4 * self._generation_tokens,
-            exclusive=lambda sampling: sampling.seed is not None,  # a seed is one call's
+        self._generation_lock = FairLock()
+        self._batcher = ContinuousBatcher(
+            lambda: self._model,
+            self._generation_lock,
+            self._pad,
+            capacity=4 * self._generation_tokens,
+            prompt_tokens=self._generation_tokens,
         )
 
     def _choose_lowering(self, attention: LoweringName | Literal["auto"]) -> LoweringName:
@@ -182,40 +180,53 @@ class TransformersEngine(Engine):
         self._fitting_tokens = tokens // 2
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        results: dict[int, Generation] = {}
-        lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
-        for batch in plan_batches(lengths, self._generation_tokens):
-            cost = max(lengths[i] for i in batch) * len(batch)
-            generations = self._generate_coalesced([prompts[i] for i in batch], sampling, cost)
-            results.update(zip(batch, generations, strict=True))
-        return [results[i] for i in range(len(prompts))]
-
-    def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling
-    ) -> list[Generation]:
-        output = self._run_generate(prompts, sampling)
-        width = max(map(len, prompts))
-        return [
-            self._finish(row[width:], prompt, sampling)
-            for row, prompt in zip(output.tolist(), prompts, strict=True)
-        ]
+        eager = bool(sampling.stop)
+        listeners = [GenerationListener(len(p), self._buffer(sampling), eager) for p in prompts]
+        with self._submitted(prompts, sampling, listeners):
+            return [listener.generation.result() for listener in listeners]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        streamer = _QueueStreamer(len(prompt))
+        listener = StreamListener(len(prompt), self._buffer(sampling))
+        with self._submitted([prompt], sampling, [listener]):  # left when the reader walks away
+            return (yield from listener.pieces())
 
-        def work() -> None:
-            try:
-                self._run_generate([prompt], sampling, streamer)
-            except BaseException as error:  # carried to the consumer's thread
-                streamer.pieces.put(error)
-            finally:
-                streamer.pieces.put(None)
+    @contextmanager
+    def _submitted(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        listeners: Sequence[GenerationListener],
+    ) -> Iterator[None]:
+        """Generates while the block runs."""
+        requests = [
+            self._request(prompt, sampling, listener, number)
+            for number, (prompt, listener) in enumerate(zip(prompts, listeners, strict=True))
+        ]
+        with on_cancel(lambda: self._batcher.cancel(requests)):
+            self._batcher.submit(requests)
+            yield
 
-        threading.Thread(target=work, name="gem-rag-stream", daemon=True).start()
-        try:
-            return (yield from self._decode_stream(streamer.pieces, prompt, sampling))
-        finally:  # also when the consumer walks away; the worker then ends at its next token
-            streamer.cancelled.event.set()
+    def _request(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        listener: GenerationListener,
+        number: int,
+    ) -> Request:
+        """The request of one of a call's prompts, given its number."""
+        matcher = generator = None
+        if sampling.constraint is not None:
+            from llguidance import LLMatcher
+
+            grammar = LLMatcher.grammar_from_lark(sampling.constraint)
+            matcher = LLMatcher(self._llguidance, grammar)
+        if sampling.seed is not None:
+            generator = torch.Generator(self._model.device).manual_seed(sampling.seed + number)
+        ends = frozenset(self._eos) | set(self.tokenizer.stop_token_ids(sampling.stop))
+        return Request(prompt, sampling, ends, listener, matcher, generator)
+
+    def _buffer(self, sampling: Sampling) -> StopStringBuffer:
+        return StopStringBuffer(self.tokenizer.decode, sampling.stop)
 
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
         scores = np.empty(len(continuations), dtype=np.float32)
@@ -254,37 +265,6 @@ class TransformersEngine(Engine):
     def _model(self) -> Any:
         return self.encoder.model
 
-    def _run_generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        streamer: _QueueStreamer | None = None,
-    ) -> Tensor:
-        """Prompts, left-padded, and their continuations: int64 [prompts, width]."""
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self._pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        device = self._model.device
-        criteria: list[StoppingCriteria] = [streamer.cancelled] if streamer else []
-        if sampling.stop:
-            criteria.append(_StopStringCriteria(self.tokenizer, sampling.stop, width))
-        processors = []
-        if sampling.constraint is not None:
-            processors.append(_GrammarConstraint(self._llguidance, sampling.constraint, width))
-        with self._generation_lock, torch.inference_mode(), _seeded(sampling.seed, device):
-            output: Tensor = self._model.generate(
-                ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=self._generation_config(sampling),
-                stopping_criteria=StoppingCriteriaList(criteria),
-                logits_processor=LogitsProcessorList(processors),
-                streamer=streamer,
-            )
-        return output.cpu()
-
     @cached_property
     def _llguidance(self) -> Any:
         """The vocabulary as llguidance reads it."""
@@ -298,54 +278,6 @@ class TransformersEngine(Engine):
         tokenizer = self.tokenizer.hf_tokenizer
         size = max(self.vocab_size, len(tokenizer))
         return llguidance.hf.from_tokenizer(tokenizer, size, eos_token=sorted(self._eos))
-
-    def _end_tokens(self, sampling: Sampling) -> set[int]:
-        """Tokens that end a text: the model's own, and control tokens among the stop strings."""
-        return self._eos | set(self.tokenizer.stop_token_ids(sampling.stop))
-
-    def _generation_config(self, sampling: Sampling) -> transformers.GenerationConfig:
-        sample = sampling.temperature > 0
-        return transformers.GenerationConfig(
-            max_new_tokens=sampling.max_tokens,
-            do_sample=sample,
-            temperature=sampling.temperature if sample else None,
-            top_p=sampling.top_p if sample else None,
-            top_k=sampling.top_k if sample else None,
-            eos_token_id=sorted(self._end_tokens(sampling)) or None,
-            pad_token_id=self._pad,
-        )
-
-    def _finish(self, tokens: list[int], prompt: Sequence[int], sampling: Sampling) -> Generation:
-        """A row of generated and padding tokens as a `Generation`."""
-        end_tokens = self._end_tokens(sampling)
-        end = next((at for at, token in enumerate(tokens) if token in end_tokens), None)
-        tokens = tokens[:end]
-        text, stopped = cut_at_stop(self.tokenizer.decode(tokens), sampling.stop)
-        while stopped and tokens[-1] == self._pad:  # only a row that has ended is padded
-            tokens.pop()
-        ended = stopped or end is not None
-        return Generation(text, tuple(tokens), "stop" if ended else "length", len(prompt))
-
-    def _decode_stream(
-        self,
-        pieces: queue.Queue[list[int] | BaseException | None],
-        prompt: Sequence[int],
-        sampling: Sampling,
-    ) -> Generator[str, None, Generation]:
-        end_tokens, ended = self._end_tokens(sampling), False
-        buffer = StopStringBuffer(self.tokenizer.decode, sampling.stop)
-        while (piece := pieces.get()) is not None:
-            if isinstance(piece, GemError):
-                raise piece
-            if isinstance(piece, BaseException):
-                raise GemError(f"generation failed: {piece}") from piece
-            ended = ended or not end_tokens.isdisjoint(piece)
-            if text := buffer.add([token for token in piece if token not in end_tokens]):
-                yield text
-        if text := buffer.flush():
-            yield text
-        reason: FinishReason = "stop" if buffer.stopped or ended else "length"
-        return Generation(buffer.text, tuple(buffer.tokens), reason, len(prompt))
 
 
 def _places(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> IntArray:
@@ -387,78 +319,6 @@ def _load(
     return tokenizer, model
 
 
-class _GrammarConstraint(LogitsProcessor):
-    """Constrained decoding: masks every token that a row's grammar does not allow next."""
-
-    def __init__(self, tokenizer: Any, grammar: str, prompt_width: int) -> None:
-        self._tokenizer, self._grammar, self._prompt_width = tokenizer, grammar, prompt_width
-        self._matchers: list[Any] = []  # one for each row
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        from llguidance import LLMatcher
-        from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
-
-        if not self._matchers:
-            grammar = LLMatcher.grammar_from_lark(self._grammar)
-            self._matchers = [LLMatcher(self._tokenizer, grammar) for _ in input_ids]
-        allowed = allocate_token_bitmask(len(self._matchers), self._tokenizer.vocab_size)
-        for row, (matcher, ids) in enumerate(zip(self._matchers, input_ids.tolist(), strict=True)):
-            if len(ids) > self._prompt_width and not matcher.is_stopped():
-                matcher.consume_token(ids[-1])
-            if matcher.is_error():
-                raise GemError(f"the text left its grammar: {matcher.get_error()}")
-            fill_next_token_bitmask(matcher, allowed, row)  # the end tokens, once it has stopped
-        mask = _unpack_bits(allowed, scores.shape[1]).to(scores.device)
-        return scores.masked_fill(~mask, -torch.inf)
-
-
-def _unpack_bits(words: Tensor, width: int) -> Tensor:
-    """int32 [rows, words] as bool [rows, width], the lowest bit of a word first."""
-    shifts = torch.arange(32, dtype=torch.int32)
-    return (words[..., None] >> shifts & 1).bool().flatten(1)[:, :width]
-
-
-class _StopStringCriteria(StoppingCriteria):
-    """Ends each row whose generated text holds a stop string; prompts do not count."""
-
-    def __init__(self, tokenizer: SafeTokenizer, stop: Sequence[str], prompt_width: int) -> None:
-        self._tokenizer, self._stop, self._prompt_width = tokenizer, stop, prompt_width
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        rows = input_ids[:, self._prompt_width :].tolist()
-        texts = (self._tokenizer.decode(row) for row in rows)
-        done = [any(s in text for s in self._stop) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
-
-
-class _Cancelled(StoppingCriteria):
-    """Ends generation once nobody reads it any more."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
-
-
-class _QueueStreamer(BaseStreamer):
-    """Queues the token ids that `generate` produces, without the prompt."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self.pieces: queue.Queue[list[int] | BaseException | None] = queue.Queue()
-        self.cancelled = _Cancelled()
-        self._skip = prompt_tokens
-
-    def put(self, value: Tensor) -> None:
-        tokens = value.flatten().tolist()
-        skipped, self._skip = min(self._skip, len(tokens)), max(0, self._skip - len(tokens))
-        if tokens[skipped:]:
-            self.pieces.put(tokens[skipped:])
-
-    def end(self) -> None:
-        """The worker thread signals the end itself, also when it fails."""
-
-
 def _take_end_tokens(model: Any) -> tuple[set[int], int]:
     """A model's end tokens and its padding token; its other generation settings are dropped.
 
@@ -473,13 +333,3 @@ def _take_end_tokens(model: Any) -> tuple[set[int], int]:
         bos_token_id=defaults.bos_token_id, eos_token_id=eos, pad_token_id=pad
     )
     return end_tokens, int(min(end_tokens, default=0) if pad is None else pad)
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

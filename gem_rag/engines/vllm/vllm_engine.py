@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from gem_rag._utils.cancellation import on_cancel
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.layout import Row
@@ -18,7 +19,9 @@ from gem_rag.engines.vllm import rpc
 from gem_rag.engines.vllm.driver import Driver
 from gem_rag.engines.vllm.embedding_queue import EmbeddingQueue, check_share
 from gem_rag.engines.vllm.engine_args import engine_config, run_in_process
-from gem_rag.generation.sampling import FinishReason, Generation, Sampling
+from gem_rag.errors import GemError
+from gem_rag.generation.listeners import GenerationListener, StreamListener
+from gem_rag.generation.sampling import Generation, Sampling
 from gem_rag.generation.stop_strings import StopStringBuffer
 
 
@@ -70,23 +73,36 @@ class VllmEngine(Engine):
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
         eager = bool(sampling.stop)
-        listeners = [
-            _GenerationListener(len(ids), self._buffer(sampling), eager) for ids in prompts
-        ]
-        params = self._params(sampling)
-        for prompt, listener in zip(prompts, listeners, strict=True):
-            self._driver.generate(prompt, params, listener)
-        return [listener.generation.result() for listener in listeners]
+        listeners = [GenerationListener(len(p), self._buffer(sampling), eager) for p in prompts]
+        with self._submitted(prompts, sampling, listeners):
+            return [listener.generation.result() for listener in listeners]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        pieces = _StreamListener(len(prompt), self._buffer(sampling), eager=True)
-        name = self._driver.generate(prompt, self._params(sampling), pieces)
-        try:
-            while (piece := pieces.queue.get()) is not None:
-                yield piece
-            return pieces.generation.result()
-        finally:  # also when the consumer walks away
-            self._driver.abort(name)
+        listener = StreamListener(len(prompt), self._buffer(sampling))
+        with self._submitted([prompt], sampling, [listener]):  # left when the reader walks away
+            return (yield from listener.pieces())
+
+    @contextmanager
+    def _submitted(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        listeners: Sequence[GenerationListener],
+    ) -> Iterator[None]:
+        """Generates while the block runs."""
+        params = self._params(sampling)
+        names = [
+            self._driver.generate(prompt, params, _Receiver(listener))
+            for prompt, listener in zip(prompts, listeners, strict=True)
+        ]
+
+        def cancel() -> None:
+            for name, listener in zip(names, listeners, strict=True):
+                self._driver.abort(name)
+                listener.fail(GemError("the call was cancelled"))
+
+        with on_cancel(cancel):
+            yield
 
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
         listeners = []
@@ -126,56 +142,17 @@ class VllmEngine(Engine):
         )
 
 
-class _GenerationListener:
-    """Collects a request's output. It decodes along the way only if somebody is reading or a stop
-    string may end it, since this runs between the engine's steps."""
+class _Receiver:
+    """Gives a listener what vLLM says of its request."""
 
-    def __init__(self, prompt_tokens: int, buffer: StopStringBuffer, eager: bool) -> None:
-        self.generation: Future[Generation] = Future()
-        self._prompt_tokens, self._buffer, self._eager = prompt_tokens, buffer, eager
-        self._tokens: list[int] = []  # not yet decoded
+    def __init__(self, listener: GenerationListener) -> None:
+        self._listener = listener
 
     def receive(self, output: Any) -> bool:
-        tokens, reason = _new_tokens(output)
-        self._tokens += tokens
-        if self._eager or reason:
-            self._show(self._buffer.add(self._tokens))
-            self._tokens = []
-        if reason or self._buffer.stopped:
-            self._show(self._buffer.flush())
-            why: FinishReason = "stop" if self._buffer.stopped or reason == "stop" else "length"
-            text, written = self._buffer.text, tuple(self._buffer.tokens)
-            self._end(Generation(text, written, why, self._prompt_tokens))
-        return not self.generation.done()
+        return self._listener.add(*_new_tokens(output))
 
     def fail(self, error: BaseException) -> None:
-        self.generation.set_exception(error)
-
-    def _show(self, piece: str) -> None:
-        """A piece of the text that can be shown."""
-
-    def _end(self, generation: Generation) -> None:
-        self.generation.set_result(generation)
-
-
-class _StreamListener(_GenerationListener):
-    """Queues what can be shown; None ends it."""
-
-    def __init__(self, prompt_tokens: int, buffer: StopStringBuffer, eager: bool) -> None:
-        super().__init__(prompt_tokens, buffer, eager)
-        self.queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def fail(self, error: BaseException) -> None:
-        super().fail(error)
-        self.queue.put(None)
-
-    def _show(self, piece: str) -> None:
-        if piece:
-            self.queue.put(piece)
-
-    def _end(self, generation: Generation) -> None:
-        super()._end(generation)
-        self.queue.put(None)
+        self._listener.fail(error)
 
 
 class _ScoreListener:

@@ -1,0 +1,206 @@
+"""Token by token: sequences that are continued together, and how the next token is chosen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation import (
+    LogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gem_rag.errors import GemError
+from gem_rag.generation.listeners import GenerationListener
+from gem_rag.generation.sampling import FinishReason, Sampling
+
+
+@dataclass(eq=False)
+class Request:
+    """One text to generate.
+
+    Attributes:
+        prompt: Token ids.
+        sampling: How to generate.
+        end_tokens: Tokens that end the text, and are no part of it.
+        listener: Who gets the tokens.
+        matcher: llguidance's matcher of the text's grammar, or None.
+        generator: The source of randomness, or None for torch's own.
+        tokens: What has been generated.
+        done: Whether the request wants nothing more.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    end_tokens: frozenset[int]
+    listener: GenerationListener
+    matcher: Any = None
+    generator: torch.Generator | None = None
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Positions that the request may come to take."""
+        return len(self.prompt) + self.sampling.max_tokens
+
+    def take(self, token: int) -> None:
+        """Append the next token, or end."""
+        ended = token in self.end_tokens
+        if not ended:
+            self.tokens.append(token)
+            if self.matcher is not None:
+                self.matcher.consume_token(token)
+        full = len(self.tokens) >= self.sampling.max_tokens
+        reason: FinishReason | None = "stop" if ended else "length" if full else None
+        self.done = not self.listener.add([] if ended else [token], reason) or self.done
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error."""
+        self.done = True
+        self.listener.fail(error)
+
+
+class DecodingBatch:
+    """Sequences that are continued together, padded on the left, with one key/value cache.
+
+    Args:
+        pad: Token id of padding, which no other token sees.
+
+    Attributes:
+        requests: What is generated, by row.
+    """
+
+    def __init__(self, pad: int) -> None:
+        self.requests: list[Request] = []
+        self._pad = pad
+        self._cache: Any = None
+        self._mask = torch.zeros(0, 0, dtype=torch.long)
+
+    def join(self, model: Any, requests: Sequence[Request]) -> None:
+        """Read the prompts of further requests, and give each its next token."""
+        texts = [[*request.prompt, *request.tokens] for request in requests]
+        width = max(map(len, texts))
+        ids = torch.full((len(texts), width), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, width - len(text) :] = torch.tensor(text)
+            mask[row, width - len(text) :] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        cache = DynamicCache()
+        logits = _forward(model, ids, mask, cache)
+        self._append(cache, mask)
+        self.requests += requests
+        take_next(requests, logits)
+        self.drop_done()
+
+    def step(self, model: Any) -> None:
+        """Give every request its next token."""
+        last = [[request.tokens[-1]] for request in self.requests]
+        self._mask = F.pad(self._mask, (0, 1), value=1)
+        ids = torch.tensor(last, device=self._mask.device)
+        take_next(self.requests, _forward(model, ids, self._mask, self._cache))
+        self.drop_done()
+
+    def drop_done(self) -> None:
+        """Forget requests that want nothing more."""
+        keep = [row for row, request in enumerate(self.requests) if not request.done]
+        if len(keep) == len(self.requests):
+            return
+        self.requests = [self.requests[row] for row in keep]
+        if not keep:
+            self._cache = None
+            return
+        mask = self._mask[keep]
+        start = int(mask.any(dim=0).int().argmax())  # the longest is gone, and columns with it
+        self._mask = mask[:, start:]
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[keep][:, :, start:]
+            layer.values = layer.values[keep][:, :, start:]
+
+    def _append(self, cache: Any, mask: Tensor) -> None:
+        if self._cache is None:
+            self._cache, self._mask = cache, mask
+            return
+        width = max(self._mask.shape[1], mask.shape[1])
+        own, new = width - self._mask.shape[1], width - mask.shape[1]
+        self._mask = torch.cat([F.pad(self._mask, (own, 0)), F.pad(mask, (new, 0))])
+        for layer, other in zip(self._cache.layers, cache.layers, strict=True):
+            for name in ("keys", "values"):
+                parts = (getattr(layer, name), own), (getattr(other, name), new)
+                padded = [F.pad(part, (0, 0, by, 0)) for part, by in parts]
+                setattr(layer, name, torch.cat(padded))
+
+
+def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """Scores of each sequence's next token: float32 [B, vocabulary].
+
+    Args:
+        model: The language model.
+        ids: Tokens that are not in the cache, [B, n].
+        mask: 1 for tokens, those in the cache included, 0 for padding: [B, T].
+        cache: Gets their keys and values.
+    """
+    inputs: dict[str, Any] = {"attention_mask": mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+    logits: Tensor = output.logits[:, -1]
+    return logits.float()
+
+
+def take_next(requests: Sequence[Request], logits: Tensor) -> None:
+    """Choose each request's next token by its own settings: [requests, vocabulary] scores."""
+    logits = _constrain(requests, logits)
+    tokens = logits.argmax(dim=-1)
+    for row, request in enumerate(requests):
+        if request.sampling.temperature > 0:
+            tokens[row] = _sample(logits[row : row + 1], request.sampling, request.generator)
+    for request, token in zip(requests, tokens.tolist(), strict=True):
+        request.take(token)
+
+
+def _sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """A token id, [], from scores [1, vocabulary]."""
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    for warper in warpers:
+        logits = warper(None, logits)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[0, 0]
+
+
+def _constrain(requests: Sequence[Request], logits: Tensor) -> Tensor:
+    """Scores without the tokens that a request's grammar does not allow next."""
+    held = [row for row, request in enumerate(requests) if request.matcher is not None]
+    if not held:
+        return logits
+    from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
+
+    allowed = allocate_token_bitmask(len(held), logits.shape[1])
+    for place, row in enumerate(held):
+        matcher = requests[row].matcher
+        if matcher.is_error():
+            reason = matcher.get_error()
+            requests[row].fail(GemError(f"the text left its grammar: {reason}"))
+            continue
+        fill_next_token_bitmask(matcher, allowed, place)  # the end tokens, once it has stopped
+    mask = _unpack_bits(allowed, logits.shape[1]).to(logits.device)
+    logits[held] = logits[held].masked_fill(~mask, -torch.inf)
+    return logits
+
+
+def _unpack_bits(words: Tensor, width: int) -> Tensor:
+    """int32 [rows, words] as bool [rows, width], the lowest bit of a word first."""
+    shifts = torch.arange(32, dtype=torch.int32)
+    return (words[..., None] >> shifts & 1).bool().flatten(1)[:, :width]
