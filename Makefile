@@ -98,11 +98,12 @@ build/documentation: models/gem-tiny/gem_tiny/documentation.txt
 	cd build/debs && grep -v '^#' $(CURDIR)/$< | xargs apt-get download
 	for deb in build/debs/*.deb; do name=$$(basename $$deb); dpkg-deb -x $$deb $@/$${name%%_*} || exit 1; done
 
-check: setup-dev ## Lint, type-check, hold the layers to their contracts and lower bounds to known advisories.
+check: setup-dev ## Lint, type-check; hold layers to contracts, lower bounds to advisories, tables to figures.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_advisories.py
+	$(BIN)/python benchmarks/tables.py --check
 	$(BIN)/mypy
 	for folder in $(PROJECTS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
 	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index gem_tiny 2>/dev/null)) || exit 1; done

@@ -334,6 +334,11 @@ class Gem:
         return self._engine.name
 
     @property
+    def dtype(self) -> str:
+        """What the model computes in, as torch names it: vectors of another one differ a little."""
+        return self._engine.dtype
+
+    @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits that identify the vectors this model gives; see `Checkpoint`."""
         with self._lock:

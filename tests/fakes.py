@@ -21,6 +21,7 @@ class FakeGem:
     has_chat_template = False
     context_length = 1000
     max_length = 64
+    dtype = "float32"
 
     def __init__(self, name: str = "fake", dim: int = 64) -> None:
         self.name = name

@@ -180,7 +180,7 @@ def gradients(
 # -- launches ----------------------------------------------------------------------------------
 
 LAYERS = 30  # of the 135M shape; how wide they are changes no count
-MIXES = ([12] * 64, [5 + n % 60 for n in range(64)])  # lengths of texts: alike, and all kinds
+MIXES = ([12] * 24, [5 + 2 * n for n in range(24)])  # lengths of texts: alike, and all kinds
 
 
 def small_llama(k: int = 1) -> GemEncoder:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -363,3 +364,22 @@ def test_searches_go_on_while_a_sync_commits(tmp_path: Path, store: str) -> None
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_an_index_knows_what_its_model_computed_in(tmp_path: Path) -> None:
+    gem = FakeGem()
+    (tmp_path / "a.txt").write_text("a pump moves water")
+    index = Index.open(tmp_path / "index", gem)
+    index.sync([tmp_path / "a.txt"])
+    other = FakeGem()
+    other.dtype = "bfloat16"
+    with pytest.warns(
+        UserWarning, match=r"embedded in float32 .* load the model with dtype='float32'"
+    ):
+        opened = Index.open(tmp_path / "index", other)
+    assert opened.search("water", k=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Index.open(tmp_path / "index", gem)
+        Index.reembed(tmp_path / "index", other)
+        Index.open(tmp_path / "index", other)

@@ -247,14 +247,15 @@ def test_an_empty_text_is_similar_to_nothing(gem: Gem) -> None:
 def test_nan_stops_the_run_and_names_the_text(tiny: Gem, tmp_path: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     bad = mteb_local.PAIRS[7][0]
-    ids, embed = tiny.tokenize(bad), tiny._engine.embed
+    ids, embed_batches = tiny.tokenize(bad), tiny._engine.embed_batches
 
-    def broken(rows: Any) -> np.ndarray:
-        vectors = embed(rows)
-        vectors[[list(row.text) == ids for row in rows]] = np.nan
-        return vectors
+    def broken(batches: Any) -> Iterator[np.ndarray]:
+        batches = list(batches)
+        for rows, vectors in zip(batches, embed_batches(batches), strict=True):
+            vectors[[list(row.text) == ids for row in rows]] = np.nan
+            yield vectors
 
-    monkeypatch.setattr(tiny._engine, "embed", broken)
+    monkeypatch.setattr(tiny._engine, "embed_batches", broken)
     with pytest.raises(GemError, match="LocalRetrieval, in texts 6 to 8: .*NaN .*'How do I delete"):
         run_mteb(tiny, mteb_local.local_tasks(), tmp_path, batch_size=3)
 

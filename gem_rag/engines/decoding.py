@@ -154,7 +154,7 @@ def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
     logits: Tensor = output.logits[:, -1]
-    return logits.float()
+    return logits.float().to(ids.device)  # a model may lie on several devices
 
 
 def take_next(requests: Sequence[Request], logits: Tensor) -> None:

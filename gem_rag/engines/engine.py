@@ -22,6 +22,7 @@ class Engine(ABC):
         name: What `gem_rag.load` calls the engine.
         tokenizer: The model's tokenizer.
         dim: Length of an embedding.
+        dtype: What the model computes in, as torch names it: "float32", "bfloat16", ...
         vocab_size: Token ids are below this.
         context_length: The most tokens of a prompt and its continuation together.
         max_text_tokens: The most text tokens in one embedding pass; leaves room for the special
@@ -32,6 +33,7 @@ class Engine(ABC):
     name: ClassVar[str]
     tokenizer: SafeTokenizer
     dim: int
+    dtype: str
     vocab_size: int
     context_length: int
     max_text_tokens: int

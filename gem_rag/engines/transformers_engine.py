@@ -89,6 +89,7 @@ class TransformersEngine(Engine):
         self.lowering = self._choose_lowering(attention)
 
         self.dim = encoder.dim
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
         self.max_text_tokens = max_text_tokens(model.config, config.k)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,9 @@ class Index:
         manifest = Manifest.read(folder) if create else Manifest.read_existing(folder)
         if manifest is None:
             tokens = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
-            manifest = Manifest(gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens)
+            manifest = Manifest(
+                gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens, dtype=gem.dtype
+            )
         for name, value in (("store", store), ("chunk_tokens", chunk_tokens)):
             if value not in (None, getattr(manifest, name)):
                 raise InputError(
@@ -134,6 +137,13 @@ class Index:
                 f"({manifest.fingerprint[:12]}) and this is {gem.name!r} ({gem.fingerprint[:12]}): "
                 f"use that model, or re-embed with: gem-rag index --reembed --index {folder} "
                 f"--model {gem.name}"
+            )
+        if manifest.dtype not in ("", gem.dtype):
+            warnings.warn(
+                f"the index in {folder} was embedded in {manifest.dtype} and {gem.name!r} computes "
+                f"in {gem.dtype}, so scores differ a little: load the model with "
+                f"dtype={manifest.dtype!r}",
+                stacklevel=2,
             )
         return cls(folder, gem, load_commit(folder, manifest))
 
@@ -165,6 +175,7 @@ class Index:
                 min(old.chunk_tokens, gem.max_length),
                 generation=old.generation,
                 roots=old.roots,
+                dtype=gem.dtype,
             )
             store = open_store(folder, blank)
             store.reset()

@@ -38,6 +38,7 @@ class Manifest:
         files: Checksum (sha256) of each file of the commit, by name.
         roots: Absolute paths of the files and folders that were synced, by the name that the
             sources below them begin with.
+        dtype: What the model computed in; empty if that was not recorded.
         metric: How vectors are compared.
         format_version: 1 has no roots, and chunks without titles.
     """
@@ -52,6 +53,7 @@ class Manifest:
     chunks: int = 0
     files: dict[str, str] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
+    dtype: str = ""
     metric: str = "cosine"
     format_version: int = FORMAT_VERSION
 

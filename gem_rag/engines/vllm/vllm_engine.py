@@ -62,6 +62,7 @@ class VllmEngine(Engine):
             self._driver = Driver(config, in_process, prepare)
         self.tokenizer = SafeTokenizer.from_folder(folder)
         self.dim = checkpoint.config.dim(self._capabilities.hidden)
+        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.vocab_size = int(config.model_config.get_vocab_size())
         self.context_length = int(config.model_config.max_model_len)
         self.max_text_tokens = self._capabilities.max_text_tokens
