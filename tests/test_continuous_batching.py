@@ -212,24 +212,46 @@ def test_a_call_that_timed_out_ends_at_once(talker: Gem) -> None:
 
     with watched(talker, hold) as sizes:
         assert asyncio.run(main()) == [whole]
-        spin_until(lambda: not talker._engine._batcher._running)
     assert len(sizes) < 30  # not 200
     assert sizes[-1] == 1
 
 
 def test_a_call_cancelled_before_its_turn_never_runs(talker: Gem) -> None:
     batcher = talker._engine._batcher
-    with talker.language_model():  # the model is in use
-        first = request(talker.tokenize("hello"))
-        batcher.submit([first])
-        spin_until(lambda: waiting(talker) == 0)
-        late = request(talker.tokenize("late"))
-        batcher.submit([late])
-        batcher.cancel([first, late])
+    first, late = request(talker.tokenize("hello")), request(talker.tokenize("late"))
+
+    def ended(one: Request) -> Callable[[], None]:
+        return lambda: batcher.run_until(one.listener.generation.done)
+
+    with ThreadPoolExecutor(2) as pool:
+        with talker.language_model():  # the model is in use
+            batcher.submit([first])
+            waits = [pool.submit(ended(first))]
+            spin_until(lambda: waiting(talker) == 0)
+            batcher.submit([late])
+            waits.append(pool.submit(ended(late)))
+            batcher.cancel([first, late])
+        for wait in waits:
+            wait.result(30)
     for one in (first, late):
         with pytest.raises(GemError, match="the call was cancelled"):
-            one.listener.generation.result(30)
+            one.listener.generation.result(0)
     assert not late.tokens
+
+
+def test_ctrl_c_is_for_one_caller(talker: Gem) -> None:
+    """Whoever was at work for all; the others' texts go on from where they are."""
+    (whole,) = talker.generate(["hello"], max_tokens=20)
+    stream = talker.stream("hello", max_tokens=20)
+    first = next(stream)
+
+    def interrupt(step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with watched(talker, interrupt), pytest.raises(KeyboardInterrupt):
+        talker.generate(["x y z"], max_tokens=20)
+    assert first + "".join(stream) == whole.text
 
 
 def test_a_stream_can_be_read_and_left_from_asyncio(talker: Gem) -> None:
@@ -318,9 +340,10 @@ def test_waiting_calls_fail_with_a_model_that_is_gone() -> None:
     batcher = ContinuousBatcher(gone, threading.Lock(), PAD, capacity=20, prompt_tokens=10)
     requests = [request([5] * 6) for _ in range(5)]
     batcher.submit(requests)
+    batcher.run_until(lambda: all(one.listener.generation.done() for one in requests))
     for one in requests:
         with pytest.raises(GemError, match="has been closed"):
-            one.listener.generation.result(30)
+            one.listener.generation.result(0)
 
 
 def test_errors_come_through_threads(talker: Gem) -> None:

@@ -143,12 +143,16 @@ class GemEncoder(nn.Module):
 
     def _text_halves(self, layouts: Sequence[Layout], pass_tokens: int) -> Iterator[TextHalf]:
         """The passes that some batches' texts take."""
-        dtype = self._attention_dtype
-        if not varlen.is_supported(self.device, dtype, self._head_dim):
+        if not self.packs_texts:
             yield from (PaddedTexts(layout, self.device) for layout in layouts)
             return
         for together in group_to_fit(layouts, pass_tokens):
-            yield PackedTexts(together, self.device, dtype)
+            yield PackedTexts(together, self.device, self._attention_dtype)
+
+    @property
+    def packs_texts(self) -> bool:
+        """Whether texts of any lengths run in one pass without padding."""
+        return varlen.is_supported(self.device, self._attention_dtype, self._head_dim)
 
     @property
     def _attention_dtype(self) -> torch.dtype:

@@ -24,7 +24,11 @@ _PROMPT_PADDING = 0.3  # the largest share of prompts read at once that may be p
 
 
 class ContinuousBatcher:
-    """Runs in a thread of its own while there is something to generate.
+    """Generates in the threads of its callers: one of them at a time gives everybody's texts their
+    next token, until its own are complete.
+
+    In a thread of its own it would be slower: two threads with a team of OpenMP workers each are
+    more than there are cores, and those then sleep between operations.
 
     Args:
         model: Gives the language model; raises GemError once it is gone.
@@ -46,38 +50,56 @@ class ContinuousBatcher:
         self._model, self._turn, self._prompt_tokens = model, turn, prompt_tokens
         self._capacity, self._was_too_large = capacity, False
         self._pad, self._batch = pad, DecodingBatch(pad)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._led = False  # whether a caller is at work
         self._waiting: deque[deque[Request]] = deque()  # by call; calls take turns
         self._joining: list[Request] = []
-        self._running = False
 
     def submit(self, requests: Iterable[Request]) -> None:
-        """Generate the texts of one call."""
+        """Let the texts of one call join; `run_until` generates them."""
         with self._lock:
             self._waiting.append(deque(requests))
-            if self._running:
-                return
-            self._running = True
-        threading.Thread(target=self._run, name="gem-rag-generate", daemon=True).start()
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Generate no more of some requests."""
         for request in requests:
             request.fail(GemError("the call was cancelled"))
+        with self._lock:
+            self._lock.notify_all()
 
-    def _run(self) -> None:
-        while self._admit():
+    def run_until(self, done: Callable[[], bool]) -> None:
+        """Generate, or wait while another caller does, until something is there."""
+        while not done():
+            with self._lock:
+                while self._led and not done():
+                    self._lock.wait()
+                if done():
+                    return
+                self._led = True
             try:
-                with self._turn, torch.inference_mode():
-                    try:
-                        self._advance(self._model())
-                    except torch.OutOfMemoryError:
-                        self._start_again_smaller()
-            except BaseException as error:  # whatever it was, those who wait must hear of it
-                self._fail(error)
+                while not done() and self._admit():
+                    self._run_once()
+                    with self._lock:
+                        self._lock.notify_all()
+            finally:
+                with self._lock:
+                    self._led = False
+                    self._lock.notify_all()
+
+    def _run_once(self) -> None:
+        try:
+            with self._turn, torch.inference_mode():
+                self._advance(self._model())
+        except torch.OutOfMemoryError:
+            self._start_again_smaller()
+        except Exception as error:  # whatever it was, those who wait must hear of it
+            self._fail(error)
+        except BaseException:  # Ctrl-C is this caller's alone: others go on from where they are
+            self._wait_again(self._empty_batch())
+            raise
 
     def _admit(self) -> bool:
-        """Choose who joins next. False, and the thread ends, if there is nothing to do."""
+        """Choose who joins next; False if there is nothing to do."""
         with self._lock:
             running = [request for request in self._batch.requests if not request.done]
             while self._waiting:
@@ -90,10 +112,9 @@ class ContinuousBatcher:
                     running.append(request)
                 if call:
                     self._waiting.append(call)
-            self._running = bool(running)
             if not running:  # cancelled requests may have been left in it
                 self._batch = DecodingBatch(self._pad)
-            return self._running
+            return bool(running)
 
     def _has_room(self, request: Request, running: Sequence[Request]) -> bool:
         together = [request, *running]
@@ -140,8 +161,12 @@ class ContinuousBatcher:
                 "of the device: fewer are generated at once from now on",
                 stacklevel=2,
             )
+        self._capacity = positions // 2
+        self._wait_again(requests)
+
+    def _wait_again(self, requests: Iterable[Request]) -> None:
+        """Let requests join again, first of all, with what has been generated of them."""
         with self._lock:
-            self._capacity = positions // 2
             self._waiting.appendleft(deque(requests))
 
     def _empty_batch(self) -> list[Request]:

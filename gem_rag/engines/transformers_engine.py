@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,8 +52,9 @@ class TransformersEngine(Engine):
         checkpoint: The folder to load.
         device: A torch device, or "auto" for CUDA if there is a GPU.
         dtype: The name of a torch dtype, or "auto": float32 on a CPU, the checkpoint's elsewhere.
-        attention: A lowering of the attention rule for short batches, or "auto": split. Longer ones
-            run in two halves; "dense", the plain reference, runs all in one pass.
+        attention: A lowering of the attention rule for passes of both halves, or "auto": split.
+            Batches that would be much padded run in two halves; "dense", the plain reference, runs
+            everything in one pass.
         model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -161,12 +162,19 @@ class TransformersEngine(Engine):
     def _embed_batch(self, rows: Sequence[Row]) -> Tensor:
         encoder, lengths = self.encoder, [row.length(self.encoder.k) for row in rows]
         with self._embedding_lock, torch.inference_mode():
-            if self.lowering == "dense" or len(rows) * max(lengths) <= _ONE_PASS_TOKENS:
+            if self._fits_one_pass(lengths):
                 return encoder(Layout.build(rows, encoder.k), self.lowering)
             batches = list(plan_batches(lengths, self.batch_tokens, _PADDING))
             layouts = [Layout.build([rows[i] for i in batch], encoder.k) for batch in batches]
             vectors = encoder.embed_in_halves(layouts, pass_tokens=self.batch_tokens)
             return vectors[to_device(_places(rows, batches), vectors.device)]
+
+    def _fits_one_pass(self, lengths: Sequence[int]) -> bool:
+        """Whether rows run fastest in one pass of both halves: they are few, or of like length."""
+        positions = len(lengths) * max(lengths)
+        if self.lowering == "dense" or positions <= _ONE_PASS_TOKENS:
+            return True
+        return not self.encoder.packs_texts and sum(lengths) >= (1 - _PADDING) * positions
 
     def _remember_out_of_memory(self, tokens: int) -> None:
         """A batch has been too large for the device; said once."""
@@ -184,12 +192,14 @@ class TransformersEngine(Engine):
         eager = bool(sampling.stop)
         listeners = [GenerationListener(len(p), self._buffer(sampling), eager) for p in prompts]
         with self._submitted(prompts, sampling, listeners):
+            self._batcher.run_until(lambda: all(one.generation.done() for one in listeners))
             return [listener.generation.result() for listener in listeners]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
         listener = StreamListener(len(prompt), self._buffer(sampling))
         with self._submitted([prompt], sampling, [listener]):  # left when the reader walks away
-            return (yield from listener.pieces())
+            advance = partial(self._batcher.run_until, lambda: listener.ready)
+            return (yield from listener.pieces(advance))
 
     @contextmanager
     def _submitted(
@@ -198,7 +208,7 @@ class TransformersEngine(Engine):
         sampling: Sampling,
         listeners: Sequence[GenerationListener],
     ) -> Iterator[None]:
-        """Generates while the block runs."""
+        """Requests that are cancelled with the block."""
         requests = [
             self._request(prompt, sampling, listener, number)
             for number, (prompt, listener) in enumerate(zip(prompts, listeners, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 
 from gem_rag.generation.sampling import FinishReason, Generation
@@ -69,10 +69,23 @@ class StreamListener(GenerationListener):
         super().__init__(prompt_tokens, buffer, eager=True)
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends it
 
-    def pieces(self) -> Generator[str, None, Generation]:
-        """The pieces as they come; returns the complete result."""
+    @property
+    def ready(self) -> bool:
+        """Whether the next piece, or the end, is there."""
+        return not self._pieces.empty()
+
+    def pieces(
+        self, before_each: Callable[[], None] = lambda: None
+    ) -> Generator[str, None, Generation]:
+        """The pieces as they come; returns the complete result.
+
+        Args:
+            before_each: Called before waiting for a piece.
+        """
+        before_each()
         while (piece := self._pieces.get()) is not None:
             yield piece
+            before_each()
         return self.generation.result()
 
     def _show(self, piece: str) -> None:
