@@ -73,6 +73,7 @@ def test_an_abandoned_stream_ends(talker: Gem, tokens: int) -> None:
     stream.close()
     hook.remove()
     assert len(steps) < 240
+    assert not talker._engine._batcher._batch.requests  # nor is its memory kept
     assert len(talker.generate(["hello"], max_tokens=3)[0].tokens) == 3
 
 

@@ -65,6 +65,8 @@ class ContinuousBatcher:
         for request in requests:
             request.fail(GemError("the call was cancelled"))
         with self._lock:
+            if not self._led:  # nobody comes to free their memory
+                self._batch.drop_done()
             self._lock.notify_all()
 
     def run_until(self, done: Callable[[], bool]) -> None:

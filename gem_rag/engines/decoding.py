@@ -64,7 +64,7 @@ class Request:
         self.done = not self.listener.add([] if ended else [token], reason) or self.done
 
     def fail(self, error: BaseException) -> None:
-        """End with an error."""
+        """End with an error, unless the text is complete."""
         self.done = True
         self.listener.fail(error)
 
