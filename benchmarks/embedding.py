@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from measuring import (
     DEVICE,
     DTYPE,
     SHAPES,
+    Shape,
     matrix_product_rate,
     random_checkpoint,
     random_lengths,
@@ -46,12 +48,19 @@ def main(
 ) -> None:
     """Record tokens per second, ratios, and shares of the device's matrix-product rate."""
     for name in shape:
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = random_checkpoint(Path(folder), SHAPES[name], k, rank)
-            peer = sentence_transformer(checkpoint)
-            with gem_rag.load(checkpoint) as gem:
-                for kind in texts:
-                    measure(name, gem, peer, kind, count, rounds)
+        with both(SHAPES[name], k, rank) as (gem, peer):
+            for kind in texts:
+                measure(name, gem, peer, kind, count, rounds)
+
+
+@contextmanager
+def both(shape: Shape, k: int, rank: int) -> Iterator[tuple[Gem, SentenceTransformer]]:
+    """A random model of a shape in gem-rag and in sentence-transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = random_checkpoint(Path(folder), shape, k, rank)
+        peer = sentence_transformer(checkpoint)
+        with gem_rag.load(checkpoint) as gem:
+            yield gem, peer
 
 
 def sentence_transformer(folder: Path) -> SentenceTransformer:

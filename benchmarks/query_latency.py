@@ -7,28 +7,24 @@ The same random Llama in one process, a query at a time, from text to vector, in
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from embedding import sentence_transformer
+from embedding import both
 from measuring import (
     DEVICE,
     SHAPES,
     launches,
     matrix_product_rate,
-    random_checkpoint,
     record,
     timed,
 )
 from sentence_transformers import SentenceTransformer
 
-import gem_rag
 from gem_rag import Gem
 from gem_rag.core.layout import Layout, Row
 
@@ -44,11 +40,8 @@ def main(
 ) -> None:
     """Record the median and the 99th percentile, in milliseconds, and launched operations."""
     for name in shape:
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = random_checkpoint(Path(folder), SHAPES[name], k, rank)
-            peer = sentence_transformer(checkpoint)
-            with gem_rag.load(checkpoint) as gem:
-                measure(name, gem, peer, count)
+        with both(SHAPES[name], k, rank) as (gem, peer):
+            measure(name, gem, peer, count)
 
 
 def measure(shape: str, gem: Gem, peer: SentenceTransformer, count: int) -> None:

@@ -81,6 +81,12 @@ def model_kwargs(attention: GemAttention, mask: Tensor | None = None) -> dict[st
     return {"attention_mask": mask, "gem": attention}
 
 
+def head_dim(config: Any) -> int:
+    """Length of a query of one attention head, by a language model's configuration."""
+    own = getattr(config, "head_dim", None)
+    return int(own or config.hidden_size // config.num_attention_heads)
+
+
 @dataclass
 class Lowered:
     """A layout's attention in one pass.

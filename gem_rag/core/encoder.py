@@ -17,6 +17,7 @@ from gem_rag.core.attention import (
     GemAttention,
     Lowered,
     LoweringName,
+    head_dim,
     lower,
     model_kwargs,
 )
@@ -152,7 +153,8 @@ class GemEncoder(nn.Module):
     @property
     def packs_texts(self) -> bool:
         """Whether texts of any lengths run in one pass without padding."""
-        return varlen.is_supported(self.device, self._attention_dtype, self._head_dim)
+        width = head_dim(self.model.config.get_text_config())
+        return varlen.is_supported(self.device, self._attention_dtype, width)
 
     @property
     def _attention_dtype(self) -> torch.dtype:
@@ -161,12 +163,6 @@ class GemEncoder(nn.Module):
             return torch.get_autocast_dtype(device)
         dtype: torch.dtype = self.base.get_input_embeddings().weight.dtype
         return dtype
-
-    @property
-    def _head_dim(self) -> int:
-        config = self.model.config.get_text_config()
-        own = getattr(config, "head_dim", None)
-        return int(own or config.hidden_size // config.num_attention_heads)
 
     def _call(self, attention: GemAttention, mask: Tensor | None = None, **inputs: Any) -> Tensor:
         """Outputs of the last layer after the final norm: [B, T, hidden]."""

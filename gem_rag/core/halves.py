@@ -62,8 +62,7 @@ class TextHalf(ABC):
         query, key, value = qkv
         self._keys.append(key)
         self._values.append(value)
-        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        return self._attend_causally(module, qkv, scale), None
+        return self._attend_causally(module, qkv, _scale(query, scaling)), None
 
     @abstractmethod
     def _attend_causally(self, module: Any, qkv: Heads, scale: float) -> Tensor:
@@ -135,7 +134,7 @@ class SpecialHalf:
     ) -> tuple[Tensor, None]:
         """[1, S, heads, head_dim] for the queries, [1, heads, S, head_dim]."""
         layer = self.calls - 1
-        scale = qkv[0].shape[-1] ** -0.5 if scaling is None else float(scaling)
+        scale = _scale(qkv[0], scaling)
         with torch.autocast(qkv[0].device.type, enabled=False):
             if len(self._texts) == 1:
                 return self._texts[0].attend_specials(layer, qkv, scale), None
@@ -145,6 +144,11 @@ class SpecialHalf:
                 for text, part in zip(self._texts, parts, strict=True)
             ]
             return torch.cat(outputs, dim=1), None
+
+
+def _scale(query: Tensor, scaling: float | None) -> float:
+    """Of the scores: the model's own, or the usual one of [..., head_dim]."""
+    return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
 def special_columns(layout: Layout) -> slice:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from gem_rag.core.attention import head_dim
+
 CPU_TOKENS = 4096
 _LEAST, _MOST = 8192, 2**18
 _SHARE = 0.5  # of free memory: generation and other processes want some too
@@ -33,9 +35,8 @@ def bytes_per_token(model: Any) -> int:
     """Memory that a text token takes in a pass: its keys and values in every layer, which are kept,
     and what one layer works with."""
     config = model.config.get_text_config()
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    hidden = config.hidden_size
+    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    kept = 2 * config.num_hidden_layers * key_heads * head_dim
+    kept = 2 * config.num_hidden_layers * key_heads * head_dim(config)
     return int((kept + 8 * hidden + 3 * inner) * model.dtype.itemsize)
