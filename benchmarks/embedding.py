@@ -4,7 +4,8 @@ All run the same random Llama in one process on the same texts, in turn, for sev
 with adapters on every linear layer, from text to vectors; sentence-transformers with mean pooling,
 likewise; and the plain causal forward of the token ids in gem-rag's own batches.
 
-    python benchmarks/embedding.py [--shape 135M ...] [--texts mixed ...] [--count N] [--rounds N]
+    python benchmarks/embedding.py [--shape 135M ...] [--texts mixed ...] [--compile] [--count N]
+        [--rounds N]
 """
 
 from __future__ import annotations
@@ -45,21 +46,24 @@ def main(
     rounds: int = 3,
     k: int = 1,
     rank: int = 32,
+    compile: bool = False,
 ) -> None:
     """Record tokens per second, ratios, and shares of the device's matrix-product rate."""
     for name in shape:
-        with both(SHAPES[name], k, rank) as (gem, peer):
+        with both(SHAPES[name], k, rank, compile=compile) as (gem, peer):
             for kind in texts:
                 measure(name, gem, peer, kind, count, rounds)
 
 
 @contextmanager
-def both(shape: Shape, k: int, rank: int) -> Iterator[tuple[Gem, SentenceTransformer]]:
+def both(
+    shape: Shape, k: int, rank: int, compile: bool | str = "auto"
+) -> Iterator[tuple[Gem, SentenceTransformer]]:
     """A random model of a shape in gem-rag and in sentence-transformers."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = random_checkpoint(Path(folder), shape, k, rank)
         peer = sentence_transformer(checkpoint)
-        with gem_rag.load(checkpoint) as gem:
+        with gem_rag.load(checkpoint, compile=compile) as gem:
             yield gem, peer
 
 
@@ -93,6 +97,7 @@ def measure(
         work = 2 * weights_in_layers(model) * tokens
     figures: dict[str, object] = {
         "shape": shape, "texts": kind, "count": count, "tokens": tokens, "k": gem.config.k,
+        "compiled": gem._engine.encoder.compiled,
         "tflops": round(peak / 1e12, 3),
     }  # fmt: skip
     for way, taken in seconds.items():

@@ -14,7 +14,7 @@ import typer
 
 HERE = Path(__file__).parent
 # What tells one case of a benchmark from another, and what its table shows.
-CASES = ("shape", "texts", "pairs", "tokens_each", "k")
+CASES = ("shape", "texts", "pairs", "tokens_each", "k", "compiled")
 INTRODUCTION = """# Figures
 
 Made by `python benchmarks/tables.py` from the lines in [`results/`](results), which the benchmarks
@@ -43,7 +43,7 @@ def tables(lines: Iterable[dict[str, Any]]) -> str:
     latest: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
     for line in lines:
         cases = latest.setdefault((line["device"], line["benchmark"]), {})
-        cases[tuple(line.get(name) for name in CASES)] = line
+        cases[tuple(line.get(name) or None for name in CASES)] = line
     sections = [INTRODUCTION]
     for (device, benchmark), cases in sorted(latest.items()):
         rows = list(cases.values())

@@ -17,7 +17,7 @@ from helpers import close_to, vectors_of
 
 import gem_rag
 from gem_rag.core.layout import Row
-from gem_rag.engines.transformers_engine import TransformersEngine
+from gem_rag.engines.batch_embedder import BatchEmbedder
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
 
@@ -82,16 +82,16 @@ def test_a_batch_too_large_for_the_device_is_halved(
 ) -> None:
     texts = [f"text {number} of ten" for number in range(10)]
     wanted = gem.embed_documents(texts)
-    embed, sizes = TransformersEngine._embed_batch, list[int]()
+    embed, sizes = BatchEmbedder._embed, list[int]()
 
-    def small_device(engine: TransformersEngine, rows: Sequence[Row]) -> Any:
+    def small_device(embedder: BatchEmbedder, rows: Sequence[Row]) -> Any:
         sizes.append(len(rows))
         if len(rows) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return embed(engine, rows)
+        return embed(embedder, rows)
 
-    monkeypatch.setattr(TransformersEngine, "_embed_batch", small_device)
-    monkeypatch.setattr(gem._engine, "_fitting_tokens", None)
+    monkeypatch.setattr(BatchEmbedder, "_embed", small_device)
+    monkeypatch.setattr(gem._engine._embedder, "_fitting_tokens", None)
     with pytest.warns(UserWarning, match="is halved: load the model with batch_tokens="):
         vectors = gem.embed_documents(texts)
     assert close_to(vectors, wanted)
@@ -106,11 +106,11 @@ def test_a_batch_too_large_for_the_device_is_halved(
 def test_a_text_too_large_for_the_device_is_refused(
     gem: Gem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(engine: TransformersEngine, rows: Sequence[Row]) -> Any:
+    def no_room(embedder: BatchEmbedder, rows: Sequence[Row]) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TransformersEngine, "_embed_batch", no_room)
-    monkeypatch.setattr(gem._engine, "_fitting_tokens", 1)
+    monkeypatch.setattr(BatchEmbedder, "_embed", no_room)
+    monkeypatch.setattr(gem._engine._embedder, "_fitting_tokens", 1)
     with pytest.raises(GemError, match="does not fit into the memory of the device: shorten it"):
         gem.embed_documents(["a text", "another"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gem_rag.core import layout as layout_module
-from gem_rag.core.layout import Layout, Role, Row, plan_batches
+from gem_rag.core.layout import (
+    Layout,
+    Role,
+    Row,
+    group_to_fit,
+    plan_batches,
+    vector_places,
+)
 from gem_rag.errors import InputError
 
 ARRANGEMENTS = ["aligned", "right"]
@@ -121,3 +129,31 @@ def test_batches_go_from_long_to_short(lengths: list[int], budget: int) -> None:
 
 def test_batches_are_as_large_as_the_budget_allows() -> None:
     assert [len(batch) for batch in plan_batches([4] * 10, 16)] == [4, 4, 2]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    budget=st.integers(1, 30),
+    least=st.integers(1, 4),
+)
+def test_groups_hold_consecutive_layouts_within_the_budget(
+    lengths: list[int], budget: int, least: int
+) -> None:
+    layouts = [Layout.build([Row.whole(range(n))], 1) for n in lengths]
+    groups = list(group_to_fit(layouts, budget, lambda one: max(least, one.shape[1] - 1)))
+    assert [layout for group in groups for layout in group] == layouts
+    sizes = [[max(least, layout.shape[1] - 1) for layout in group] for group in groups]
+    for size in sizes:
+        assert len(size) == 1 or 0 < sum(size) <= budget
+    for size, following in itertools.pairwise(sizes):
+        assert sum(size) + following[0] > budget
+
+
+@given(rows=any_rows(), budget=st.integers(1, 40))
+def test_vectors_return_to_the_order_of_their_rows(rows: list[Row], budget: int) -> None:
+    batches = list(plan_batches([row.length(1) for row in rows], budget))
+    of_batches = [(i, span) for batch in batches for i in batch for span in rows[i].spans]
+    places = vector_places(rows, batches)
+    assert [of_batches[place] for place in places] == [
+        (i, span) for i, row in enumerate(rows) for span in row.spans
+    ]

@@ -11,6 +11,7 @@ from gem_rag.errors import GemError
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 def check_finite(vectors: FloatArray, texts: Sequence[str]) -> None:

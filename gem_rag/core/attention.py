@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -89,14 +88,17 @@ def head_dim(config: Any) -> int:
 
 @dataclass
 class Lowered:
-    """A layout's attention in one pass.
+    """A batch on its device, and its attention in one pass.
 
     Attributes:
+        ids: As of the layout: int64 [B, T]. `tokens` likewise.
         mask: bool [B, 1, T, T] (dense), or [B, 1, S, T] over the last S columns (split).
         extent: As of `GemAttention`; `calls` likewise.
         rest_start: Where those columns start in the split lowering, else None.
     """
 
+    ids: Tensor
+    tokens: TokenFacts
     mask: Tensor
     extent: int
     rest_start: int | None = None
@@ -115,11 +117,6 @@ class Lowered:
         return _split_forward(module, qkv, mask, self.rest_start, **kwargs), None
 
 
-def facts_as_tensors(layout: Layout, device: torch.device | str) -> TokenFacts:
-    """The layout's facts as torch tensors on a device."""
-    return TokenFacts(*to_device(np.stack(layout.tokens), device))
-
-
 def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu") -> Lowered:
     """Lower the rule for one batch.
 
@@ -134,17 +131,27 @@ def lower(layout: Layout, how: LoweringName, device: torch.device | str = "cpu")
     Raises:
         GemError: The split lowering is asked of rows that are padded whole.
     """
-    tokens = facts_as_tensors(layout, device)
-    extent = int(layout.tokens.position.max()) + 1
-    if how == "dense":
-        return Lowered(_mask(tokens, tokens), extent)
-    if layout.rest_start is None:
+    if how == "split" and layout.rest_start is None:
         raise GemError(
             "the split lowering needs special tokens in columns of their own: arrange rows "
             "'aligned', or lower them to dense"
         )
-    rest = TokenFacts(*(fact[:, layout.rest_start :] for fact in tokens))
-    return Lowered(_mask(rest, tokens), extent, layout.rest_start)
+    extent = int(layout.tokens.position.max()) + 1
+    rest_start = layout.rest_start if how == "split" else None
+    return lower_on_device(to_device(layout.stacked, device), extent, rest_start)
+
+
+def lower_on_device(stacked: Tensor, extent: int, rest_start: int | None) -> Lowered:
+    """As `lower`, of `Layout.stacked` where the model runs.
+
+    Args:
+        stacked: int64 [6, B, T].
+        extent: As of `GemAttention`.
+        rest_start: As of `Lowered`.
+    """
+    ids, tokens = stacked[0], TokenFacts(*stacked[1:])
+    rest = TokenFacts(*(fact[:, rest_start:] for fact in tokens))
+    return Lowered(ids, tokens, _mask(rest, tokens), extent, rest_start)
 
 
 def lower_over_cached_text(layout: Layout, device: torch.device | str = "cpu") -> Lowered:
@@ -187,9 +194,17 @@ def gem_attention_forward(
     """
     if gem is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return _attend(gem, module, (query, key, value), attention_mask, **kwargs)
+
+
+# It keeps what passes: a compiled model is in pieces around it.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend(
+    gem: GemAttention, module: Any, qkv: tuple[Tensor, Tensor, Tensor], mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
     _check_plain_softmax(module, gem.extent, kwargs)
     gem.calls += 1
-    return gem.attend(module, (query, key, value), attention_mask, **kwargs)
+    return gem.attend(module, qkv, mask, **kwargs)
 
 
 def _split_forward(

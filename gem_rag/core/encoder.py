@@ -5,7 +5,8 @@ The transformers engine and training share it, so both compute the same vectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +20,14 @@ from gem_rag.core.attention import (
     LoweringName,
     head_dim,
     lower,
-    model_kwargs,
 )
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
 from gem_rag.core.halves import PaddedTexts, SpecialHalf, TextHalf
 from gem_rag.core.layout import Layout, Role, Row, group_to_fit
 from gem_rag.core.packed_texts import PackedTexts
+from gem_rag.core.passes import compile_text_half, run, run_text
 from gem_rag.core.pooling import pool
-from gem_rag.core.special_tokens import EVERYWHERE, SpecialTokens
+from gem_rag.core.special_tokens import EVERYWHERE, Positions, SpecialTokens
 from gem_rag.core.transfer import to_device
 from gem_rag.errors import GemError
 
@@ -57,6 +58,7 @@ class GemEncoder(nn.Module):
         self.pooling = pooling
         self.adapter = adapter
         self.special = SpecialTokens(model, k, adapter)
+        self._compiled_text: Callable[[TextHalf], Tensor] | None = None
 
     @property
     def base(self) -> Any:
@@ -87,26 +89,33 @@ class GemEncoder(nn.Module):
 
     def hidden_states(self, layout: Layout, how: LoweringName = "split") -> Tensor:
         """Outputs of the last layer after the final norm: [B, T, hidden]."""
-        return self._run(layout, lower(layout, how, self.device))
-
-    def _run(self, layout: Layout, lowered: Lowered) -> Tensor:
-        special: slice | Tensor
+        special: Positions
         if layout.rest_start is not None and not (layout.tokens.role == Role.SUFFIX).any():
             special = slice(layout.rest_start, layout.shape[1])
         else:
             special = to_device(layout.tokens.role == Role.SPECIAL, self.device)
+        return self._run(lower(layout, how, self.device), special)
+
+    def embed_lowered(self, lowered: Lowered) -> Tensor:
+        """As `forward`, of rows in the split lowering that have one group of special tokens each.
+
+        It launches the same operations for all rows of a shape, without waiting for any.
+        """
+        specials = slice(lowered.rest_start, None)
+        return pool(self._run(lowered, specials)[:, specials], self.pooling)
+
+    def _run(self, lowered: Lowered, special: Positions) -> Tensor:
         with self.special.active(special):
             return self._call(
                 lowered,
                 lowered.mask,
-                inputs_embeds=self._embed(layout),
-                position_ids=to_device(layout.tokens.position, self.device),
+                inputs_embeds=self._embed(lowered),
+                position_ids=lowered.tokens.position,
             )
 
-    def _embed(self, layout: Layout) -> Tensor:
+    def _embed(self, lowered: Lowered) -> Tensor:
         """Input embeddings [B, T, hidden]: the vocabulary's, and the special tokens' own."""
-        is_special = to_device(layout.tokens.role == Role.SPECIAL, self.device)
-        ids = to_device(layout.ids, self.device)
+        ids, is_special = lowered.ids, lowered.tokens.role == Role.SPECIAL
         text: Tensor = self.base.get_input_embeddings()(ids.masked_fill(is_special, 0))
         special = self.special.embeddings[ids.clamp(max=self.k - 1)].to(text.dtype)
         return torch.where(is_special[..., None], special, text)
@@ -131,7 +140,7 @@ class GemEncoder(nn.Module):
         texts = list(self._text_halves(layouts, pass_tokens))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_texts):
             for text in texts:
-                self._call(text, input_ids=text.ids, position_ids=text.position)
+                (self._compiled_text or partial(run_text, self.base))(text)
         half = SpecialHalf(texts, self.device)
         embeds = self.special.embeddings[half.slots]
         with self.special.active(EVERYWHERE):
@@ -141,6 +150,19 @@ class GemEncoder(nn.Module):
                 position_ids=half.position[None],
             )
         return pool(hidden[0, half.places].unflatten(0, (-1, self.k)), self.pooling)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether texts go through compiled layers."""
+        return self._compiled_text is not None
+
+    def compile_texts(self, compiled: bool = True) -> None:
+        """Run the texts of `embed_in_halves` through compiled layers, or plain ones again.
+
+        Raises:
+            GemError: The model is spread over devices by hooks.
+        """
+        self._compiled_text = compile_text_half(self.base) if compiled else None
 
     def _text_halves(self, layouts: Sequence[Layout], pass_tokens: int) -> Iterator[TextHalf]:
         """The passes that some batches' texts take."""
@@ -165,11 +187,7 @@ class GemEncoder(nn.Module):
         return dtype
 
     def _call(self, attention: GemAttention, mask: Tensor | None = None, **inputs: Any) -> Tensor:
-        """Outputs of the last layer after the final norm: [B, T, hidden]."""
-        hidden: Tensor = self.base(
-            use_cache=False, **inputs, **model_kwargs(attention, mask)
-        ).last_hidden_state
-        return hidden
+        return run(self.base, attention, mask, **inputs)
 
     def _pool(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Pool last-layer outputs, [B, T, hidden]."""
@@ -217,7 +235,7 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     full = Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k)
     lowered = lower(full, "dense", encoder.device)  # a mask that every attention can take
     try:
-        encoder._run(full, lowered)
+        encoder._run(lowered, slice(full.rest_start, None))
         if lowered.calls == config.num_hidden_layers:
             with_specials = encoder.hidden_states(full, how)
             plain = encoder.hidden_states(bare, how)

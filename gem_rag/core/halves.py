@@ -7,7 +7,8 @@ under the rule, which `attention.may_attend` states; training needs gradients of
 only, whose rows are few.
 
 Texts run padded to a rectangle (`PaddedTexts`), or where FlashAttention runs packed one after
-another (`packed_texts.PackedTexts`).
+another (`packed_texts.PackedTexts`). Both engines and training use the same halves; vLLM runs texts
+through its own layers and leaves their keys and values here (`TextHalf.keep`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gem_rag.core.arrays import IntArray
+from gem_rag.core.arrays import BoolArray, IntArray
 from gem_rag.core.attention import lower_over_cached_text
 from gem_rag.core.layout import Layout, Role
 from gem_rag.core.transfer import to_device
@@ -35,6 +36,8 @@ class TextHalf(ABC):
 
     Attributes:
         ids: Token ids, int64 [B, T]; `position` likewise.
+        is_text: Which of those are a text's, and not padding: bool [B, T].
+        lengths: Tokens of each text, int64 [texts].
         extent: Positions that the longest text and its special tokens span.
         slots: The index in its group of every special token that goes with these texts, int64 [S];
             `special_position` likewise.
@@ -45,6 +48,8 @@ class TextHalf(ABC):
 
     ids: Tensor
     position: Tensor
+    is_text: BoolArray
+    lengths: IntArray
     extent: int
     slots: IntArray
     special_position: IntArray
@@ -60,12 +65,17 @@ class TextHalf(ABC):
     ) -> tuple[Tensor, None]:
         """As `attention.gem_attention_forward`."""
         query, key, value = qkv
+        self.keep(key, value)
+        return self.attend_causally(qkv, _scale(query, scaling)), None
+
+    def keep(self, key: Tensor, value: Tensor) -> None:
+        """Keep a layer's keys and values for the special tokens, [B, key heads, T, head_dim] each;
+        layer after layer."""
         self._keys.append(key)
         self._values.append(value)
-        return self._attend_causally(module, qkv, _scale(query, scaling)), None
 
     @abstractmethod
-    def _attend_causally(self, module: Any, qkv: Heads, scale: float) -> Tensor:
+    def attend_causally(self, qkv: Heads, scale: float) -> Tensor:
         """[B, T, heads, head_dim], causal within each text."""
 
     @abstractmethod
@@ -95,17 +105,20 @@ class PaddedTexts(TextHalf):
         texts, rest = slice(0, special_columns(layout).start), special_columns(layout)
         self.ids = to_device(layout.ids[:, texts], device)
         self.position = to_device(layout.tokens.position[:, texts], device)
+        self.is_text = layout.tokens.role[:, texts] == Role.TEXT
+        self.lengths = self.is_text.sum(axis=1)
         self.extent = int(layout.tokens.position.max()) + 1
         self.slots = layout.ids[:, rest].ravel()
         self.special_position = layout.tokens.position[:, rest].ravel()
         self.special = (layout.tokens.role[:, rest] == Role.SPECIAL).ravel()
         self._seen = _seen(layout, device)
 
-    def _attend_causally(self, module: Any, qkv: Heads, scale: float) -> Tensor:
+    def attend_causally(self, qkv: Heads, scale: float) -> Tensor:
         # Padding is on the right, where no token of a text sees it.
-        output: Tensor
-        output, _ = sdpa_attention_forward(module, *qkv, None, is_causal=True, scaling=scale)
-        return output
+        output: Tensor = F.scaled_dot_product_attention(
+            *qkv, is_causal=True, scale=scale, enable_gqa=qkv[0].shape[1] != qkv[1].shape[1]
+        )
+        return output.transpose(1, 2)
 
     def attend_specials(self, layer: int, qkv: Sequence[Tensor], scale: float) -> Tensor:
         return _attend_over_text(qkv, self._keys[layer], self._values[layer], self._seen, scale)

@@ -8,7 +8,7 @@ rows in a rectangle, and records what the attention rule needs to know of every 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -134,6 +134,11 @@ class Layout:
         return self.ids.shape[0], self.ids.shape[1]
 
     @property
+    def stacked(self) -> IntArray:
+        """The ids and all facts in one array: int64 [6, B, T]."""
+        return np.stack([self.ids, *self.tokens])
+
+    @property
     def specials(self) -> tuple[IntArray, IntArray]:
         """Rows and columns of all special tokens, group after group: by row, then span, k each."""
         rows, columns = np.nonzero(self.tokens.role == Role.SPECIAL)
@@ -237,13 +242,41 @@ def plan_batches(lengths: Sequence[int], budget: int, padding: float = 1.0) -> I
         yield batch
 
 
-def group_to_fit(layouts: Sequence[Layout], budget: int) -> Iterator[list[Layout]]:
-    """Consecutive layouts that together have at most `budget` positions; a larger one alone."""
+def group_to_fit(
+    layouts: Sequence[Layout], budget: int, size: Callable[[Layout], int] = lambda one: one.ids.size
+) -> Iterator[list[Layout]]:
+    """Consecutive layouts that together have at most `budget` positions; a larger one alone.
+
+    Args:
+        layouts: Batches.
+        budget: The most that a group may hold.
+        size: What one of them counts for, if not for its positions.
+    """
     group: list[Layout] = []
+    held = 0
     for layout in layouts:
-        if group and sum(one.ids.size for one in group) + layout.ids.size > budget:
+        if group and held + size(layout) > budget:
             yield group
-            group = []
+            group, held = [], 0
         group.append(layout)
+        held += size(layout)
     if group:
         yield group
+
+
+def vector_places(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> IntArray:
+    """Where the vectors of rows in their own order are among those of batches of them.
+
+    Args:
+        rows: All rows.
+        batches: Indices of the rows in each batch; every row is in one.
+
+    Returns:
+        An index for each span, row after row.
+    """
+    counts = np.array([len(row.spans) for row in rows])
+    first = np.cumsum(counts) - counts
+    # Of the batches' vectors, which of the rows' each one is; its inverse is wanted.
+    order = itertools.chain.from_iterable(batches)
+    taken = np.concatenate([np.arange(first[i], first[i] + counts[i]) for i in order])
+    return np.argsort(taken)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,8 @@ class PackedTexts(TextHalf):
         )
         self.special = np.ones(len(self.slots), dtype=bool)
         self.extent = 1 + int(max(position.max(), self.special_position.max(initial=0)))
-        lengths = _per_row(layouts, Role.TEXT)
+        self.is_text = np.ones(ids[None].shape, dtype=bool)
+        self.lengths = lengths = _per_row(layouts, Role.TEXT)
         text_starts = _starts(lengths)
         self._texts = _bounds(lengths, lengths, device)
         # One group of k special tokens is one sequence of queries, over its span of its text.
@@ -48,7 +48,7 @@ class PackedTexts(TextHalf):
             indices = np.repeat(first - _starts(spans)[:-1], spans) + np.arange(spans.sum())
             self._spans = to_device(indices, device)
 
-    def _attend_causally(self, module: Any, qkv: Heads, scale: float) -> Tensor:
+    def attend_causally(self, qkv: Heads, scale: float) -> Tensor:
         return CausalAttention.apply(*map(self._packed, qkv), self._texts, scale)[None]
 
     def attend_specials(self, layer: int, qkv: Sequence[Tensor], scale: float) -> Tensor:

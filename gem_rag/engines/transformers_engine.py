@@ -7,8 +7,6 @@ same weights.
 from __future__ import annotations
 
 import gc
-import threading
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -18,20 +16,19 @@ import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor
 
 from gem_rag._utils.cancellation import on_cancel
 from gem_rag._utils.deprecation import warn_renamed
 from gem_rag._utils.fair_lock import FairLock
 from gem_rag._utils.suggestions import check_choice
-from gem_rag.core.arrays import FloatArray, IntArray
+from gem_rag.core.arrays import FloatArray
 from gem_rag.core.attention import IMPLEMENTATION, LoweringName
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
-from gem_rag.core.layout import Layout, Row, plan_batches
+from gem_rag.core.layout import Row, plan_batches
 from gem_rag.core.memory import pass_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.core.transfer import to_device
+from gem_rag.engines.batch_embedder import BatchEmbedder, Compile
 from gem_rag.engines.continuous_batching import ContinuousBatcher
 from gem_rag.engines.decoding import Request
 from gem_rag.engines.engine import Engine
@@ -41,8 +38,6 @@ from gem_rag.generation.sampling import Generation, Sampling
 from gem_rag.generation.stop_strings import StopStringBuffer
 
 _GENERATION_TOKENS = 8192
-_ONE_PASS_TOKENS = 1024  # up to here a pass is short, and one of both halves at once the shortest
-_PADDING = 0.1  # the largest share of a text pass that may be padding
 
 
 class TransformersEngine(Engine):
@@ -55,6 +50,9 @@ class TransformersEngine(Engine):
         attention: A lowering of the attention rule for passes of both halves, or "auto": split.
             Batches that would be much padded run in two halves; "dense", the plain reference, runs
             everything in one pass.
+        compile: Whether texts go through compiled layers (`torch.compile`) and a short text alone,
+            on a GPU, through one CUDA graph. "auto" compiles on a GPU once embedding has taken as
+            long as compiling repays. Vectors differ by rounding; generation is never compiled.
         model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -71,6 +69,7 @@ class TransformersEngine(Engine):
         device: str = "auto",
         dtype: str = "auto",
         attention: LoweringName | Literal["auto"] = "auto",
+        compile: Compile = "auto",
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if device == "auto":
@@ -86,23 +85,22 @@ class TransformersEngine(Engine):
         adapter = checkpoint.adapter()
         if adapter is not None:
             encoder.special.load_tensors(adapter)
-        self._encoder_or_none: GemEncoder | None = encoder.eval().requires_grad_(False)
-        self.lowering = self._choose_lowering(attention)
-
+        encoder.eval().requires_grad_(False)
+        self.lowering = _choose_lowering(encoder, attention)
         self.dim = encoder.dim
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
         self.max_text_tokens = max_text_tokens(model.config, config.k)
         self.batch_tokens = pass_tokens(model, encoder.device)
-        self._fitting_tokens: int | None = None  # in one batch, once one has been too large
         # In prompts that are read at once.
         self._generation_tokens = min(self.batch_tokens, _GENERATION_TOKENS)
         self._eos, self._pad = _take_end_tokens(model)
-        # One pass of each kind at a time bounds memory; an embedding never waits for a long
-        # generation to end.
-        self._embedding_lock = threading.Lock()
+        # One pass at a time bounds memory; an embedding never waits for a long generation to end.
         self._generation_lock = FairLock()
+        self._embedder_or_none: BatchEmbedder | None = BatchEmbedder(
+            encoder, self.lowering, self.batch_tokens, compile, self._generation_lock
+        )
         self._batcher = ContinuousBatcher(
             lambda: self._model,
             self._generation_lock,
@@ -111,82 +109,23 @@ class TransformersEngine(Engine):
             prompt_tokens=self._generation_tokens,
         )
 
-    def _choose_lowering(self, attention: LoweringName | Literal["auto"]) -> LoweringName:
-        """The lowering to use, tried once on this model."""
-        if str(attention) == "flex":
-            warn_renamed("attention='flex'", "attention='auto'")
-            attention = "auto"
-        check_choice("attention", attention, ("auto", *get_args(LoweringName)))
-        lowering: LoweringName = "split" if attention == "auto" else attention
-        check_supported(self.encoder, lowering)
-        return lowering
+    @property
+    def _embedder(self) -> BatchEmbedder:
+        if self._embedder_or_none is None:  # another thread closed the engine meanwhile
+            raise GemError("this Gem has been closed: load the model again")
+        return self._embedder_or_none
 
     @property
     def encoder(self) -> GemEncoder:
         """The model and its special tokens. Raises GemError once the engine is closed."""
-        if self._encoder_or_none is None:  # another thread closed the engine meanwhile
-            raise GemError("this Gem has been closed: load the model again")
-        return self._encoder_or_none
+        return self._embedder.encoder
 
     def embed(self, rows: Sequence[Row]) -> FloatArray:
         [vectors] = self.embed_batches([rows])
         return vectors
 
     def embed_batches(self, batches: Iterable[Sequence[Row]]) -> Iterator[FloatArray]:
-        # A batch's vectors are fetched when the next one has been launched, so that a GPU never
-        # waits for the next layout.
-        launched: Tensor | None = None
-        for rows in batches:
-            previous, launched = launched, self._embed_fitting(rows)
-            if previous is not None:
-                yield previous.cpu().numpy()
-        if launched is not None:
-            yield launched.cpu().numpy()
-
-    def _embed_fitting(self, rows: Sequence[Row]) -> Tensor:
-        """As `embed`, in parts if memory allows no more; on the model's device."""
-        tokens = sum(row.length(self.encoder.k) for row in rows)
-        if self._fitting_tokens is None or tokens <= self._fitting_tokens or len(rows) == 1:
-            try:
-                return self._embed_batch(rows)
-            except torch.OutOfMemoryError:
-                if len(rows) == 1:
-                    raise GemError(
-                        f"a text of {tokens} tokens does not fit into the memory of the device: "
-                        "shorten it, or load the model with a smaller dtype"
-                    ) from None
-            self._remember_out_of_memory(tokens)
-        half = len(rows) // 2
-        return torch.cat([self._embed_fitting(rows[:half]), self._embed_fitting(rows[half:])])
-
-    def _embed_batch(self, rows: Sequence[Row]) -> Tensor:
-        encoder, lengths = self.encoder, [row.length(self.encoder.k) for row in rows]
-        with self._embedding_lock, torch.inference_mode():
-            if self._fits_one_pass(lengths):
-                return encoder(Layout.build(rows, encoder.k), self.lowering)
-            batches = list(plan_batches(lengths, self.batch_tokens, _PADDING))
-            layouts = [Layout.build([rows[i] for i in batch], encoder.k) for batch in batches]
-            vectors = encoder.embed_in_halves(layouts, pass_tokens=self.batch_tokens)
-            return vectors[to_device(_places(rows, batches), vectors.device)]
-
-    def _fits_one_pass(self, lengths: Sequence[int]) -> bool:
-        """Whether rows run fastest in one pass of both halves: they are few, or of like length."""
-        positions = len(lengths) * max(lengths)
-        if self.lowering == "dense" or positions <= _ONE_PASS_TOKENS:
-            return True
-        return not self.encoder.packs_texts and sum(lengths) >= (1 - _PADDING) * positions
-
-    def _remember_out_of_memory(self, tokens: int) -> None:
-        """A batch has been too large for the device; said once."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if self._fitting_tokens is None:
-            warnings.warn(
-                f"a batch of {tokens} tokens does not fit into the memory of the device, and is "
-                f"halved: load the model with batch_tokens={tokens // 2}",
-                stacklevel=5,
-            )
-        self._fitting_tokens = tokens // 2
+        return self._embedder.embed_batches(batches)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
         eager = bool(sampling.stop)
@@ -266,8 +205,10 @@ class TransformersEngine(Engine):
             yield self._model
 
     def close(self) -> None:
-        with self._embedding_lock, self._generation_lock:
-            self._encoder_or_none = None
+        if self._embedder_or_none is None:
+            return
+        with self._embedder_or_none.lock, self._generation_lock:
+            self._embedder_or_none = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -291,14 +232,17 @@ class TransformersEngine(Engine):
         return llguidance.hf.from_tokenizer(tokenizer, size, eos_token=sorted(self._eos))
 
 
-def _places(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> IntArray:
-    """Where the vectors of rows in their own order are among those of the batches."""
-    counts = np.array([len(row.spans) for row in rows])
-    order = np.concatenate([np.asarray(batch) for batch in batches])
-    first = np.cumsum(counts) - counts
-    # Of the batches' vectors, which of the rows' each one is; its inverse is wanted.
-    taken = np.concatenate([np.arange(first[i], first[i] + counts[i]) for i in order])
-    return np.argsort(taken)
+def _choose_lowering(
+    encoder: GemEncoder, attention: LoweringName | Literal["auto"]
+) -> LoweringName:
+    """The lowering to use, tried once on this model."""
+    if str(attention) == "flex":
+        warn_renamed("attention='flex'", "attention='auto'")
+        attention = "auto"
+    check_choice("attention", attention, ("auto", *get_args(LoweringName)))
+    lowering: LoweringName = "split" if attention == "auto" else attention
+    check_supported(encoder, lowering)
+    return lowering
 
 
 def _load(

@@ -6,9 +6,9 @@
     engine_args.py        vLLM's engine arguments, and models rejected before they are loaded
     rpc.py                what is sent to the workers, and what they return
     worker.py             the extension of vLLM's workers, reached by `collective_rpc`
-    vllm_encoder.py       one embedding pass on vLLM's layers, under the rule of `core/attention.py`
+    vllm_encoder.py       one embedding pass on vLLM's layers, in the two halves of `core/halves.py`
     prefill.py            attention of the texts by vLLM's own kernels
-    length_groups.py      attention of the special tokens, over texts of similar length
+    flat_texts.py         texts in vLLM's flat sequence, and in the halves' form
     sharded_adapters.py   adapters on vLLM's fused and sharded linear layers
     async_embedder.py     embeddings from an `AsyncLLM` that somebody else runs
     plugin.py             `/v1/embeddings` in `vllm serve`
@@ -17,6 +17,6 @@
     embedding_metrics.py  what Prometheus is told of the route
     serve.py              the command that starts vLLM's server
 
-`worker`, `vllm_encoder`, `prefill`, `length_groups` and `sharded_adapters` run in vLLM's workers,
+`worker`, `vllm_encoder`, `prefill`, `flat_texts` and `sharded_adapters` run in vLLM's workers,
 everything else in the calling process. Importing this package does not import vLLM.
 """

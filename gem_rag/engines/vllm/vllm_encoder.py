@@ -1,12 +1,9 @@
-"""One embedding pass on vLLM's own layers, under the rule of `attention.py`.
-
-No text token sees a special token, so a pass has two halves (compare
-`encoder.GemEncoder.embed_in_halves`):
+"""One embedding pass on vLLM's own layers, in the two halves of `core/halves.py`.
 
 1. The texts, packed in flat sequences no longer than vLLM's own steps, go through its compiled
    graph and attend by its own kernel, like a prefill. Their keys and values are kept.
-2. The special rows, a few for each text, go through the same layers once, uncompiled, with their
-   own input rows and adapters, over the kept keys and values.
+2. The special tokens, a few for each text, go through the same layers once, uncompiled, with their
+   own input embeddings and adapters, over the kept keys and values.
 
 The engine's key/value cache is neither read nor written. Runs inside vLLM's workers; knows
 nothing about requests or transport.
@@ -18,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -29,34 +25,42 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backend import AttentionType
 
+from gem_rag.core import varlen
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.encoder import max_text_tokens
-from gem_rag.core.layout import Row
+from gem_rag.core.halves import PaddedTexts, SpecialHalf
+from gem_rag.core.layout import (
+    Layout,
+    Role,
+    Row,
+    group_to_fit,
+    plan_batches,
+    vector_places,
+)
+from gem_rag.core.packed_texts import PackedTexts
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import initial_special_embeddings
-from gem_rag.engines.vllm.length_groups import (
-    PADDING,
-    AttentionLayer,
-    Group,
-    group_by_length,
-    pack_into_steps,
-)
+from gem_rag.engines.vllm.flat_texts import FlatTexts
 from gem_rag.engines.vllm.prefill import Prefill
 from gem_rag.engines.vllm.sharded_adapters import SpecialRowAdapters
 from gem_rag.errors import GemError, InputError
 
 logger = init_logger("vllm.gem_rag")
 
+_PADDING = 0.2  # the largest share of kept keys and values that may be padding
+
 
 class VllmEncoder:
     """A vLLM model, its special tokens, and how to embed with them.
 
-    model: vLLM's model.
-    vllm_config: the engine's configuration.
-    checkpoint: whose special tokens and adapters are used.
+    Args:
+        model: vLLM's model.
+        vllm_config: The engine's configuration.
+        checkpoint: Whose special tokens and adapters are used.
 
-    Raises GemError if the model cannot follow the attention rule.
+    Raises:
+        GemError: The model cannot follow the attention rule.
     """
 
     def __init__(self, model: nn.Module, vllm_config: Any, checkpoint: Checkpoint) -> None:
@@ -64,36 +68,40 @@ class VllmEncoder:
         self.config = checkpoint.config
         self._vllm_config = vllm_config
         self._attention_layers = attention_layers(model, vllm_config)
-        self._layers = {
-            name: _attention_spec(layer) for name, layer in self._attention_layers.items()
-        }
         self.device = next(model.parameters()).device
         tensors = checkpoint.adapter()
-        self._special = self._special_rows(tensors)
+        self._special = self._special_embeddings(tensors)
         self._adapters = None
         if self.config.adapter is not None and tensors is not None:
             tensors["special_embeddings"] = self._special  # of the model's dtype
             self._adapters = SpecialRowAdapters(model, self.config.adapter, tensors)
+        self._packs_texts = all(
+            varlen.is_supported(self.device, self._special.dtype, layer.head_size)
+            for layer in self._attention_layers.values()
+        )
         self._compiled = False
         self._prefill: Prefill | None = None
         self._try_vllm_kernels()
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[Row]) -> FloatArray:
-        """Unit vectors, one for each span, in order: float32 [spans, dim]."""
+        """Embed rows.
+
+        Returns:
+            Unit vectors, one for each span, in order: float32 [spans, dim].
+        """
         k = self.config.k
-        groups = group_by_length(rows, k, self.max_step_tokens, self.device)
-        # A text takes whole blocks of the scratch cache: short ones fill a step sooner.
-        least = self._prefill.block // 4 if self._prefill else 1
-        for step in pack_into_steps(groups, self.max_step_tokens, least):
-            self._run_texts(step)
-        hidden = self._run_specials(groups)
-        vectors: FloatArray = pool(hidden.unflatten(0, (-1, k)), self.config.pooling).cpu().numpy()
-        # Each vector's place among those of all rows in their own order.
-        first = np.cumsum([0] + [len(row.spans) for row in rows])
-        places = [np.arange(first[i], first[i + 1]) for group in groups for i in group.numbers]
-        ordered = np.empty_like(vectors)
-        ordered[np.concatenate(places)] = vectors
+        lengths = [row.length(k) for row in rows]
+        batches = list(plan_batches(lengths, self.max_step_tokens, _PADDING))
+        layouts = [Layout.build([rows[i] for i in batch], k) for batch in batches]
+        texts: list[FlatTexts] = []
+        for step in group_to_fit(layouts, self.max_step_tokens, self._step_tokens):
+            of_step = self._flat_texts(step)
+            self._run_texts(of_step)
+            texts += of_step
+        hidden = self._run_specials(SpecialHalf([text.half for text in texts], self.device))
+        vectors = pool(hidden.unflatten(0, (-1, k)), self.config.pooling)
+        ordered: FloatArray = vectors.cpu().numpy()[vector_places(rows, batches)]
         return ordered
 
     @property
@@ -114,7 +122,7 @@ class VllmEncoder:
         widest = max(
             max(4 * layer.num_heads, 8 * layer.num_kv_heads) * layer.head_size for layer in layers
         )
-        return int((kept + widest) * (1 + PADDING)) * self._special.element_size()
+        return int((kept + widest) * (1 + _PADDING)) * self._special.element_size()
 
     def free_bytes(self) -> int:
         """What vLLM has left free on this worker's device."""
@@ -128,45 +136,66 @@ class VllmEncoder:
     def max_text_tokens(self) -> int:
         """Most text tokens in one pass: the transformers engine's bound, within vLLM's own."""
         model, k = self._vllm_config.model_config, self.config.k
-        return min(max_text_tokens(model.hf_config, k), model.max_model_len - k)
+        windows = [layer.sliding_window for layer in self._attention_layers.values()]
+        longest = min([model.max_model_len, *filter(None, windows)])
+        return min(max_text_tokens(model.hf_config, k), longest - k)
 
     # -- the two halves of a pass ------------------------------------------------------------
 
-    def _run_texts(self, groups: Sequence[Group]) -> Tensor:
-        ids, positions = map(torch.cat, zip(*(group.text_inputs for group in groups), strict=True))
-        compiled = self._compiled and len(ids) <= self.max_step_tokens  # what it is compiled for
-        counts = [len(group.texts) for group in groups]
-        lengths = [n for group in groups for n in group.lengths]
-        prefill = self._prefill.step(lengths) if self._prefill else None
+    def _flat_texts(self, layouts: Sequence[Layout]) -> list[FlatTexts]:
+        """The texts of a step."""
+        if self._packs_texts:
+            packed = PackedTexts(layouts, self.device, self._special.dtype)
+            return [FlatTexts(packed, self.device)]
+        return [FlatTexts(PaddedTexts(layout, self.device), self.device) for layout in layouts]
 
-        def attend(layer: Any, *qkvo: Tensor) -> None:
-            own = self._layers[layer.layer_name]
-            for group, query, key, value, out in _split_by_group(groups, counts, qkvo):
-                group.keep_texts(own, key, value)
+    def _step_tokens(self, layout: Layout) -> int:
+        """What a layout's texts count for in a step: whole blocks of the scratch cache, so that
+        short ones fill it sooner."""
+        lengths = (layout.tokens.role == Role.TEXT).sum(axis=1)
+        return int(lengths.clip(min=self._prefill.block // 4 if self._prefill else 1).sum())
+
+    def _run_texts(self, texts: Sequence[FlatTexts]) -> Tensor:
+        """Run the texts of a step, which keep their keys and values.
+
+        Returns:
+            Their output after the final norm: [tokens, hidden].
+        """
+        ids = torch.cat([text.ids for text in texts])
+        positions = torch.cat([text.positions for text in texts])
+        compiled = self._compiled and len(ids) <= self.max_step_tokens  # what it is compiled for
+        counts = [len(text) for text in texts]
+        prefill = None
+        if self._prefill is not None:
+            prefill = self._prefill.step([n for text in texts for n in text.half.lengths.tolist()])
+
+        def attend(layer: Any, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+            parts = zip(*(x.split(counts) for x in (query, key, value, output)), strict=True)
+            for text, (*qkv, out) in zip(texts, parts, strict=True):
+                text.keep(*qkv[1:])
                 if prefill is None:
-                    group.attend_texts(own, query, out)
+                    text.attend((qkv[0], qkv[1], qkv[2]), layer.impl.scale, out)
             if prefill is not None:
-                prefill(layer, *qkvo)
+                prefill(layer, query, key, value, output)
 
         with self._attention(attend):
             # int32 as vLLM's own runner has it: the graph has no guards, and with int64 it reads
             # wrong tokens without an error.
             return self._forward(ids.int(), positions, compiled=compiled)
 
-    def _run_specials(self, groups: Sequence[Group]) -> Tensor:
-        slots, positions = map(
-            torch.cat, zip(*(group.special_inputs for group in groups), strict=True)
-        )
-        counts = [len(group.specials) for group in groups]
+    def _run_specials(self, half: SpecialHalf) -> Tensor:
+        """The special tokens' output after the final norm: [specials, hidden]."""
 
-        def attend(layer: Any, *qkvo: Tensor) -> None:
-            own = self._layers[layer.layer_name]
-            for group, query, key, value, out in _split_by_group(groups, counts, qkvo):
-                group.attend_specials(own, (query, key, value), out)
+        def attend(layer: Any, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+            half.calls += 1
+            query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+            attended, _ = half.attend(layer, (query, key, value), None, layer.impl.scale)
+            output.copy_(attended[0])
 
         adapters = self._adapters.attached() if self._adapters else nullcontext()
         with self._attention(attend), adapters:
-            return self._forward(None, positions, self._special[slots], compiled=False)
+            embeds = self._special[half.slots]
+            return self._forward(None, half.position, embeds, compiled=False)[half.places]
 
     def _forward(
         self,
@@ -176,8 +205,11 @@ class VllmEncoder:
         *,
         compiled: bool,
     ) -> Tensor:
-        """Output after the final norm: [tokens, hidden]. No metadata and no slots: vLLM's own
-        attention does not run, and nothing is written to its cache."""
+        """The output after the final norm: [tokens, hidden].
+
+        There are no metadata and no slots: vLLM's own attention does not run, and nothing is
+        written to its cache.
+        """
         with (
             set_current_vllm_config(self._vllm_config),
             set_forward_context(
@@ -195,8 +227,12 @@ class VllmEncoder:
 
     @contextmanager
     def _attention(self, attend: Callable[..., None]) -> Iterator[None]:
-        """Puts `attend`, called with a layer and [tokens, heads, width] of query, key, value and
-        output, in the place of every layer's assign_blocks attention."""
+        """Put `attend` in the place of every layer's own attention.
+
+        Args:
+            attend: Called with a layer, its query, key and value, and the output to write:
+                [tokens, heads, width] each.
+        """
 
         def forward(
             layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Any, metadata: Any,
@@ -221,7 +257,7 @@ class VllmEncoder:
 
     # -- setting up --------------------------------------------------------------------------
 
-    def _special_rows(self, tensors: dict[str, Tensor] | None) -> Tensor:
+    def _special_embeddings(self, tensors: dict[str, Tensor] | None) -> Tensor:
         """The special tokens' input rows in the model's dtype: [k, hidden]."""
         with torch.inference_mode(), set_current_vllm_config(self._vllm_config):
             if tensors is None:
@@ -244,13 +280,19 @@ class VllmEncoder:
         come out as by its layers under `attention.py`."""
         vocabulary = self._vllm_config.model_config.get_vocab_size()
         lengths = [min(length, self.max_text_tokens) for length in (8, 13, 39)]
-        rows = [Row([i % vocabulary for i in range(1, length + 1)], ()) for length in lengths]
-        groups = group_by_length(rows, self.config.k, self.max_step_tokens, self.device)
-        plain = self._run_texts(groups).float()
+        layouts = [
+            Layout.build([Row([i % vocabulary for i in range(1, length + 1)], ())], self.config.k)
+            for length in lengths
+        ]
+
+        def outputs() -> Tensor:
+            return self._run_texts(self._flat_texts(layouts)).float()
+
+        plain = outputs()
 
         def agrees(what: str) -> bool:
             try:
-                difference = (self._run_texts(groups).float() - plain).abs().max().item()
+                difference = (outputs() - plain).abs().max().item()
             except Exception as error:  # a backend that wants more than we know to give it
                 logger.warning("embedding without %s: %r", what, error)
                 return False
@@ -265,13 +307,6 @@ class VllmEncoder:
             self._prefill = self._prefill if agrees("vLLM's attention kernel") else None
         self._compiled = True
         self._compiled = agrees("vLLM's compiled graph")
-
-
-def _split_by_group(
-    groups: Sequence[Group], counts: Sequence[int], flat: Sequence[Tensor]
-) -> Iterator[tuple[Any, ...]]:
-    """Each group with its part of every flat sequence."""
-    return zip(groups, *(x.split(list(counts)) for x in flat), strict=True)
 
 
 def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
@@ -320,8 +355,3 @@ def _unsupported_reason(layer: Any) -> str | None:
 def _caches_exactly(layer: Any) -> bool:
     """Whether keys and values go through the layer's cache unchanged."""
     return bool(layer.kv_cache.dtype == layer.dtype)
-
-
-def _attention_spec(layer: Any) -> AttentionLayer:
-    groups = layer.num_heads // layer.num_kv_heads
-    return AttentionLayer(layer.layer_name, groups, layer.impl.scale, layer.sliding_window)
