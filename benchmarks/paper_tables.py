@@ -35,11 +35,13 @@ from gem_rag.core.encoder import GemEncoder
 from gem_rag.core.layout import Layout, Row
 from gem_rag.evaluation.baselines import mean_pooled
 from gem_rag.evaluation.known_item import evaluate_known_items
+from gem_rag.training.corpus import HeldOut
 from gem_rag.training.recipe import Source, read_recipe
+from gem_rag.training.report_retrieval import retrieval_figures
 from gem_rag.training.run import train
 from gem_rag.training.sources import read_source
 from gem_rag.training.trainer import latest_checkpoint
-from gem_rag.training.training_report import HeldOut, measure_generation, retrieval_figures
+from gem_rag.training.training_report import measure_generation
 
 # Changes to the bundled recipes, besides learning rates: docstrings are short, and the data to
 # measure on is separate.

@@ -16,6 +16,7 @@ from gem_rag.training.batches import StepDataset
 from gem_rag.training.data import load_data
 from gem_rag.training.recipe import Recipe, from_state
 from gem_rag.training.scopes import load_trainable
+from gem_rag.training.teacher import teacher_dim
 from gem_rag.training.training_model import TrainingModel
 
 TOPICS = ("fox", "index", "model", "dog", "line", "text", "vector", "passage", "answer", "token")
@@ -89,5 +90,6 @@ def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, StepDataset]:
     """What a run trains, and on what."""
     checkpoint = open_checkpoint(base)
     set_seed(recipe.seed)
-    corpora, _ = load_data(recipe, SafeTokenizer.from_folder(base))
-    return TrainingModel(load_trainable(recipe, checkpoint), recipe), StepDataset(recipe, corpora)
+    corpora, _ = load_data(recipe, SafeTokenizer.from_folder(base), base)
+    trainable = load_trainable(recipe, checkpoint)
+    return TrainingModel(trainable, recipe, teacher_dim(corpora)), StepDataset(recipe, corpora)

@@ -239,7 +239,7 @@ def test_a_name_that_is_no_recipe_gets_the_nearest() -> None:
         read_recipe("papr")
     assert str(error.value) == (
         "there is no recipe 'papr' (did you mean 'paper'?): give a YAML file, or one of "
-        "domain, pairs, paper, special"
+        "aligned, domain, pairs, paper, special"
     )
 
 
@@ -477,7 +477,7 @@ FULL: dict[str, Any] = {
     "data": {"pairs": {"path": "a.jsonl", "kind": "pairs", "columns": {"query": "q"}}},
     "scope": "lora",
     "next_token": {},
-    "contrastive": {"dims": [8, 16], "teacher": "some/model"},
+    "contrastive": {"dims": [8, 16], "teacher": "some/model", "align": 1.0},
     "adapter": {"targets": ["q_proj"]},
     "evaluation": {"data": {"test": {"path": "b.jsonl", "kind": "pairs"}}},
     "trainer": {"bf16": True, "save_steps": 10},
@@ -492,7 +492,12 @@ OTHERS: dict[str, Any] = {
     "special_tokens": "continue", "seed": 1, "save_dtype": "float16",
     "next_token.raw": 0.7, "next_token.split": 0.4, "next_token.distill": 0.1,
     "contrastive.drop": 0.2, "contrastive.dims": [8], "contrastive.teacher": "columns",
-    "contrastive.teacher_weight": 0.5, "adapter.rank": 8, "adapter.alpha": 8.0,
+    "contrastive.teacher_weight": 0.5, "contrastive.temperature.initial": 0.1,
+    "contrastive.temperature.least": 0.02, "contrastive.both_ways": True,
+    "contrastive.false_negative_margin": 0.1, "contrastive.mask_same_source": True,
+    "contrastive.hardness": 0.5, "contrastive.spread": 0.1, "contrastive.align": 0.5,
+    "schedule.align": 2, "schedule.average": 3, "layers": 2,
+    "data.pairs.pairs": {"questions": 1}, "adapter.rank": 8, "adapter.alpha": 8.0,
     "adapter.targets": ["k_proj"], "adapter.dropout": 0.1, "schedule.steps": 900,
     "schedule.batch": 8, "schedule.contrastive_batch": 16, "schedule.learning_rate": 1e-3,
     "schedule.contrastive_learning_rate": 1e-5, "schedule.adapt": 1, "schedule.contrastive_from": 3,
@@ -533,6 +538,8 @@ def test_every_setting_changes_the_hash() -> None:
         part[last] = value
         if key == "data.pairs.kind":  # whose columns are the other kind's
             part["columns"] = {}
+        if key == "data.pairs.pairs":
+            part |= {"columns": {}, "kind": "documents"}
         hashes.add(from_state(state, key).hash())
     assert len(hashes) == len(OTHERS) + 1
     assert all(re.fullmatch("[0-9a-f]{16}", name) for name in hashes)

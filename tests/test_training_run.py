@@ -191,14 +191,21 @@ def test_the_report_says_what_was_gained_and_what_it_cost(base: Path, tmp_path: 
     assert report.seconds > 0
     assert 0 <= report.padding <= 0.1
     assert report.peak_bytes > 2**20
-    assert set(report.retrieval["texts"]) == {"before", "mean pooling before", "after"}
+    ways = ["before", "mean pooling before", "BM25", "after", "after and BM25"]
+    assert list(report.retrieval["texts"]) == ways
+    change = report.retrieval["texts"]["after"].mrr - report.retrieval["texts"]["before"].mrr
+    assert report.differences["texts"].value == pytest.approx(change)
+    examples = report.examples["texts"]
+    assert len(examples) == min(10, report.retrieval["texts"]["after"].queries)
+    assert all(one.rank_after >= 1 and one.found_after for one in examples)
     data = report.record["data"]["texts"]
     assert data["rows"] == 108
     assert 0 < data["cut"] < 108
     assert len(data["hash"]) == 16
     assert report.record["recipe"]["schedule"]["steps"] == 8
     text = (folder / "report.md").read_text()
-    for part in ("Retrieval on held-out texts", "perplexity per token", "tokens", "peak memory"):
+    for part in ("Retrieval on held-out texts", "perplexity per token", "tokens", "peak memory",
+                 "| after and BM25 |", "p = ", "queries of held-out texts"):  # fmt: skip
         assert part in text
     for picture in ("losses.png", "retrieval.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
@@ -519,22 +526,27 @@ def test_every_bundled_recipe_trains(
     titles = str(write_rows(tmp_path / "titles.jsonl", (
         {"title": r["query"], "body": r["document"]} for r in named
     )))  # fmt: skip
+    hard = str(write_rows(tmp_path / "hard.jsonl", (
+        {**row, "negatives": row["negatives"] * 2} for row in named
+    )))  # fmt: skip
     folder = tmp_path / "documents"
     folder.mkdir()
     for number, row in enumerate(named):
-        (folder / f"{number}.md").write_text(row["document"])
+        (folder / f"{number}.md").write_text(f"# {row['query']}\n\n{row['document'] * 4}")
     data = {
         "paper": ["texts=" + str(write_texts(tmp_path / "texts.jsonl"))],
         "special": [pairs],
         "domain": [str(folder)],
         "pairs": [f"faq={faq}", f"titles={titles}"],
+        "aligned": [hard],
     }
     for name, sources in data.items():
         given = [part for source in sources for part in ("--data", source)]
         out = tmp_path / name
         code = run_command(
             "--config", name, "--model", str(base), "--out", str(out), *given,
-            "--max-steps", "4", "--json", "--set", "max_length=60",
+            "--max-steps", "4", "--json",
+            "--set", f"max_length={150 if name == 'domain' else 60}",  # of documents and titles
         )  # fmt: skip
         printed = capsys.readouterr()
         assert code == 0, printed.err

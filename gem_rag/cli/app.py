@@ -1,4 +1,4 @@
-"""The command line: `gem-rag index | search | ask | chat | train | eval | serve | export | info`.
+"""The command line: `gem-rag COMMAND`.
 
 Parses, prints, and turns errors into one line and an exit code (2 for wrong use, 1 for failure).
 Heavy imports happen inside commands.
@@ -21,6 +21,7 @@ from gem_rag._utils.progress import silence_libraries
 from gem_rag._utils.terminal import shorten
 from gem_rag.cli import chat_command as chat
 from gem_rag.cli import eval_commands as evaluate
+from gem_rag.cli import pairs_command as pairs
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 
 app.command()(chat.chat)
+app.command()(pairs.make_pairs)
 app.add_typer(evaluate.app, name="eval")
 # typer brings its own copy of click; this is click's UsageError, whichever that is.
 _USAGE_ERRORS: Any = typer.BadParameter.__base__

@@ -70,6 +70,8 @@ class GemConfig:
             than this are not read for an answer; None reads all. For models that retrieve better
             than they read.
         max_length: The most text tokens in one embedding pass; None means the model's limit.
+        layers: Embeddings are read after so many of the model's layers (and its final norm), None
+            after all; generation always uses all.
         adapter: The adapters on special-token rows, if there are any.
         base_model: Name of the model that was GEM-trained, for people to read.
         format_version: Version of the file's format.
@@ -87,6 +89,7 @@ class GemConfig:
     answer_style: AnswerStyle = "free"
     answer_margin: float | None = None
     max_length: int | None = None
+    layers: int | None = None
     adapter: AdapterConfig | None = None
     base_model: str | None = None
     format_version: int = FORMAT_VERSION
@@ -114,6 +117,9 @@ class GemConfig:
         check_prompts(self.prompts)
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length must be at least 1, not {self.max_length}")
+        # How many there are, the model says (`passes.count_layers`).
+        if self.layers is not None and type(self.layers) is not int:
+            raise InputError(f"layers must be a whole number, or None for all, not {self.layers!r}")
 
     def dim(self, hidden: int) -> int:
         """Length of an embedding, for a model whose outputs have length `hidden`."""
@@ -126,6 +132,8 @@ class GemConfig:
     def fingerprint_state(self) -> dict[str, Any]:
         """The fields that change vectors."""
         state = dataclasses.asdict(self)
+        if self.layers is None:  # as in the files of before there was the field
+            del state["layers"]
         return {name: value for name, value in state.items() if name not in _NOT_IN_FINGERPRINT}
 
     def save(self, folder: Path) -> None:

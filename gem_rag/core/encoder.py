@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from gem_rag.core import varlen
 from gem_rag.core.attention import (
     IMPLEMENTATION,
-    GemAttention,
     Lowered,
     LoweringName,
     head_dim,
@@ -25,7 +24,7 @@ from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
 from gem_rag.core.halves import PaddedTexts, SpecialHalf, TextHalf
 from gem_rag.core.layout import Layout, Role, Row, group_to_fit
 from gem_rag.core.packed_texts import PackedTexts
-from gem_rag.core.passes import compile_text_half, run, run_text
+from gem_rag.core.passes import compile_text_half, count_layers, run, run_text, up_to_layer
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import EVERYWHERE, Positions, SpecialTokens
 from gem_rag.core.transfer import to_device
@@ -41,17 +40,28 @@ class GemEncoder(nn.Module):
         k: Special tokens in a group.
         pooling: How their outputs become one vector.
         adapter: The adapters on special-token rows, or None.
+        layers: Embeddings are read after so many of the model's layers; None means all.
+
+    Attributes:
+        layers: How many of its layers texts and special tokens go through.
 
     Raises:
-        GemError: The model's configuration says that it cannot follow the attention rule;
-            `check_supported` runs it to make sure.
+        InputError: The model does not have so many layers.
+        GemError: The model's configuration says that it cannot follow the attention rule
+            (`check_supported` runs it to make sure).
     """
 
     def __init__(
-        self, model: Any, k: int, pooling: Pooling = "mean", adapter: AdapterConfig | None = None
+        self,
+        model: Any,
+        k: int,
+        pooling: Pooling = "mean",
+        adapter: AdapterConfig | None = None,
+        layers: int | None = None,
     ) -> None:
         super().__init__()
         check_config(model)
+        self.layers = count_layers(model.config, layers)
         model.set_attn_implementation(IMPLEMENTATION)
         self.model = model
         self.k = k
@@ -64,6 +74,11 @@ class GemEncoder(nn.Module):
     def base(self) -> Any:
         """The model without its language-modelling head."""
         return self.model.base_model
+
+    @property
+    def read_out(self) -> Any:
+        """As `base`, up to the layer that embeddings are read after; for one pass."""
+        return up_to_layer(self.base, self.model.config, self.layers)
 
     @property
     def dim(self) -> int:
@@ -85,16 +100,19 @@ class GemEncoder(nn.Module):
         Returns:
             Unit vectors, one for each group of special tokens: float32 [groups, dim].
         """
-        return self._pool(self.hidden_states(layout, how), layout)
+        return self._pool(self._run_layout(self.read_out, layout, how), layout)
 
     def hidden_states(self, layout: Layout, how: LoweringName = "split") -> Tensor:
-        """Outputs of the last layer after the final norm: [B, T, hidden]."""
+        """Outputs of the last of all layers after the final norm: [B, T, hidden]."""
+        return self._run_layout(self.base, layout, how)
+
+    def _run_layout(self, model: Any, layout: Layout, how: LoweringName) -> Tensor:
         special: Positions
         if layout.rest_start is not None and not (layout.tokens.role == Role.SUFFIX).any():
             special = slice(layout.rest_start, layout.shape[1])
         else:
             special = to_device(layout.tokens.role == Role.SPECIAL, self.device)
-        return self._run(lower(layout, how, self.device), special)
+        return self._run(model, lower(layout, how, self.device), special)
 
     def embed_lowered(self, lowered: Lowered) -> Tensor:
         """As `forward`, of rows in the split lowering that have one group of special tokens each.
@@ -102,11 +120,12 @@ class GemEncoder(nn.Module):
         It launches the same operations for all rows of a shape, without waiting for any.
         """
         specials = slice(lowered.rest_start, None)
-        return pool(self._run(lowered, specials)[:, specials], self.pooling)
+        return pool(self._run(self.read_out, lowered, specials)[:, specials], self.pooling)
 
-    def _run(self, lowered: Lowered, special: Positions) -> Tensor:
+    def _run(self, model: Any, lowered: Lowered, special: Positions) -> Tensor:
         with self.special.active(special):
-            return self._call(
+            return run(
+                model,
                 lowered,
                 lowered.mask,
                 inputs_embeds=self._embed(lowered),
@@ -138,13 +157,15 @@ class GemEncoder(nn.Module):
         if not layouts:
             return torch.zeros(0, self.dim, device=self.device)
         texts = list(self._text_halves(layouts, pass_tokens))
+        model = self.read_out
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_texts):
             for text in texts:
-                (self._compiled_text or partial(run_text, self.base))(text)
+                (self._compiled_text or partial(run_text, model))(text)
         half = SpecialHalf(texts, self.device)
         embeds = self.special.embeddings[half.slots]
         with self.special.active(EVERYWHERE):
-            hidden = self._call(
+            hidden = run(
+                model,
                 half,
                 inputs_embeds=embeds[None].to(self.base.get_input_embeddings().weight.dtype),
                 position_ids=half.position[None],
@@ -162,7 +183,7 @@ class GemEncoder(nn.Module):
         Raises:
             GemError: The model is spread over devices by hooks.
         """
-        self._compiled_text = compile_text_half(self.base) if compiled else None
+        self._compiled_text = compile_text_half(self.read_out) if compiled else None
 
     def _text_halves(self, layouts: Sequence[Layout], pass_tokens: int) -> Iterator[TextHalf]:
         """The passes that some batches' texts take."""
@@ -186,11 +207,8 @@ class GemEncoder(nn.Module):
         dtype: torch.dtype = self.base.get_input_embeddings().weight.dtype
         return dtype
 
-    def _call(self, attention: GemAttention, mask: Tensor | None = None, **inputs: Any) -> Tensor:
-        return run(self.base, attention, mask, **inputs)
-
     def _pool(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """Pool last-layer outputs, [B, T, hidden]."""
+        """Pool outputs, [B, T, hidden]."""
         rows, columns = (to_device(i, self.device) for i in layout.specials)
         return pool(hidden[rows, columns].unflatten(0, (-1, self.k)), self.pooling)
 
@@ -222,8 +240,8 @@ def check_config(model: Any) -> None:
 def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     """Run a few tokens through a model to check that it follows the attention rule.
 
-    It does if every layer uses the lowered attention, and no text token's output changes when
-    special tokens are added.
+    It does if every layer of an embedding pass uses the lowered attention, and no text token's
+    output, after all layers, changes when special tokens are added.
 
     Raises:
         GemError: It does not; the message says why.
@@ -235,8 +253,8 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     full = Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k)
     lowered = lower(full, "dense", encoder.device)  # a mask that every attention can take
     try:
-        encoder._run(lowered, slice(full.rest_start, None))
-        if lowered.calls == config.num_hidden_layers:
+        encoder._run(encoder.read_out, lowered, slice(full.rest_start, None))
+        if lowered.calls == encoder.layers:
             with_specials = encoder.hidden_states(full, how)
             plain = encoder.hidden_states(bare, how)
     except GemError:
@@ -245,11 +263,11 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
         reason = str(error).strip().split("\n")[0]
         raise GemError(f"{name} cannot run under GEM attention ({reason}): choose another "
                        "architecture, or another attention") from error  # fmt: skip
-    if lowered.calls != config.num_hidden_layers:
+    if lowered.calls != encoder.layers:
         raise GemError(
-            f"{name} runs {lowered.calls} of its {config.num_hidden_layers} layers through "
-            "transformers' attention interface, so GEM cannot set who attends to whom: choose "
-            "another architecture"
+            f"{name} runs {lowered.calls} of its {encoder.layers} layers through transformers' "
+            "attention interface, so GEM cannot set who attends to whom: choose another "
+            "architecture"
         )
     difference = (plain - with_specials[:, : len(text)]).abs().max().item()
     if not difference <= 1e-2 * plain.abs().max().item():

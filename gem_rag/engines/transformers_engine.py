@@ -56,7 +56,7 @@ class TransformersEngine(Engine):
         model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        InputError: The folder cannot be loaded.
+        InputError: The folder cannot be loaded, or names a layer that the model does not have.
         GemError: The architecture cannot follow the attention rule.
     """
 
@@ -81,7 +81,7 @@ class TransformersEngine(Engine):
         if "device_map" not in (model_kwargs or {}):
             model = model.to(device)
         config = checkpoint.config
-        encoder = GemEncoder(model, config.k, config.pooling, config.adapter)
+        encoder = GemEncoder(model, config.k, config.pooling, config.adapter, config.layers)
         adapter = checkpoint.adapter()
         if adapter is not None:
             encoder.special.load_tensors(adapter)

@@ -52,6 +52,19 @@ def evaluate_known_items(
     )
 
 
+def reciprocal_ranks(
+    scores: npt.NDArray[np.floating], right: Sequence[int] | None = None
+) -> npt.NDArray[np.float64]:
+    """The reciprocal rank of each query's right document: float64 [queries].
+
+    Args:
+        scores: As for `evaluate_known_items`; `right` likewise.
+    """
+    columns = np.arange(len(scores)) if right is None else np.asarray(right)
+    own = scores[np.arange(len(scores)), columns]
+    return 1 / (scores >= own[:, None]).sum(axis=1)
+
+
 def _ranking_down_to(scores: npt.NDArray[np.floating], right: int) -> dict[str, float]:
     """The right document and those ranked above it: what is below changes no figure."""
     above = int((scores >= scores[right]).sum()) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
+    from gem_rag.core.encoder import GemEncoder
     from gem_rag.core.tokenizer import SafeTokenizer
     from gem_rag.engines.transformers_engine import TransformersEngine
 
@@ -170,8 +172,9 @@ def _save_standard_modules(
     tokenizer = _append_token(engine.tokenizer, token, gem.max_length + 1)
     encoder = engine.encoder
     token_id = tokenizer.convert_tokens_to_ids(token)
-    _set_input_embedding(encoder.base, token_id, encoder.special.embeddings[0])
-    encoder.base.save_pretrained(folder)
+    model = _model_to_export(encoder)
+    _set_input_embedding(model, token_id, encoder.special.embeddings[0])
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pooling, normalize = Pooling(gem.dim, "lasttoken"), Normalize()
     for module, path in ((pooling, "1_Pooling"), (normalize, "2_Normalize")):
@@ -179,6 +182,18 @@ def _save_standard_modules(
         module.save(str(folder / path))
     modules = {"": Transformer, "1_Pooling": Pooling, "2_Normalize": Normalize}
     _write_metadata(checkpoint, folder, modules, _STANDARD_NOTES.format(token=token))
+
+
+def _model_to_export(encoder: GemEncoder) -> Any:
+    """The model, or of the layers that embeddings need one whose configuration says so."""
+    model = encoder.read_out
+    if model is not encoder.base:
+        model.config = config = copy.deepcopy(model.config)
+        config.num_hidden_layers = encoder.layers
+        for name in ("layer_types", "mlp_layer_types"):  # one for each layer
+            if getattr(config, name, None):
+                setattr(config, name, getattr(config, name)[: encoder.layers])
+    return model
 
 
 def _save_gem_module(checkpoint: Checkpoint, folder: Path) -> None:

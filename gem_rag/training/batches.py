@@ -210,7 +210,8 @@ class StepDataset(Dataset[Batch]):
     def _example(self, step: int, index: int, data: dict[str, Any]) -> _Example:
         if "query" in data:
             vectors = (data.get("query_vector"), data.get("document_vector"))
-            return _Example(data["query"], data["document"], data.get("negatives", ()), vectors)
+            negatives, source = data.get("negatives", ()), data.get("source")
+            return _Example(data["query"], data["document"], negatives, vectors, source)
         assert self.recipe.contrastive is not None
         text, vector = data["text"], data.get("vector")
         positive = rows.drop_tokens(text, self._rng(step, index), self.recipe.contrastive.drop)
@@ -259,6 +260,7 @@ class _Example(NamedTuple):
     document: Sequence[int]
     negatives: Sequence[Sequence[int]]
     vectors: tuple[Sequence[float] | None, Sequence[float] | None]
+    source: str | None = None
 
 
 def _texts(share: Sequence[_Example]) -> list[Sequence[int]]:
@@ -321,8 +323,8 @@ class _Sampler:
 def _find_false_negatives(
     queries: Sequence[_Example], documents: Sequence[tuple[int, ...]], positive: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """Documents equal to the query's own, or to another answer to the same query, wherever they
-    are: [queries, documents]."""
+    """Documents equal to the query's own, or to another answer to the same query, or of the same
+    source where sources are given, wherever they are: [queries, documents]."""
     columns: dict[tuple[int, ...], list[int]] = {}
     for column, document in enumerate(documents):
         columns.setdefault(document, []).append(column)
@@ -333,7 +335,9 @@ def _find_false_negatives(
     for row, example in enumerate(queries):
         relevant = answers[tuple(example.query)]
         false_negatives[row, [column for d in relevant for column in columns[d]]] = True
-        false_negatives[row, positive[row]] = False
+    sources = np.array([example.source or f"row {i}" for i, example in enumerate(queries)])
+    false_negatives[:, positive] |= sources[:, None] == sources
+    false_negatives[np.arange(len(queries)), positive] = False
     return false_negatives
 
 

@@ -53,11 +53,19 @@ class Corpus:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows to measure on, as texts."""
+    """Rows to measure on, as texts.
+
+    Attributes:
+        name: Of their source.
+        kind: Theirs.
+        rows: The rows.
+        others: Documents that nothing asks for, which stand in the collection to be confused with.
+    """
 
     name: str
     kind: Kind
     rows: datasets.Dataset
+    others: tuple[str, ...] = ()
 
     def pairs(self) -> list[tuple[str, str]]:
         """(query, document) texts: pairs as they are, or the two halves of each text."""
@@ -141,6 +149,8 @@ def _tokenize_rows(
         query_length = recipe.query_length or max_length
         columns["query"] = tokenize(batch["query"], query_length, recipe.prompts["query"])
         columns["document"] = tokenize(batch["document"], max_length, recipe.prompts["document"])
+        if recipe.contrastive and recipe.contrastive.mask_same_source:
+            columns["source"] = _sources(batch, name)
         if source.negatives:
             texts = [text for row in batch["negatives"] for text in row]
             ids = tokenize(texts, max_length, recipe.prompts["document"])
@@ -156,6 +166,16 @@ def _tokenize_rows(
         if vectors in batch:
             columns[vectors] = batch[vectors]
     return {**columns, "row": batch["row"], "truncated": tokenize.truncated}
+
+
+def _sources(batch: dict[str, list[Any]], name: str) -> list[str]:
+    """Which documents rows are of."""
+    if "source" not in batch:
+        raise InputError(
+            f"data {name!r} has no column 'source', which contrastive.mask_same_source needs: name "
+            f"it under data.{name}.columns, or leave mask_same_source out"
+        )
+    return [str(value) for value in batch["source"]]
 
 
 class _RowTokenizer:

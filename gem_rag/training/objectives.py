@@ -13,9 +13,13 @@ from gem_rag.training.rows import IGNORED
 
 
 class LogitScale(nn.Module):
-    """Learnable factor on cosine similarities: exp(s), s from log 20, kept in [0, log 100].
+    """Learnable factor on cosine similarities: exp(s), the reciprocal of a temperature.
 
-    Paper section 4.
+    Paper section 4: s starts at log 20 and is kept in [0, log 100].
+
+    Args:
+        initial: The factor at the beginning.
+        largest: The factor is kept from 1 to this.
     """
 
     def __init__(self, initial: float = 20.0, largest: float = 100.0) -> None:
@@ -36,6 +40,10 @@ def info_nce(
     scale: Tensor,
     positive: Tensor | None = None,
     false_negatives: Tensor | None = None,
+    *,
+    margin: float | None = None,
+    hardness: float = 0.0,
+    both_ways: bool = False,
 ) -> Tensor:
     """Contrastive loss with the batch's other documents as negatives (paper section 4).
 
@@ -46,16 +54,84 @@ def info_nce(
         positive: Column of each query's document, int64 [n]; default document i for query i.
         false_negatives: Documents that do not count as negatives of a query, bool [n, m]; default
             none.
+        margin: A negative whose cosine exceeds the positive's by more than this does not count
+            either (Qwen3-Embedding, arXiv 2506.05176); None counts all.
+        hardness: Negatives weigh exp(hardness * cosine), their mean being 1 (arXiv 2010.04592).
+        both_ways: Whether a document must find its query among the batch's too; the loss is then
+            the mean of both.
 
     Returns:
         A scalar, in nats.
     """
-    logits = scale * queries @ documents.T
-    if false_negatives is not None:
-        logits = logits.masked_fill(false_negatives, float("-inf"))
+    cosines = queries @ documents.T
     if positive is None:
-        positive = torch.arange(len(queries), device=logits.device)
-    return F.cross_entropy(logits, positive)
+        positive = torch.arange(len(queries), device=cosines.device)
+    if false_negatives is None:
+        false_negatives = torch.zeros_like(cosines, dtype=torch.bool)
+    loss = _choice_loss(cosines, scale, positive, false_negatives, margin, hardness)
+    if not both_ways:
+        return loss
+    own = torch.arange(len(queries), device=cosines.device)
+    columns = cosines[:, positive].T, scale, own, false_negatives[:, positive].T
+    return (loss + _choice_loss(*columns, margin, hardness)) / 2
+
+
+def _choice_loss(
+    cosines: Tensor,
+    scale: Tensor,
+    positive: Tensor,
+    ignored: Tensor,
+    margin: float | None,
+    hardness: float,
+) -> Tensor:
+    """Cross entropy of choosing each row's positive column: see `info_nce`."""
+    fixed = cosines.detach()
+    own = fixed.gather(1, positive[:, None])
+    if margin is not None:
+        ignored = ignored | (fixed > own + margin)
+    logits = scale * cosines
+    if hardness:
+        negative = (~ignored).scatter(1, positive[:, None], False)
+        log_weight = (hardness * fixed).masked_fill(~negative, -torch.inf)
+        log_mean = log_weight.logsumexp(1) - negative.sum(1).clamp(min=1).log()
+        logits = logits + (log_weight - log_mean[:, None]).where(negative, 0.0)
+    return F.cross_entropy(logits.masked_fill(ignored, -torch.inf), positive)
+
+
+def spread_out_loss(
+    queries: Tensor, documents: Tensor, positive: Tensor, false_negatives: Tensor | None = None
+) -> Tensor:
+    """How far vectors that do not belong together are from spread out (GOR, arXiv 1708.06320).
+
+    Unit vectors that point anywhere have cosines of mean 0 and mean square 1 / dim.
+
+    Args:
+        queries: As for `info_nce`; the others likewise.
+
+    Returns:
+        A scalar: mean^2 + max(0, mean square - 1 / dim).
+    """
+    cosines = queries @ documents.T
+    apart = torch.ones_like(cosines, dtype=torch.bool).scatter(1, positive[:, None], False)
+    if false_negatives is not None:
+        apart = apart & ~false_negatives
+    found = cosines[apart]
+    if not len(found):
+        return cosines.sum() * 0
+    return found.mean() ** 2 + (found.square().mean() - 1 / queries.shape[1]).clamp(min=0)
+
+
+def alignment_loss(vectors: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine of each vector and a teacher's, on average.
+
+    Args:
+        vectors: Of the model, projected to the teacher's dimension: [n, dim].
+        teacher: [n, dim].
+
+    Returns:
+        A scalar from 0 to 2.
+    """
+    return 1 - F.cosine_similarity(vectors, teacher, dim=-1).mean()
 
 
 def matryoshka(

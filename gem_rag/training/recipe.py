@@ -21,10 +21,11 @@ from gem_rag._utils.suggestions import check_known, did_you_mean
 from gem_rag.core.config import MAX_K, Pooling, Scope, check_prompts
 from gem_rag.core.truncation import Truncation
 from gem_rag.errors import InputError
+from gem_rag.pairs.settings import PairSettings
 from gem_rag.training.renamed_keys import upgrade_changes, upgrade_keys
 
 RECIPES = Path(__file__).parent / "recipes"
-Kind = Literal["text", "pairs", "summary", "prompt"]
+Kind = Literal["text", "pairs", "documents", "summary", "prompt"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -44,7 +45,8 @@ _YamlLoader.add_implicit_resolver(
 # The columns that each kind of source must have, and those it may have.
 COLUMNS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ("vector",)),
-    "pairs": (("query", "document"), ("negatives", "query_vector", "document_vector")),
+    "pairs": (("query", "document"), ("negatives", "source", "query_vector", "document_vector")),
+    "documents": ((), ()),  # pairs are made of them first
     "summary": (("text", "summary"), ()),
     "prompt": (("prompt", "answer"), ()),
 }
@@ -81,10 +83,12 @@ class Source(_Part):
         path: A JSONL or Parquet file, a folder of documents, or a data set's name on the hub;
             `--data` sets it.
         kind: "text" (next-token rows; contrast by token dropout), "pairs" (contrast; negatives are
-            the batch's other documents and `negatives` hard ones for each row), "summary" (text,
-            special tokens, summary) or "prompt" (prompt, special tokens, answer).
+            the batch's other documents and `negatives` hard ones for each row), "documents" (a
+            folder that pairs are made of first), "summary" (text, special tokens, summary) or
+            "prompt" (prompt, special tokens, answer).
         columns: The file's names of the columns that the kind needs, where they differ.
         negatives: How many hard negatives of each row are used.
+        pairs: How pairs are made of documents (`gem_rag.pairs.settings`).
         weight: How often batches come from this source, relative to the other sources.
         truncation: What happens to texts beyond the maximum length; "windows" splits them.
         subset: Of a data set on the hub.
@@ -95,6 +99,7 @@ class Source(_Part):
     kind: Kind = "text"
     columns: dict[str, str] = field(default_factory=dict)
     negatives: Count = 0
+    pairs: PairSettings | None = None
     weight: PositiveFloat = 1.0
     truncation: Truncation = "truncate"
     subset: str | None = None
@@ -103,8 +108,10 @@ class Source(_Part):
     def __post_init__(self) -> None:
         required, optional = COLUMNS[self.kind]
         check_known(self.columns, required + optional, f"data of kind {self.kind} has no column")
-        if self.negatives and self.kind != "pairs":
+        if self.negatives and self.kind not in ("pairs", "documents"):
             raise InputError(f"only data of kind pairs has negatives, not {self.kind}")
+        if self.pairs is not None and self.kind != "documents":
+            raise InputError(f"pairs are made of data of kind documents, not {self.kind}")
         if self.truncation == "windows" and self.kind != "text":
             raise InputError(f"truncation: windows is for data of kind text, not {self.kind}")
 
@@ -126,22 +133,65 @@ class NextToken(_Part):
 
 
 @dataclass(frozen=True)
+class Temperature(_Part):
+    """What cosines are divided by in the contrastive loss; it is learned.
+
+    Attributes:
+        initial: At the beginning.
+        least: It never falls below this.
+    """
+
+    initial: PositiveFloat = 0.05
+    least: PositiveFloat = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.least <= self.initial <= 1:
+            raise InputError(
+                f"temperature.initial is {self.initial}: it must be from least ({self.least}) to 1"
+            )
+
+
+@dataclass(frozen=True)
 class Contrastive(_Part):
-    """InfoNCE (paper section 4).
+    """InfoNCE (paper section 4), and what has been found to help it since.
 
     Attributes:
         drop: Share of a text's tokens that its positive lacks, for data of kind text.
         dims: Matryoshka dimensions (arXiv 2205.13147): the loss is the mean over vectors shortened
             to these and the full ones.
-        teacher: A sentence-transformers model whose similarities within a batch are learned, or
-            "columns" to read its vectors from the data.
-        teacher_weight: Weight of that loss, relative to InfoNCE's 1.
+        temperature: What cosines are divided by.
+        both_ways: Whether a document must find its query too.
+        false_negative_margin: A negative does not count if its cosine is above the positive's by
+            more than this (Qwen3-Embedding, arXiv 2506.05176: 0.1); default all count.
+        mask_same_source: Documents with the value of the positive's column "source" do not count
+            as negatives.
+        hardness: Negatives weigh exp(hardness * cosine) (arXiv 2010.04592); 0 is all alike.
+        spread: Weight of the spread-out regularizer (GOR, arXiv 1708.06320).
+        teacher: A sentence-transformers model; "columns" to read vectors from the data; or "base"
+            for the model's own mean-pooled vectors, whitened.
+        teacher_weight: Weight of learning the teacher's similarities within a batch, relative to
+            InfoNCE's 1.
+        align: Weight of aligning vectors with the teacher's through a linear projection, which is
+            thrown away after training (LEAF, arXiv 2509.12539).
     """
 
     drop: Share = 0.1
     dims: tuple[Positive, ...] = ()
+    temperature: Temperature = Temperature()
+    both_ways: bool = False
+    false_negative_margin: Weight | None = None
+    mask_same_source: bool = False
+    hardness: Weight = 0.0
+    spread: Weight = 0.0
     teacher: str | None = None
     teacher_weight: Weight = 1.0
+    align: Weight = 0.0
+
+    def __post_init__(self) -> None:
+        if self.align and self.teacher is None:
+            raise InputError(
+                "contrastive.align needs a teacher: a sentence-transformers model, columns, or base"
+            )
 
 
 @dataclass(frozen=True)
@@ -183,6 +233,8 @@ class Schedule(_Part):
             text).
         contrastive_from: Step at which the contrastive loss sets in (the paper's alpha leaves 0).
         ramp: Steps until it has replaced the next-token loss (alpha is 1); 0 is at once.
+        align: Contrastive steps at the beginning that only align vectors with the teacher's.
+        average: The trained weights are the mean of so many of the last saved states.
         warmup_steps: Steps of linear warm-up of the learning rate, which then decays by a cosine.
         min_lr_ratio: The share of the learning rate that it decays to.
     """
@@ -195,6 +247,8 @@ class Schedule(_Part):
     adapt: Count = 0
     contrastive_from: Count = 100
     ramp: Count = 0
+    align: Count = 0
+    average: Positive = 1
     warmup_steps: Count = 0
     min_lr_ratio: Share = 0.0
 
@@ -240,10 +294,13 @@ class Recipe(_Part):
         scope: Which weights move: "full", "lora" or "special".
         k: Special tokens in an embedding.
         pooling: How their outputs become one vector.
+        layers: Embeddings are read after so many of the model's layers, which makes them cheaper;
+            default all. Next-token losses and generation use all layers.
         prompts: Put before queries and documents of pairs, and kept in the checkpoint.
         max_length: The most tokens of a text.
         query_length: The most tokens of a query; default `max_length`.
-        special_tokens: "new" initializes them, "continue" starts from those the model has.
+        special_tokens: "new" initializes them, "continue" starts from those the model has, "auto"
+            continues if there are some of this scope and k, and takes over their adapters' size.
         seed: Of everything that is drawn.
         save_dtype: Of the saved weights; "auto" is the base model's own.
         trainer: Further fields of transformers' TrainingArguments (bf16, save_steps, fsdp, ...).
@@ -253,10 +310,11 @@ class Recipe(_Part):
     scope: Scope = "special"
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 1
     pooling: Pooling = "mean"
+    layers: Positive | None = None
     prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
     max_length: Annotated[int, Field(ge=2)] = 512
     query_length: Positive | None = None
-    special_tokens: Literal["new", "continue"] = "new"
+    special_tokens: Literal["new", "continue", "auto"] = "new"
     seed: Count = 0
     next_token: NextToken | None = None
     contrastive: Contrastive | None = None
@@ -277,6 +335,8 @@ class Recipe(_Part):
                 f"schedule.contrastive_from is {start}, and steps is {steps}: the contrastive loss "
                 "would never train"
             )
+        if self.schedule.align and not (self.contrastive and self.contrastive.align):
+            raise InputError("schedule.align needs contrastive.align: give it a weight")
         for name, key in _RECIPE_KEYS.items():
             if name in self.trainer:
                 raise InputError(f"trainer.{name} cannot be set: use {key}")
@@ -294,7 +354,7 @@ class Recipe(_Part):
         factor = steps / self.schedule.steps
         counts = {
             name: round(getattr(self.schedule, name) * factor)
-            for name in ("adapt", "contrastive_from", "ramp", "warmup_steps")
+            for name in ("adapt", "contrastive_from", "ramp", "align", "warmup_steps")
         }
         counts["contrastive_from"] = min(counts["contrastive_from"], steps - 1)
         schedule = dataclasses.replace(self.schedule, steps=steps, **counts)
@@ -433,14 +493,15 @@ def _known_keys(place: list[int | str]) -> list[str]:
     parts: dict[str, type] = {
         "next_token": NextToken,
         "contrastive": Contrastive,
+        "temperature": Temperature,
         "adapter": Adapter,
         "schedule": Schedule,
         "memory": Memory,
         "evaluation": Evaluation,
     }
     cls: type = Recipe
-    if "data" in place:
-        cls = Source
+    if "data" in place:  # data.NAME.key, or data.NAME.pairs.key
+        cls = PairSettings if len(place) - place.index("data") > 2 else Source
     elif place:
-        cls = parts.get(str(place[0]), Recipe)
+        cls = parts.get(str(place[-1]), Recipe)
     return [f.name for f in dataclasses.fields(cls)]

@@ -24,6 +24,7 @@ from typing import Any
 import datasets
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, TrainerCallback, TrainingArguments, set_seed
 
 from gem_rag._utils.suggestions import did_you_mean
@@ -34,10 +35,16 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.training.batches import StepDataset
 from gem_rag.training.corpus import Corpus
 from gem_rag.training.data import load_data
-from gem_rag.training.recipe import Recipe, hash_state
+from gem_rag.training.made_pairs import PairMaker
+from gem_rag.training.recipe import Recipe, from_state
 from gem_rag.training.renamed_keys import upgrade_keys
-from gem_rag.training.scopes import load_trainable, trainable_state_dict
-from gem_rag.training.trainer import GemTrainer, latest_checkpoint
+from gem_rag.training.scopes import (
+    load_trainable,
+    settle_special_tokens,
+    trainable_state_dict,
+)
+from gem_rag.training.teacher import teacher_dim
+from gem_rag.training.trainer import GemTrainer, complete_checkpoints, latest_checkpoint
 from gem_rag.training.training_model import TrainingModel
 from gem_rag.training.training_report import Cost, Report, make_report
 
@@ -84,10 +91,11 @@ def train(
     run_folder = out.with_name(out.name + ".run")
     arguments = _training_arguments(recipe, run_folder)
     model_limit = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
-    recipe = _limit_length(recipe, base.name, model_limit)
+    recipe = settle_special_tokens(_limit_length(recipe, base.name, model_limit), base)
     tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():
-        corpora, held_out = load_data(recipe, tokenizer)
+        maker = PairMaker(base, run_folder, resume or arguments.process_index > 0, progress)
+        corpora, held_out = load_data(recipe, tokenizer, base.path, maker)
     record = _build_record(recipe, base, corpora)
     if arguments.process_index == 0:
         _write_or_check_record(run_folder, record, resume)
@@ -100,7 +108,7 @@ def train(
         arguments.process_index,
         max_positions=model_limit + recipe.k,
     )
-    training_model = TrainingModel(load_trainable(recipe, base), recipe)
+    training_model = TrainingModel(load_trainable(recipe, base), recipe, teacher_dim(corpora))
     trainer = GemTrainer(training_model, arguments, steps, callbacks, progress)
     trainer.train(resume_from_checkpoint=last and str(last))
     cost = _measure_cost(trainer)
@@ -119,11 +127,9 @@ def train(
 
 
 def save_trained(recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path) -> Checkpoint:
-    """Write a checkpoint from a run's last state, which has only the weights that train."""
-    last = latest_checkpoint(run_folder)
-    assert last is not None, run_folder
+    """Write a checkpoint from a run's last states, which have only the weights that train."""
     trainable = load_trainable(recipe, base)
-    weights = load_file(last / "model.safetensors")
+    weights = _mean_state(complete_checkpoints(run_folder)[-recipe.schedule.average :])
     state_dict = {name.removeprefix("encoder."): tensor for name, tensor in weights.items()}
     trainable.encoder.load_state_dict(state_dict, strict=False)
     base_dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
@@ -133,6 +139,7 @@ def save_trained(recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path) 
         base.config,
         k=recipe.k,
         pooling=recipe.pooling,
+        layers=recipe.layers,
         scope=recipe.scope,
         tokens=(),
         prompts=recipe.prompts,
@@ -144,6 +151,17 @@ def save_trained(recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path) 
     return save_checkpoint(
         out, base.path, config, tokens, None if recipe.scope == "special" else save_weights
     )
+
+
+def _mean_state(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of some states' weights, computed in float32."""
+    states = [load_file(folder / "model.safetensors") for folder in checkpoints]
+    if len(states) == 1:
+        return states[0]
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(tensor.dtype)
+        for name, tensor in states[0].items()
+    }
 
 
 # -- settings -----------------------------------------------------------------------------------
@@ -167,7 +185,7 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
         "seed": recipe.seed,
         "logging_steps": max(1, steps // 100),
         "save_steps": max(1, steps // 5),
-        "save_total_limit": 2,
+        "save_total_limit": max(2, recipe.schedule.average),
         "report_to": "none",
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
@@ -184,10 +202,11 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
     except (TypeError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"the recipe's trainer settings cannot be used: {reason}") from None
-    if arguments.save_total_limit is not None and arguments.save_total_limit < 2:
+    least = max(2, recipe.schedule.average)
+    if arguments.save_total_limit is not None and arguments.save_total_limit < least:
         raise InputError(
-            "trainer.save_total_limit must be at least 2: the last whole state has to stay while "
-            "the next is written"
+            f"trainer.save_total_limit must be at least {least}: the last whole state has to stay "
+            "while the next is written, and those that schedule.average takes the mean of"
         )
     # One process uses one device; several devices need several processes (torchrun).
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -249,11 +268,9 @@ def _write_or_check_record(run_folder: Path, record: Mapping[str, Any], resume: 
 
 
 def upgrade_record(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """Rename old keys in a run's record, and compute the recipe's hash again if there were any."""
-    recipe = upgrade_keys(record["recipe"], where, warn=False)
-    if recipe == record["recipe"]:
-        return record
-    return {**record, "recipe": recipe, "recipe_hash": hash_state(recipe)}
+    """A run's record with today's keys: renamed ones, and the defaults of those it lacks."""
+    recipe = from_state(upgrade_keys(record["recipe"], where, warn=False), where)
+    return {**record, "recipe": recipe.state(), "recipe_hash": recipe.hash()}
 
 
 def _find_differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

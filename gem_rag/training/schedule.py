@@ -44,3 +44,9 @@ def raw_share(recipe: Recipe, step: int) -> float:
     if recipe.scope == "special" or recipe.next_token is None:
         return 0.0
     return 1.0 if step < recipe.schedule.adapt else recipe.next_token.raw
+
+
+def only_aligns(recipe: Recipe, step: int) -> bool:
+    """Whether a contrastive step only aligns vectors with the teacher's: the first ones may."""
+    first = recipe.schedule.contrastive_from if recipe.next_token else 0
+    return step < first + recipe.schedule.align

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import AdapterConfig, Pooling, Scope
 from gem_rag.core.encoder import GemEncoder, check_supported
+from gem_rag.core.passes import up_to_layer
 from gem_rag.core.special_tokens import linear_targets
 from gem_rag.errors import InputError
 from gem_rag.training.recipe import Adapter, Recipe
@@ -73,28 +75,39 @@ class TrainableModel:
 
 
 def prepare_special(
-    model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER
+    model: Any,
+    k: int,
+    pooling: Pooling = "mean",
+    adapter: Adapter = _ADAPTER,
+    layers: int | None = None,
 ) -> TrainableModel:
     """Train only the special tokens' own weights."""
     model.requires_grad_(False)
-    targets = linear_targets(model, adapter.targets)
+    # In later layers than embeddings are read after, adapters would never train.
+    targets = linear_targets(up_to_layer(model, model.config, layers), adapter.targets)
     encoder = GemEncoder(
-        model, k, pooling, AdapterConfig(adapter.rank, adapter.effective_alpha, targets)
+        model, k, pooling, AdapterConfig(adapter.rank, adapter.effective_alpha, targets), layers
     )
     check_supported(encoder)
     encoder.special.to(torch.float32)
     return TrainableModel("special", encoder)
 
 
-def prepare_full(model: Any, k: int, pooling: Pooling = "mean") -> TrainableModel:
+def prepare_full(
+    model: Any, k: int, pooling: Pooling = "mean", layers: int | None = None
+) -> TrainableModel:
     """Train every weight (paper section 4)."""
-    encoder = GemEncoder(model.to(torch.float32), k, pooling)
+    encoder = GemEncoder(model.to(torch.float32), k, pooling, layers=layers)
     check_supported(encoder)
     return TrainableModel("full", encoder.requires_grad_(True))
 
 
 def prepare_lora(
-    model: Any, k: int, pooling: Pooling = "mean", adapter: Adapter = _ADAPTER
+    model: Any,
+    k: int,
+    pooling: Pooling = "mean",
+    adapter: Adapter = _ADAPTER,
+    layers: int | None = None,
 ) -> TrainableModel:
     """Train the special tokens' embeddings, and peft's low-rank adapters on every token."""
     import peft
@@ -107,7 +120,7 @@ def prepare_lora(
         target_modules=sorted(names),
     )
     wrapped = peft.get_peft_model(model, config)
-    encoder = GemEncoder(wrapped.get_base_model(), k, pooling)
+    encoder = GemEncoder(wrapped.get_base_model(), k, pooling, layers=layers)
     check_supported(encoder)
     encoder.special.to(torch.float32)
     return TrainableModel("lora", encoder, wrapped)
@@ -124,7 +137,8 @@ def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
         The model.
 
     Raises:
-        InputError: Special tokens are to be continued, and there are none that fit.
+        InputError: Special tokens are to be continued, and there are none that fit; or the model
+            has fewer layers than embeddings are to be read after.
     """
     # A frozen base computes in the dtype it was saved in; weights that train are float32.
     keeps_dtype = recipe.scope != "full" and recipe.trainer.get("bf16")
@@ -132,13 +146,30 @@ def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
         base.path, dtype="auto" if keeps_dtype else torch.float32, use_safetensors=True
     )
     if recipe.scope == "full":
-        trainable = prepare_full(model, recipe.k, recipe.pooling)
+        trainable = prepare_full(model, recipe.k, recipe.pooling, recipe.layers)
     else:
         prepare = prepare_lora if recipe.scope == "lora" else prepare_special
-        trainable = prepare(model, recipe.k, recipe.pooling, recipe.adapter)
+        trainable = prepare(model, recipe.k, recipe.pooling, recipe.adapter, recipe.layers)
     if recipe.special_tokens == "continue":
         _continue_special_tokens(trainable, base)
     return trainable
+
+
+def settle_special_tokens(recipe: Recipe, base: Checkpoint) -> Recipe:
+    """A recipe whose `special_tokens` is not "auto": they are continued if the base has some of
+    the recipe's scope and k, with adapters of their own size."""
+    if recipe.special_tokens != "auto":
+        return recipe
+    own = base.config
+    if (own.scope, own.k) != (recipe.scope, recipe.k) or (own.adapter is None) != (
+        recipe.scope != "special"
+    ):
+        return dataclasses.replace(recipe, special_tokens="new")
+    adapter = recipe.adapter
+    if own.adapter is not None:
+        names = sorted({target.rsplit(".", 1)[-1] for target in own.adapter.targets})
+        adapter = Adapter(own.adapter.rank, own.adapter.alpha, tuple(names))
+    return dataclasses.replace(recipe, special_tokens="continue", adapter=adapter)
 
 
 def _continue_special_tokens(trainable: TrainableModel, base: Checkpoint) -> None:
@@ -153,8 +184,8 @@ def _continue_special_tokens(trainable: TrainableModel, base: Checkpoint) -> Non
         trainable.encoder.special.load_tensors(weights)
     except InputError as error:
         raise InputError(
-            f"{base.name}'s special tokens cannot be continued: {error}; use its k, scope and "
-            "adapter, or special_tokens: new"
+            f"{base.name}'s special tokens cannot be continued: {error}; use its k, scope, "
+            "layers and adapter, or special_tokens: new"
         ) from None
 
 

@@ -1,17 +1,23 @@
-"""A teacher's vectors: from a sentence-transformers model, or from the data."""
+"""A teacher's vectors: from a sentence-transformers model, the data, or the model itself."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gem_rag.core.arrays import FloatArray
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
+from gem_rag.evaluation.baselines import MeanPooled
 from gem_rag.training.corpus import Corpus
 from gem_rag.training.recipe import TEACHER_COLUMNS
+
+_WHITENED = 10_000  # texts are enough for a mean and a covariance
+_LEAST_VARIANCE = 1e-4  # of the largest one: directions of less are noise
 
 
 def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) -> Corpus:
@@ -19,7 +25,8 @@ def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) 
 
     Args:
         corpus: The corpus.
-        teacher: A sentence-transformers model, or None if the vectors are in the data.
+        teacher: A model with sentence-transformers' `encode`, or None if the vectors are in the
+            data.
         tokenizer: The student's tokenizer.
 
     Returns:
@@ -40,6 +47,46 @@ def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) 
             rows = rows.remove_columns(vectors)
         rows = rows.add_column(vectors, list(encoded))
     return dataclasses.replace(corpus, rows=rows)
+
+
+def teacher_dim(corpora: Sequence[Corpus]) -> int | None:
+    """Length of the teacher's vectors in some data; None if there are none.
+
+    Raises:
+        InputError: They differ from source to source.
+    """
+    found = {}
+    for corpus in corpora:
+        for column in TEACHER_COLUMNS.get(corpus.source.kind, {}).values():
+            if column in corpus.rows.column_names:
+                found[corpus.name] = len(corpus.rows[0][column])
+    if len(set(found.values())) > 1:
+        lengths = ", ".join(f"{length} in {name}" for name, length in found.items())
+        raise InputError(f"a teacher's vectors have one length, and not {lengths}")
+    return next(iter(found.values()), None)
+
+
+class WhitenedMeanPooling:
+    """A language model's own mean-pooled vectors, whitened (arXiv 2103.15316).
+
+    Args:
+        folder: Of the model.
+        texts: Whose vectors get the mean zero and, in every direction they have, the variance one.
+    """
+
+    def __init__(self, folder: Path, texts: Sequence[str]) -> None:
+        self._pooled = MeanPooled(folder)
+        vectors = self._pooled.embed_documents(list(texts)[:_WHITENED]).astype(np.float64)
+        self._mean = vectors.mean(axis=0)
+        centred = vectors - self._mean
+        values, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+        kept = values > _LEAST_VARIANCE * values.max()
+        self._matrix = directions[:, kept] / np.sqrt(values[kept])
+
+    def encode(self, texts: Sequence[str], **options: Any) -> FloatArray:
+        """Vectors of texts, [n, dim]; as sentence-transformers' `encode`."""
+        vectors = (self._pooled.embed_documents(texts) - self._mean) @ self._matrix
+        return np.asarray(vectors, dtype=np.float32)
 
 
 def load_teacher(name: str) -> Any:

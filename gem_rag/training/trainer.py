@@ -29,6 +29,7 @@ from gem_rag.training.training_model import TrainingModel
 
 _SAVED = "saved"  # an empty file that marks a training checkpoint as complete
 _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
+LOSSES = ("next_token", "contrastive", "distill", "teacher", "align", "spread")
 
 
 class GemTrainer(Trainer):
@@ -161,10 +162,15 @@ class GemTrainer(Trainer):
             ) from error
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete training checkpoints of a run, in order."""
+    complete = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The last complete training checkpoint of a run, if there is one."""
-    complete = [path.parent for path in folder.glob(f"{_PREFIX}*/{_SAVED}")]
-    return max(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)), default=None)
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
 def _leave_interruption_to_trainer(worker: int) -> None:
@@ -254,7 +260,15 @@ class _ProgressBar(TrainerCallback):
         self._advance(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        names = ("next_token", "contrastive", "distill", "teacher", "learning_rate")
+        names = (
+            "next_token",
+            "contrastive",
+            "distill",
+            "teacher",
+            "align",
+            "spread",
+            "learning_rate",
+        )
         losses = (f"{n.replace('_', ' ')} {logs[n]:.3g}" for n in names if n in logs)
         if "loss" in (logs or {}):
             self._advance(0, "training: " + ", ".join(losses))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,14 +16,17 @@ from gem_rag.core.memory import pass_tokens
 from gem_rag.training.batches import Batch, Contrast, Pass
 from gem_rag.training.objectives import (
     LogitScale,
+    alignment_loss,
     distillation_loss,
     info_nce,
     matryoshka,
     next_token_loss,
+    spread_out_loss,
     teacher_loss,
 )
 from gem_rag.training.recipe import Recipe
 from gem_rag.training.rows import IGNORED
+from gem_rag.training.schedule import only_aligns
 from gem_rag.training.scopes import TrainableModel
 
 
@@ -33,14 +36,29 @@ class TrainingModel(nn.Module):
     With gradient caching a pass keeps only its inputs and runs again in the backward pass, so that
     memory holds one pass's activations whatever the batch (arXiv 2101.06983). It is implemented as
     activation checkpointing around whole passes.
+
+    Args:
+        trainable: The model, prepared for the recipe's scope.
+        recipe: The recipe.
+        teacher_dim: Length of the teacher's vectors, if there is one.
     """
 
     _keys_to_ignore_on_save = None  # Trainer reads it when a run resumes
 
-    def __init__(self, trainable: TrainableModel, recipe: Recipe) -> None:
+    def __init__(
+        self, trainable: TrainableModel, recipe: Recipe, teacher_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.encoder = trainable.encoder
         self.logit_scale = LogitScale()
+        if recipe.contrastive is not None:
+            temperature = recipe.contrastive.temperature
+            self.logit_scale = LogitScale(1 / temperature.initial, 1 / temperature.least)
+        # To a teacher's vectors; in the run's state, and not in the trained model.
+        self.projection: nn.Linear | None = None
+        if recipe.contrastive is not None and recipe.contrastive.align and teacher_dim is not None:
+            device = self.encoder.device
+            self.projection = nn.Linear(self.encoder.dim, teacher_dim, bias=False, device=device)
         self.recipe = recipe
         self._trainable = trainable
         # The layers that accelerate shards.
@@ -73,7 +91,7 @@ class TrainingModel(nn.Module):
                 parts["distill"] = divergence
                 loss = loss + self.recipe.next_token.distill * divergence
         if batch.contrast:
-            contrastive = self._contrastive_losses(batch.contrast)
+            contrastive = self._contrastive_losses(batch.contrast, batch.step)
             parts |= contrastive
             loss = loss + batch.alpha * sum(contrastive.values(), start=torch.zeros_like(loss))
         return {"loss": loss, **parts}
@@ -118,29 +136,45 @@ class TrainingModel(nn.Module):
 
     # -- contrastive losses --------------------------------------------------------------------
 
-    def _contrastive_losses(self, contrast: Contrast) -> dict[str, Tensor]:
+    def _contrastive_losses(self, contrast: Contrast, step: int) -> dict[str, Tensor]:
         settings = self.recipe.contrastive
         assert settings is not None
         vectors = self.embed(contrast)
         device = vectors.device
         queries = _gather(vectors[: contrast.num_queries])
         documents = _gather(vectors[contrast.num_queries :])
-        scale = self.logit_scale()
         positive = torch.as_tensor(contrast.positive, device=device)
+        own = documents[positive]
+        parts: dict[str, Tensor] = {}
+        if settings.teacher and contrast.teacher is not None:
+            teacher = [torch.as_tensor(v, device=device) for v in contrast.teacher]
+            if self.projection is not None:
+                projected = self.projection(torch.cat([queries, own]))
+                parts["align"] = settings.align * alignment_loss(projected, torch.cat(teacher))
+            if settings.teacher_weight:
+                divergence = teacher_loss(
+                    queries, own, (teacher[0], teacher[1]), self.logit_scale()
+                )
+                parts["teacher"] = settings.teacher_weight * divergence
+        if "align" in parts and only_aligns(self.recipe, step):
+            # The scale is in the graph, since sharded training wants a gradient of every weight.
+            return {"align": parts["align"] + 0 * self.logit_scale()}
         false_negatives = None
         if contrast.false_negatives.any():
             false_negatives = torch.as_tensor(contrast.false_negatives, device=device)
-
-        def loss(q: Tensor, d: Tensor) -> Tensor:
-            return info_nce(q, d, scale, positive, false_negatives)
-
-        parts = {"contrastive": matryoshka(loss, queries, documents, settings.dims)}
-        if settings.teacher and contrast.teacher is not None:
-            of_queries, of_documents = (torch.as_tensor(v, device=device) for v in contrast.teacher)
-            divergence = teacher_loss(
-                queries, documents[positive], (of_queries, of_documents), scale
-            )
-            parts["teacher"] = settings.teacher_weight * divergence
+        nce = partial(
+            info_nce,
+            scale=self.logit_scale(),
+            positive=positive,
+            false_negatives=false_negatives,
+            margin=settings.false_negative_margin,
+            hardness=settings.hardness,
+            both_ways=settings.both_ways,
+        )
+        parts["contrastive"] = matryoshka(nce, queries, documents, settings.dims)
+        if settings.spread:
+            spread = spread_out_loss(queries, documents, positive, false_negatives)
+            parts["spread"] = settings.spread * spread
         return parts
 
     def embed(self, contrast: Contrast) -> Tensor:

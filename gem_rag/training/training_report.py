@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,14 @@ from transformers import AutoModelForCausalLM
 
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.evaluation.baselines import mean_pooled
-from gem_rag.evaluation.known_item import RetrievalFigures, drop_duplicates, evaluate_known_items
+from gem_rag.evaluation.known_item import RetrievalFigures
 from gem_rag.evaluation.perplexity import PerplexityComparison, compare_perplexity
 from gem_rag.evaluation.plots import draw_bar_groups, draw_curves
-from gem_rag.model import Gem, load
+from gem_rag.evaluation.significance import Difference
 from gem_rag.training.corpus import HeldOut
 from gem_rag.training.recipe import Recipe
-
-_LOSSES = ("next_token", "contrastive", "distill", "teacher")
+from gem_rag.training.report_retrieval import Example, measure_retrieval
+from gem_rag.training.trainer import LOSSES
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,9 @@ class Report:
     Attributes:
         base: Name of the model that training started from.
         out: Name of the trained model's folder.
-        retrieval: Figures by data set, then by model: before, its mean pooling, and after.
+        retrieval: Figures by data set, then by way of searching: see `Retrieval`.
+        differences: Of the mean reciprocal rank, after minus before, by data set.
+        examples: Held-out queries by data set, and what was found for them.
         generation: Perplexity on held-out texts, if there are any.
         steps: Optimizer steps.
         tokens: See `Cost`.
@@ -89,6 +89,8 @@ class Report:
     base: str
     out: str
     retrieval: dict[str, dict[str, RetrievalFigures]]
+    differences: dict[str, Difference]
+    examples: dict[str, list[Example]]
     generation: PerplexityComparison | None
     steps: int
     tokens: int
@@ -129,13 +131,16 @@ def make_report(
         The report.
     """
     losses = [
-        {name: entry[name] for name in ("step", "loss", *_LOSSES) if name in entry}
+        {name: entry[name] for name in ("step", "loss", *LOSSES) if name in entry}
         for entry in cost.history
     ]
+    measured = measure_retrieval(saved, base, recipe.k, held_out)
     report = Report(
         base=base.name,
         out=saved.path.name,
-        retrieval=measure_retrieval(saved, base, recipe.k, held_out),
+        retrieval={name: part.figures for name, part in measured.items()},
+        differences={name: part.difference for name, part in measured.items()},
+        examples={name: part.examples for name, part in measured.items()},
         generation=measure_generation(saved, base, recipe.max_length, held_out),
         steps=recipe.schedule.steps,
         tokens=cost.tokens,
@@ -156,54 +161,6 @@ def make_report(
     (folder / "report.md").write_text(_format_report(report), encoding="utf-8")
     _plot(report, folder)
     return report
-
-
-def measure_retrieval(
-    saved: Checkpoint, base: Checkpoint, k: int, held_out: Sequence[HeldOut]
-) -> dict[str, dict[str, RetrievalFigures]]:
-    """Figures of the trained model, of the base as it was given, and of its mean pooling."""
-    retrieval: dict[str, dict[str, RetrievalFigures]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the base is measured although it has not been trained
-        before = load(base.path, k=None if base.trained else k)
-    with before, load(saved.path) as after:
-        for part in held_out:
-            pairs = part.pairs()
-            if len(pairs) < 2:
-                continue
-            queries = [query for query, _ in pairs]
-            documents, relevant = drop_duplicates([document for _, document in pairs])
-            ids = [
-                [before.tokenize(text)[: before.max_length] for text in texts]
-                for texts in (queries, documents)
-            ]
-            pooled = mean_pooled(base.path, *ids)
-            retrieval[part.name] = {
-                "before": retrieval_figures(before, queries, documents, relevant),
-                "mean pooling before": evaluate_known_items(pooled[0] @ pooled[1].T, relevant),
-                "after": retrieval_figures(after, queries, documents, relevant),
-            }
-    return retrieval
-
-
-def retrieval_figures(
-    gem: Gem, queries: list[str], documents: list[str], relevant: Sequence[int] | None = None
-) -> RetrievalFigures:
-    """Retrieve every query's document with a model.
-
-    Args:
-        gem: The model.
-        queries: Queries.
-        documents: Documents.
-        relevant: The number of each query's document; default document i for query i.
-
-    Returns:
-        Recall at 1 and 10, and the mean reciprocal rank.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # long texts are truncated, for all models alike
-        similarities = gem.embed_queries(queries) @ gem.embed_documents(documents).T
-    return evaluate_known_items(similarities, relevant)
 
 
 def measure_generation(
@@ -228,6 +185,8 @@ def _format_report(report: Report) -> str:
     pictures = ["![losses](losses.png)", ""]
     if report.retrieval:
         pictures += ["![retrieval](retrieval.png)", ""]
+    for name, examples in report.examples.items():
+        pictures += _format_examples(name, examples)
     settings = ["## Settings", "", "```json", json.dumps(report.record, indent=2), "```", ""]
     return "\n".join([*_format_figures(report), *pictures, *settings])
 
@@ -235,19 +194,45 @@ def _format_report(report: Report) -> str:
 def _format_figures(report: Report) -> list[str]:
     lines = [f"# {report.out}: GEM training of {report.base}", ""]
     for name, rows in report.retrieval.items():
-        lines += _format_retrieval(name, rows)
+        lines += _format_retrieval(name, rows, report.differences[name])
     if report.generation:
         lines += _format_generation(report.generation)
     return [*lines, *_format_cost(report)]
 
 
-def _format_retrieval(name: str, rows: Mapping[str, RetrievalFigures]) -> list[str]:
+def _format_retrieval(
+    name: str, rows: Mapping[str, RetrievalFigures], difference: Difference
+) -> list[str]:
     lines = [f"## Retrieval on held-out {name}", "", "| | R@1 | R@10 | MRR |", "|---|---|---|---|"]
     for label, figures in rows.items():
         values = (figures.recall_1, figures.recall_10, figures.mrr)
         lines.append(f"| {label} | {' | '.join(f'{v:.3f}' for v in values)} |")
     queries = next(iter(rows.values())).queries
-    return [*lines, "", f"{queries} queries, one right document each.", ""]
+    return [
+        *lines,
+        "",
+        f"{queries} queries, one right document each. Training changes the MRR by "
+        f"{difference.value:+.3f} (95 % interval {difference.low:+.3f} to {difference.high:+.3f}, "
+        f"p = {difference.p:.2g}, paired by query).",
+        "",
+    ]
+
+
+def _format_examples(name: str, examples: Sequence[Example]) -> list[str]:
+    """Queries with the rank of their document, and what was first instead."""
+    lines = [
+        f"## Ten queries of held-out {name}, drawn by a hash of their words",
+        "",
+        "| query | rank before | rank after | first before | first after |",
+        "|---|---|---|---|---|",
+    ]
+    for one in examples:
+        texts = (
+            text.replace("|", "\\|") for text in (one.query, one.found_before, one.found_after)
+        )
+        query, before, after = texts
+        lines.append(f"| {query} | {one.rank_before} | {one.rank_after} | {before} | {after} |")
+    return [*lines, ""]
 
 
 def _format_generation(generation: PerplexityComparison) -> list[str]:
@@ -286,7 +271,7 @@ def _format_cost(report: Report) -> list[str]:
 
 
 def _plot(report: Report, folder: Path) -> None:
-    names = [name for name in _LOSSES if any(name in entry for entry in report.losses)]
+    names = [name for name in LOSSES if any(name in entry for entry in report.losses)]
     losses = {
         name.replace("_", " "): [
             (entry["step"], entry[name]) for entry in report.losses if name in entry

@@ -5,6 +5,10 @@
 2. The special tokens, a few for each text, go through the same layers once, uncompiled, with their
    own input embeddings and adapters, over the kept keys and values.
 
+Where embeddings are read before the last layer (`GemConfig.layers`), both halves run a copy of the
+model that shares its layers and ends early. vLLM's compiled graph is of all layers, so texts go
+uncompiled then too; they still attend by vLLM's kernel.
+
 The engine's key/value cache is neither read nor written. Runs inside vLLM's workers; knows
 nothing about requests or transport.
 """
@@ -39,6 +43,7 @@ from gem_rag.core.layout import (
     vector_places,
 )
 from gem_rag.core.packed_texts import PackedTexts
+from gem_rag.core.passes import count_layers, up_to_layer
 from gem_rag.core.pooling import pool
 from gem_rag.core.special_tokens import initial_special_embeddings
 from gem_rag.engines.vllm.flat_texts import FlatTexts
@@ -59,15 +64,22 @@ class VllmEncoder:
         vllm_config: The engine's configuration.
         checkpoint: Whose special tokens and adapters are used.
 
+    Attributes:
+        model: vLLM's model, or a copy of the layers that embeddings need, on the same weights.
+
     Raises:
+        InputError: The model does not have the layer that embeddings are read after.
         GemError: The model cannot follow the attention rule.
     """
 
     def __init__(self, model: nn.Module, vllm_config: Any, checkpoint: Checkpoint) -> None:
-        self.model: Any = model
         self.config = checkpoint.config
         self._vllm_config = vllm_config
-        self._attention_layers = attention_layers(model, vllm_config)
+        model_config = vllm_config.model_config.hf_config
+        layers = count_layers(model_config, self.config.layers)
+        self.model = up_to_layer(model, model_config, layers)
+        self._ends_early = self.model is not model
+        self._attention_layers = attention_layers(self.model, vllm_config, layers)
         self.device = next(model.parameters()).device
         tensors = checkpoint.adapter()
         self._special = self._special_embeddings(tensors)
@@ -305,12 +317,14 @@ class VllmEncoder:
         if all(_caches_exactly(layer) for layer in self._attention_layers.values()):
             self._prefill = Prefill(self._attention_layers, self._vllm_config, self.device)
             self._prefill = self._prefill if agrees("vLLM's attention kernel") else None
+        if self._ends_early:
+            return  # the graph is of all layers
         self._compiled = True
         self._compiled = agrees("vLLM's compiled graph")
 
 
-def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
-    """The model's attention layers by name.
+def attention_layers(model: nn.Module, vllm_config: Any, wanted: int) -> dict[str, Any]:
+    """The model's attention layers by name, of which there must be so many.
 
     Raises GemError naming the first layer whose attention cannot be replaced.
     """
@@ -326,7 +340,6 @@ def attention_layers(model: nn.Module, vllm_config: Any) -> dict[str, Any]:
         if (reason := _unsupported_reason(layer)) is not None:
             raise GemError(f"{name} cannot give GEM embeddings: {place} {reason}; choose another "
                            "architecture")  # fmt: skip
-    wanted = vllm_config.model_config.hf_text_config.num_hidden_layers
     if len(layers) != wanted:
         raise GemError(
             f"{name} has {wanted} layers and vLLM's attention in {len(layers)} of them, so GEM "

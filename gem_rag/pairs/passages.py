@@ -1,0 +1,104 @@
+"""Documents to passages, each under its headings."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gem_rag.documents.document import Chunk, Document
+from gem_rag.documents.readers import read_paths
+from gem_rag.documents.splitting import Splitter
+from gem_rag.documents.structure import Section, parse_structure, split_sections
+from gem_rag.errors import InputError
+
+_MIN_LETTERS = 40  # that a passage needs to say anything
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document.
+
+    Attributes:
+        source: The document's name.
+        title: The document's title.
+        headings: From the highest level down to its own.
+        first: Whether it is the first of its section.
+        text: Without the headings.
+        chunk: As an index embeds it: title and headings, then the text.
+    """
+
+    source: str
+    title: str
+    headings: tuple[str, ...]
+    first: bool
+    text: str
+    chunk: str
+
+    @property
+    def section(self) -> str:
+        """Names the section that it is of, in all documents."""
+        return " > ".join((self.source, *self.headings))
+
+
+def read_passages(paths: Sequence[Path], tokenizer: Any, max_tokens: int) -> list[Passage]:
+    """Read files and folders.
+
+    Args:
+        paths: Files and folders.
+        tokenizer: A `tokenizers.Tokenizer`.
+        max_tokens: Of a passage, its title included.
+
+    Returns:
+        Passages with something to read, in order.
+
+    Raises:
+        InputError: There are none.
+    """
+    splitter = Splitter(tokenizer, max_tokens)
+    passages = [
+        passage
+        for document in read_paths(paths, Path.cwd())
+        if isinstance(document, Document)
+        for passage in _passages(document, splitter)
+        if sum(map(str.isalpha, passage.text)) >= _MIN_LETTERS
+    ]
+    if not passages:
+        raise InputError(
+            f"found nothing to read in {', '.join(map(str, paths))}: give documents with text in "
+            "them (text, Markdown, reStructuredText, Python, and with gem-rag[files] PDF, Word, "
+            "HTML)"
+        )
+    return passages
+
+
+def is_held_out(passage: Passage, share: float) -> bool:
+    """Whether a passage's section is among so many that are kept to measure on.
+
+    It is drawn by the names of its file and headings, wherever the folder stands.
+    """
+    name = " > ".join((passage.source.rpartition("/")[2], *passage.headings))
+    return int(hashlib.md5(name.encode()).hexdigest(), 16) % 1000 < share * 1000
+
+
+def _passages(document: Document, splitter: Splitter) -> Iterator[Passage]:
+    sections = split_sections(document, parse_structure(document))
+    starts = [section.start for section in sections]
+    for chunk in splitter.split(document):
+        section = sections[bisect_right(starts, chunk.stop - 1) - 1]
+        yield _passage(document, chunk, section)
+
+
+def _passage(document: Document, chunk: Chunk, section: Section) -> Passage:
+    body = min(max(chunk.start, section.body), chunk.stop)
+    return Passage(
+        source=document.source,
+        title=" ".join(document.title.lstrip("# ").split()),  # docstrings' titles are marked
+        headings=tuple(" ".join(name.split()) for name in section.path),
+        first=chunk.start <= section.body,
+        text=document.text[body : chunk.stop].strip(),
+        chunk=chunk.passage,
+    )
