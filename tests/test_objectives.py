@@ -228,6 +228,15 @@ def test_the_trained_weights_are_the_mean_of_the_last_states(base: Path, tmp_pat
               tmp_path / "other")  # fmt: skip
 
 
+def test_few_rows_are_not_trained_on_more_often_than_allowed(base: Path, tmp_path: Path) -> None:
+    schedule = {"steps": 40, "batch": 8, "contrastive_from": 0, "warmup_steps": 20, "epochs": 0.2}
+    report = train(pairs_recipe(tmp_path, schedule=schedule), base, tmp_path / "out")
+    assert report is not None
+    rows = report.record["data"]["pairs"]["rows"]
+    assert report.steps == int(0.2 * rows / 8) < 40
+    assert report.record["recipe"]["schedule"]["warmup_steps"] == round(20 * report.steps / 40)
+
+
 def test_documents_of_one_source_are_no_negatives(base: Path, tmp_path: Path) -> None:
     rows = [
         {"query": f"query {n}", "document": f"document {n} says so", "source": f"file {n % 4}"}

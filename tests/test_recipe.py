@@ -496,7 +496,7 @@ OTHERS: dict[str, Any] = {
     "contrastive.temperature.least": 0.02, "contrastive.both_ways": True,
     "contrastive.false_negative_margin": 0.1, "contrastive.mask_same_source": True,
     "contrastive.hardness": 0.5, "contrastive.spread": 0.1, "contrastive.align": 0.5,
-    "schedule.align": 2, "schedule.average": 3, "layers": 2,
+    "schedule.align": 2, "schedule.average": 3, "schedule.epochs": 4, "layers": 2,
     "data.pairs.pairs": {"questions": 1}, "adapter.rank": 8, "adapter.alpha": 8.0,
     "adapter.targets": ["k_proj"], "adapter.dropout": 0.1, "schedule.steps": 900,
     "schedule.batch": 8, "schedule.contrastive_batch": 16, "schedule.learning_rate": 1e-3,

@@ -224,6 +224,8 @@ class Schedule(_Part):
 
     Attributes:
         steps: Optimizer steps.
+        epochs: The most times that a row is contrasted: steps are fewer where data are few; default
+            any number of times.
         batch: Rows in a step, over all processes.
         contrastive_batch: Pairs in a contrastive step; default `batch`.
         learning_rate: Of the next-token phase.
@@ -240,6 +242,7 @@ class Schedule(_Part):
     """
 
     steps: Positive = 1000
+    epochs: PositiveFloat | None = None
     batch: Positive = 32
     contrastive_batch: Positive | None = None
     learning_rate: PositiveFloat = 1e-4

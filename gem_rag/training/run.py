@@ -89,17 +89,19 @@ def train(
     if out.exists():
         raise InputError(f"{out} exists already: choose another name, or remove it")
     run_folder = out.with_name(out.name + ".run")
-    arguments = _training_arguments(recipe, run_folder)
+    arguments = _training_arguments(recipe, run_folder)  # checked before anything takes long
     model_limit = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
     recipe = settle_special_tokens(_limit_length(recipe, base.name, model_limit), base)
     tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():
         maker = PairMaker(base, run_folder, resume or arguments.process_index > 0, progress)
         corpora, held_out = load_data(recipe, tokenizer, base.path, maker)
+    recipe = _limit_epochs(recipe, corpora)
     record = _build_record(recipe, base, corpora)
     if arguments.process_index == 0:
         _write_or_check_record(run_folder, record, resume)
     last = latest_checkpoint(run_folder) if resume else None
+    arguments = _training_arguments(recipe, run_folder)
     set_seed(recipe.seed)
     steps = StepDataset(
         recipe,
@@ -225,6 +227,16 @@ def _limit_length(recipe: Recipe, name: str, model_limit: int) -> Recipe:
         stacklevel=3,
     )
     return dataclasses.replace(recipe, max_length=model_limit)
+
+
+def _limit_epochs(recipe: Recipe, corpora: Sequence[Corpus]) -> Recipe:
+    """Fewer steps, if a row would be contrasted more often than the recipe allows."""
+    schedule = recipe.schedule
+    if schedule.epochs is None:
+        return recipe
+    rows = sum(len(c.rows) for c in corpora if c.source.kind in ("pairs", "text", "documents"))
+    most = max(1, int(schedule.epochs * rows / (schedule.contrastive_batch or schedule.batch)))
+    return recipe if most >= schedule.steps else recipe.scaled(most)
 
 
 # -- the run's state -----------------------------------------------------------------------------
