@@ -30,6 +30,7 @@ def test_a_token_takes_its_keys_and_values_and_a_layers_work(tiny_model: Any) ->
     kept = 2 * layers * width
     work = 8 * config.hidden_size + 3 * config.intermediate_size
     assert memory.bytes_per_token(tiny_model("llama")) == 4 * (kept + work)
+    assert memory.bytes_per_token(tiny_model("llama"), 1) == 4 * (kept // layers + work)
 
 
 def test_a_pass_takes_half_of_what_is_free(tiny_model: Any, card: Any) -> None:

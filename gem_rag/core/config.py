@@ -138,7 +138,10 @@ class GemConfig:
 
     def save(self, folder: Path) -> None:
         """Write `gem_config.json`."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        state = dataclasses.asdict(self)
+        if self.layers is None:  # which versions before 0.2 do not know
+            del state["layers"]
+        text = json.dumps(state, indent=2, ensure_ascii=False)
         (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

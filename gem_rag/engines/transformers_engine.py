@@ -92,7 +92,7 @@ class TransformersEngine(Engine):
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
         self.max_text_tokens = max_text_tokens(model.config, config.k)
-        self.batch_tokens = pass_tokens(model, encoder.device)
+        self.batch_tokens = pass_tokens(model, encoder.device, encoder.layers)
         # In prompts that are read at once.
         self._generation_tokens = min(self.batch_tokens, _GENERATION_TOKENS)
         self._eos, self._pad = _take_end_tokens(model)

@@ -28,7 +28,7 @@ from gem_rag.pairs.questions import (
 from gem_rag.pairs.settings import PairSettings
 
 _TRIAL = 100  # answers after which a model is given up...
-_MIN_USABLE = 0.2  # ... if fewer of them are questions
+_MIN_USABLE = 0.35  # ... if fewer of them are questions
 _SHOWN = 3
 _Notice = Callable[[str], object]
 

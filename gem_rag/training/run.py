@@ -30,6 +30,7 @@ from transformers import AutoConfig, TrainerCallback, TrainingArguments, set_see
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from gem_rag.core.encoder import max_text_tokens
+from gem_rag.core.passes import count_layers
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
 from gem_rag.training.batches import StepDataset
@@ -90,7 +91,9 @@ def train(
         raise InputError(f"{out} exists already: choose another name, or remove it")
     run_folder = out.with_name(out.name + ".run")
     arguments = _training_arguments(recipe, run_folder)  # checked before anything takes long
-    model_limit = max_text_tokens(AutoConfig.from_pretrained(base.path), recipe.k)
+    config = AutoConfig.from_pretrained(base.path)
+    count_layers(config, recipe.layers)  # before data are read
+    model_limit = max_text_tokens(config, recipe.k)
     recipe = settle_special_tokens(_limit_length(recipe, base.name, model_limit), base)
     tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():

@@ -208,7 +208,7 @@ class TrainingModel(nn.Module):
 
     @cached_property
     def _pass_tokens(self) -> int:
-        return pass_tokens(self.encoder.model, self.encoder.device)
+        return pass_tokens(self.encoder.model, self.encoder.device, self.encoder.layers)
 
     # -- memory --------------------------------------------------------------------------------
 
