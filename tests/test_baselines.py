@@ -37,3 +37,15 @@ def test_bm25_hits_are_its_best_scores() -> None:
     whole = bm25(queries, documents)
     assert rows[0, 0] == whole[0].argmax() == 0
     assert np.allclose(scores, np.sort(whole, axis=1)[:, :1:-1], atol=1e-5)
+
+
+def test_bm25_finds_nothing_where_there_are_no_words() -> None:
+    """Stop words and signs alone, of which bm25s makes no index."""
+    documents = ["to be", "? !", ""]
+    assert not bm25(["pump", "the"], documents).any()
+    rows, scores = bm25_hits(["pump", "the"], documents, 2)
+    assert rows.shape == (2, 2)
+    assert not scores.any()
+    assert bm25(["pump", "", "lamp"], ["a pump", "the"]).astype(bool).tolist() == [
+        [True, False], [False, False], [False, False]
+    ]  # fmt: skip

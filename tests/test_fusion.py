@@ -20,5 +20,10 @@ def test_fused_scores_are_sums_of_reciprocal_ranks() -> None:
 
 def test_what_both_put_second_beats_what_one_puts_first_and_the_other_last() -> None:
     first = np.array([[9.0, 8.0, *np.zeros(98)]])
-    second = np.array([[-1.0, 8.0, 9.0, *np.zeros(97)]])
+    second = np.array([[-1.0, 8.0, *np.zeros(97), 9.0]])
     assert reciprocal_rank_fusion(first, second)[0].argmax() == 1
+
+
+def test_what_a_ranking_has_not_found_gets_nothing_from_it() -> None:
+    fused = reciprocal_rank_fusion(np.array([[0.5, 0.9, 0.7]]), np.array([[-np.inf, -np.inf, 2.0]]))
+    assert fused[0].tolist() == pytest.approx([1 / 63, 1 / 61, 1 / 62 + 1 / 61])

@@ -208,7 +208,17 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """GEM-train a model, and report what it gained and what it cost."""
-    require_extra("train", "accelerate", "datasets", "peft", "yaml", "matplotlib")
+    require_extra(
+        "train",
+        "accelerate",
+        "bm25s",
+        "datasets",
+        "ir_measures",
+        "matplotlib",
+        "peft",
+        "scipy",
+        "yaml",
+    )
     from gem_rag.training.recipe import parse_change, read_recipe
     from gem_rag.training.run import train as run
 

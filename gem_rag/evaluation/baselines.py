@@ -142,13 +142,18 @@ def _fingerprint(folder: Path) -> str:
 
 
 def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
-    """BM25 scores by bm25s, [queries, documents]."""
+    """BM25 scores by bm25s, [queries, documents]; 0 where a document has none of the words."""
     import bm25s
 
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(list(documents), show_progress=False), show_progress=False)
+    scores = np.zeros((len(queries), len(documents)), np.float32)
+    retriever = _bm25_index(documents)
+    if retriever is None:
+        return scores
     words = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
-    return np.stack([retriever.get_scores(w) if w else np.zeros(len(documents)) for w in words])
+    for row, query in zip(scores, words, strict=True):
+        if query:
+            row[:] = retriever.get_scores(query)
+    return scores
 
 
 def bm25_hits(
@@ -158,8 +163,23 @@ def bm25_hits(
     [queries, depth]."""
     import bm25s
 
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(list(documents), show_progress=False), show_progress=False)
+    depth = min(depth, len(documents))
+    retriever = _bm25_index(documents)
+    if retriever is None:
+        shape = (len(queries), depth)
+        return np.broadcast_to(np.arange(depth), shape).copy(), np.zeros(shape, np.float32)
     words = bm25s.tokenize(list(queries), show_progress=False)
-    rows, scores = retriever.retrieve(words, k=min(depth, len(documents)), show_progress=False)
+    rows, scores = retriever.retrieve(words, k=depth, show_progress=False)
     return rows.astype(np.int64), scores
+
+
+def _bm25_index(documents: Sequence[str]) -> Any:
+    """None if the documents have no words but stop words, of which bm25s makes no index."""
+    import bm25s
+
+    words = bm25s.tokenize(list(documents), show_progress=False)
+    if not any(words.ids):
+        return None
+    retriever = bm25s.BM25()
+    retriever.index(words, show_progress=False)
+    return retriever

@@ -13,12 +13,14 @@ def reciprocal_rank_fusion(*scores: npt.NDArray[np.floating]) -> npt.NDArray[np.
 
     Args:
         *scores: [queries, documents] each; higher is better. Of equal scores the first one ranks
-            higher.
+            higher; a document of -inf was not found, and that ranking adds nothing to its score.
 
     Returns:
         Fused scores, [queries, documents].
     """
-    return np.sum([1 / (_K + ranks(each)) for each in scores], axis=0)
+    return np.sum(
+        [np.where(np.isneginf(each), 0, 1 / (_K + ranks(each))) for each in scores], axis=0
+    )
 
 
 def ranks(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:

@@ -37,11 +37,10 @@ def evaluate_known_items(
         scores: [queries, documents]; higher is better. Ties count against the right document.
         right: For each query the column of its document; default document i for query i.
     """
-    columns = np.arange(len(scores)) if right is None else np.asarray(right)
     qrels = {str(query): {"right": 1} for query in range(len(scores))}
     run = {
-        str(query): _ranking_down_to(row, column)
-        for query, (row, column) in enumerate(zip(scores, columns, strict=True))
+        str(query): _ranking_down_to(rank)
+        for query, rank in enumerate(right_ranks(scores, right).tolist())
     }
     figures = ir_measures.calc_aggregate([Success @ 1, Success @ 10, RR], qrels, run)
     return RetrievalFigures(
@@ -52,23 +51,29 @@ def evaluate_known_items(
     )
 
 
-def reciprocal_ranks(
+def right_ranks(
     scores: npt.NDArray[np.floating], right: Sequence[int] | None = None
-) -> npt.NDArray[np.float64]:
-    """The reciprocal rank of each query's right document: float64 [queries].
+) -> npt.NDArray[np.int64]:
+    """The rank of each query's right document, from 1: int64 [queries].
 
     Args:
         scores: As for `evaluate_known_items`; `right` likewise.
     """
     columns = np.arange(len(scores)) if right is None else np.asarray(right)
     own = scores[np.arange(len(scores)), columns]
-    return 1 / (scores >= own[:, None]).sum(axis=1)
+    return np.asarray((scores >= own[:, None]).sum(axis=1), np.int64)
 
 
-def _ranking_down_to(scores: npt.NDArray[np.floating], right: int) -> dict[str, float]:
+def reciprocal_ranks(
+    scores: npt.NDArray[np.floating], right: Sequence[int] | None = None
+) -> npt.NDArray[np.float64]:
+    """The reciprocals of `right_ranks`: float64 [queries]."""
+    return 1 / right_ranks(scores, right)
+
+
+def _ranking_down_to(rank: int) -> dict[str, float]:
     """The right document and those ranked above it: what is below changes no figure."""
-    above = int((scores >= scores[right]).sum()) - 1
-    return {"right": 0.0, **{str(number): 1.0 + number for number in range(above)}}
+    return {"right": 0.0, **{str(above): float(above) for above in range(1, rank)}}
 
 
 def drop_duplicates(documents: Sequence[str]) -> tuple[list[str], list[int]]:

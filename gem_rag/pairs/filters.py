@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-
-from bm25s.stopwords import STOPWORDS_EN_PLUS
+from functools import cache
 
 from gem_rag.pairs.pair import Pair
 
@@ -15,7 +14,14 @@ _POINTING = re.compile(
     re.I,
 )
 _WORD = re.compile(r"\w+")
-_EMPTY_WORDS = frozenset(STOPWORDS_EN_PLUS) | {"explain", "main", "mean", "purpose", "use", "used"}
+
+
+@cache
+def _empty_words() -> frozenset[str]:
+    # Imported late: it brings numba, after which vLLM does not start in the same process.
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
+
+    return frozenset(STOPWORDS_EN_PLUS) | {"explain", "main", "mean", "purpose", "use", "used"}
 
 
 def says_something(query: str, least: int = 2) -> bool:
@@ -26,7 +32,7 @@ def says_something(query: str, least: int = 2) -> bool:
         least: How many words must say something.
     """
     words = {word.lower() for word in _WORD.findall(query)}
-    return len(words - _EMPTY_WORDS) >= least and not _POINTING.search(query)
+    return len(words - _empty_words()) >= least and not _POINTING.search(query)
 
 
 def without_duplicates(pairs: Iterable[Pair]) -> Iterator[Pair]:

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gem_rag._utils.terminal import shorten
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.evaluation.baselines import bm25, mean_pooled
-from gem_rag.evaluation.fusion import ranks, reciprocal_rank_fusion
+from gem_rag.evaluation.fusion import reciprocal_rank_fusion
 from gem_rag.evaluation.known_item import (
     RetrievalFigures,
     drop_duplicates,
     evaluate_known_items,
     reciprocal_ranks,
+    right_ranks,
 )
 from gem_rag.evaluation.significance import Difference, paired
 from gem_rag.model import Gem, load
@@ -104,12 +106,15 @@ def _measure(
     ]
     pooled = mean_pooled(base.path, *ids)
     by_words, trained = bm25(queries, documents), similarities(after, queries, documents)
+    # What shares no word is not found by BM25: ranked by order, the queries' own documents, which
+    # come before the others, would gain.
+    found_by_words = np.where(by_words > 0, by_words, -np.inf)
     scores: dict[str, Scores] = {
         "before": similarities(before, queries, documents),
         "mean pooling before": pooled[0] @ pooled[1].T,
         "BM25": by_words,
         "after": trained,
-        "after and BM25": reciprocal_rank_fusion(trained, by_words),
+        "after and BM25": reciprocal_rank_fusion(trained, found_by_words),
     }
     return Retrieval(
         {name: evaluate_known_items(each, right) for name, each in scores.items()},
@@ -154,18 +159,24 @@ def _examples(
     after: Scores,
 ) -> list[Example]:
     drawn = sorted(range(len(queries)), key=lambda i: hashlib.md5(queries[i].encode()).digest())
-    of_before, of_after = ranks(before), ranks(after)
+    of_before, of_after = right_ranks(before, right), right_ranks(after, right)
+
+    def found(scores: Scores, rank: int, own: int) -> str:
+        # Of documents that tie, not the query's own: its rank counts them as above it.
+        others = np.where(np.arange(len(documents)) == own, -np.inf, scores)
+        return _beginning(documents[own if rank == 1 else int(others.argmax())])
+
     return [
         Example(
-            " ".join(queries[row].split())[:_EXCERPT],
-            int(of_before[row, right[row]]),
-            int(of_after[row, right[row]]),
-            _beginning(documents[before[row].argmax()]),
-            _beginning(documents[after[row].argmax()]),
+            _beginning(queries[row]),
+            int(of_before[row]),
+            int(of_after[row]),
+            found(before[row], of_before[row], right[row]),
+            found(after[row], of_after[row], right[row]),
         )
         for row in drawn[:_EXAMPLES]
     ]
 
 
 def _beginning(text: str) -> str:
-    return " ".join(text.split())[:_EXCERPT]
+    return shorten(" ".join(text.split()), _EXCERPT)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from gem_rag._utils.terminal import escape_controls
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.evaluation.known_item import RetrievalFigures
@@ -221,18 +223,20 @@ def _format_retrieval(
 def _format_examples(name: str, examples: Sequence[Example]) -> list[str]:
     """Queries with the rank of their document, and what was first instead."""
     lines = [
-        f"## Ten queries of held-out {name}, drawn by a hash of their words",
+        f"## {len(examples)} queries of held-out {name}, drawn by a hash of their words",
         "",
         "| query | rank before | rank after | first before | first after |",
         "|---|---|---|---|---|",
     ]
     for one in examples:
-        texts = (
-            text.replace("|", "\\|") for text in (one.query, one.found_before, one.found_after)
-        )
-        query, before, after = texts
+        query, before, after = map(_escape_markdown, (one.query, one.found_before, one.found_after))
         lines.append(f"| {query} | {one.rank_before} | {one.rank_after} | {before} | {after} |")
     return [*lines, ""]
+
+
+def _escape_markdown(text: str) -> str:
+    """Texts that Markdown shows as they are, in a cell of a table too."""
+    return re.sub(r"[\\`*_\[\]<>|~&!$]", r"\\\g<0>", escape_controls(text))
 
 
 def _format_generation(generation: PerplexityComparison) -> list[str]:
@@ -281,7 +285,11 @@ def _plot(report: Report, folder: Path) -> None:
     draw_curves(losses, "nats").savefig(folder / "losses.png", dpi=120)
     if report.retrieval:
         groups = {
-            f"held-out {name}": {label: figures.mrr for label, figures in rows.items()}
+            f"held-out {name}": {
+                # One word a line: labels stand side by side, and are wider than their bars.
+                label.replace(" ", "\n"): figures.mrr
+                for label, figures in rows.items()
+            }
             for name, rows in report.retrieval.items()
         }
         draw_bar_groups(groups, "MRR").savefig(folder / "retrieval.png", dpi=120)
