@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from recipes import pairs_recipe, prepared, write_rows
+from recipes import pairs_recipe, prepared, recipe, write_rows
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainerCallback
 
 import gem_rag
 from gem_rag.errors import InputError
+from gem_rag.training import training_model
+from gem_rag.training.batches import Contrast, StepDataset
 from gem_rag.training.objectives import (
     LogitScale,
     alignment_loss,
@@ -22,9 +27,10 @@ from gem_rag.training.objectives import (
     matryoshka,
     spread_out_loss,
 )
-from gem_rag.training.recipe import from_state
-from gem_rag.training.run import train
+from gem_rag.training.recipe import Source, from_state
+from gem_rag.training.run import InterruptedRunError, train
 from gem_rag.training.schedule import only_aligns
+from gem_rag.training.sources import read_source
 from gem_rag.training.teacher import WhitenedMeanPooling
 from gem_rag.training.trainer import complete_checkpoints
 
@@ -68,6 +74,15 @@ def test_both_ways_with_documents_in_other_columns() -> None:
     found = info_nce(queries, documents, ONE, positive, both_ways=True)
     there = (LOG(4 / 2) + LOG(6 / 4)) / 2
     back = (LOG(3 / 2) + LOG(5 / 4)) / 2
+    assert float(found) == pytest.approx((there + back) / 2)
+
+
+def test_a_pair_that_does_not_count_counts_in_neither_direction() -> None:
+    queries, documents = with_cosines((LOG(2), LOG(3)), (0.0, LOG(4)))
+    ignored = torch.tensor([[False, True], [False, False]])
+    found = info_nce(queries, documents, ONE, false_negatives=ignored, both_ways=True)
+    # The first query and the second document have nothing left to be confused with.
+    there, back = (0.0 + LOG(5 / 4)) / 2, (LOG(3 / 2) + 0.0) / 2
     assert float(found) == pytest.approx((there + back) / 2)
 
 
@@ -120,10 +135,10 @@ def test_shortened_vectors_have_the_same_losses() -> None:
 
 def test_the_temperature_starts_and_ends_where_the_recipe_says() -> None:
     scale = LogitScale(1 / 0.05, 1 / 0.02)
-    assert float(scale()) == pytest.approx(20)
+    assert float(scale().detach()) == pytest.approx(20)
     with torch.no_grad():
         scale.s += 5
-    assert float(scale()) == pytest.approx(50)
+    assert float(scale().detach()) == pytest.approx(50)
 
 
 def test_vectors_that_do_not_belong_together_are_spread_out() -> None:
@@ -159,6 +174,13 @@ def test_whitened_vectors_have_no_mean_and_variance_one(plain_folder: Any) -> No
     assert np.abs(found.T @ found / len(texts) - np.eye(found.shape[1])).max() < 1e-2
 
 
+@pytest.mark.parametrize("texts", [["one text"] * 9, ["one", "two and", "three"]])
+def test_too_few_texts_to_whiten_are_refused(plain_folder: Any, texts: list[str]) -> None:
+    """They would all have the same distance, whatever they say."""
+    with pytest.raises(InputError, match=f"teacher: base has {len(set(texts))} different doc"):
+        WhitenedMeanPooling(plain_folder("qwen3"), texts)
+
+
 # -- in a run ----------------------------------------------------------------------------------
 
 
@@ -170,6 +192,26 @@ def base(plain_folder: Any) -> Path:
 ALIGNED = {"teacher": "base", "align": 1.0, "teacher_weight": 0.0}
 
 
+def test_shortened_vectors_are_aligned_and_spread_too(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each loss is the mean of that of the full vectors and of those cut to one number."""
+    settings = {**ALIGNED, "spread": 1.0, "dims": [1]}
+    model, _ = prepared(pairs_recipe(tmp_path, contrastive=settings), base)
+    model.projection = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.projection.weight.copy_(torch.eye(2))
+    queries, documents = [[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
+    teacher = np.array([[1, 0], [1, 0]], np.float32), np.array([[0, 1], [0, 1]], np.float32)
+    monkeypatch.setattr(model, "embed", lambda _: torch.tensor(queries + documents))
+    apart = np.zeros((2, 2), dtype=bool)
+    parts = model._contrastive_losses(Contrast([], [], 2, np.arange(2), apart, teacher), step=9)
+    # Apart: 0 and .6, whose mean is .3; cut, 0 and 1, whose mean is .5.
+    assert float(parts["spread"].detach()) == pytest.approx((0.09 + 0.25) / 2)
+    # Cosines with the teacher's: 1, .6, 0, 1; cut, 1, 1, 0 and 0, for nothing is left of the last.
+    assert float(parts["align"].detach()) == pytest.approx((0.35 + 0.5) / 2)
+
+
 def test_a_step_adds_up_what_its_recipe_asks_for(base: Path, tmp_path: Path) -> None:
     plain, steps = prepared(pairs_recipe(tmp_path), base)
     parts = plain(steps[0])
@@ -179,7 +221,7 @@ def test_a_step_adds_up_what_its_recipe_asks_for(base: Path, tmp_path: Path) -> 
     model, steps = prepared(pairs_recipe(tmp_path, contrastive=settings), base)
     parts = model(steps[0])
     assert set(parts) == {"loss", "contrastive", "align", "spread"}
-    expected = sum(float(parts[name]) for name in ("contrastive", "align", "spread"))
+    expected = sum(float(parts[name].detach()) for name in ("contrastive", "align", "spread"))
     assert float(parts["loss"]) == pytest.approx(expected, rel=1e-5)
     parts["loss"].backward()
     assert model.projection is not None
@@ -216,16 +258,108 @@ def test_the_trained_weights_are_the_mean_of_the_last_states(base: Path, tmp_pat
                         trainer={"save_steps": 1})  # fmt: skip
     train(plan, base, tmp_path / "out", report=False)
     folders = complete_checkpoints(tmp_path / "out.run")
-    assert [folder.name for folder in folders] == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
+    assert [folder.name for folder in folders] == [f"checkpoint-{step}" for step in (3, 4, 5, 6)]
     name = "encoder.special.embeddings"
-    states = [load_file(folder / "model.safetensors")[name] for folder in folders]
+    states = [load_file(folder / "model.safetensors")[name] for folder in folders[-3:]]
     assert not torch.equal(states[0], states[2])
     [saved] = (tmp_path / "out" / "gem").glob("*.safetensors")
     found = load_file(saved)["special_embeddings"]
     assert torch.allclose(found, (states[0] + states[1] + states[2]) / 3, atol=1e-6)
-    with pytest.raises(InputError, match="save_total_limit must be at least 3"):
+    with pytest.raises(InputError, match="save_total_limit must be at least 4"):
         train(pairs_recipe(tmp_path, schedule=schedule, trainer={"save_total_limit": 2}), base,
               tmp_path / "other")  # fmt: skip
+
+
+def test_fewer_states_than_asked_for_are_averaged(base: Path, tmp_path: Path) -> None:
+    schedule = {"steps": 2, "batch": 8, "contrastive_from": 0, "average": 5}
+    plan = pairs_recipe(tmp_path, scope="special", schedule=schedule, save_dtype="float32",
+                        trainer={"save_steps": 1})  # fmt: skip
+    train(plan, base, tmp_path / "out", report=False)
+    first, last = (
+        load_file(folder / "model.safetensors")["encoder.special.embeddings"]
+        for folder in complete_checkpoints(tmp_path / "out.run")
+    )
+    [saved] = (tmp_path / "out" / "gem").glob("*.safetensors")
+    found = load_file(saved)["special_embeddings"]
+    assert torch.allclose(found, (first + last) / 2, atol=1e-6)
+
+
+def test_an_interrupted_run_averages_the_states_of_an_unbroken_one(
+    base: Path, tmp_path: Path
+) -> None:
+    """With a projection and a teacher too; what was saved out of turn is in no mean."""
+    schedule = {"steps": 8, "batch": 8, "contrastive_from": 0, "average": 3, "align": 2}
+    plan = pairs_recipe(tmp_path, scope="special", schedule=schedule, contrastive=ALIGNED,
+                        save_dtype="float32", trainer={"save_steps": 2})  # fmt: skip
+    train(plan, base, tmp_path / "whole", report=False)
+    for step in (5, 7):
+        with pytest.raises(InterruptedRunError):
+            train(plan, base, tmp_path / "broken", resume=step > 5, callbacks=[StopAt(step)])
+    train(plan, base, tmp_path / "broken", resume=True, report=False)
+    whole, broken = (complete_checkpoints(tmp_path / f"{n}.run") for n in ("whole", "broken"))
+    assert [folder.name for folder in broken[-3:]] == [f"checkpoint-{step}" for step in (4, 6, 8)]
+    ends = [load_file(folders[-1] / "model.safetensors") for folders in (whole, broken)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    saved = [load_file(next((tmp_path / name / "gem").glob("*.safetensors")))
+             for name in ("whole", "broken")]  # fmt: skip
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+class StopAt(TrainerCallback):
+    """Interrupts a run after a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_two_processes_have_the_losses_of_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And, on average, its gradients; negatives and the teacher's vectors are of both."""
+    every = {**ALIGNED, "teacher_weight": 0.5, "spread": 0.5, "both_ways": True, "hardness": 2.0,
+             "false_negative_margin": 0.05, "dims": [8]}  # fmt: skip
+    model, one = prepared(pairs_recipe(tmp_path, scope="special", contrastive=every), base)
+    assert one[0].contrast is not None
+    assert one[0].contrast.teacher is not None
+    whole = losses_and_gradients(model, one[0])
+    shares = [StepDataset(one.recipe, one._contrast.corpora, 2, rank)[0] for rank in (0, 1)]
+    local = []
+    for batch in shares:
+        assert batch.contrast is not None
+        vectors = model.embed(batch.contrast).detach()
+        queries = batch.contrast.num_queries
+        local.append((vectors[:queries], vectors[queries:]))
+    found = []
+    for rank, batch in enumerate(shares):
+        turns = iter((0, 1))  # queries are gathered first, then documents
+
+        def gather(own: Tensor, rank: int = rank, turns: Any = turns) -> Tensor:
+            turn = next(turns)
+            parts = [vectors[turn] for vectors in local]
+            assert torch.allclose(parts[rank], own)
+            parts[rank] = own + (own - own.detach())  # as among two processes
+            return torch.cat(parts)
+
+        monkeypatch.setattr(training_model, "_gather", gather)
+        found.append(losses_and_gradients(model, batch))
+    for losses, _ in found:
+        assert losses == pytest.approx(whole[0], abs=1e-5)
+    for name, gradient in whole[1].items():
+        mean = (found[0][1][name] + found[1][1][name]) / 2
+        limit = 1e-5 * max(1.0, float(gradient.abs().max()))
+        assert torch.allclose(mean, gradient, atol=limit), name
+
+
+def losses_and_gradients(model: Any, batch: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    model.zero_grad()
+    parts = model(batch)
+    parts["loss"].backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {name: float(part.detach()) for name, part in parts.items()}, gradients
 
 
 def test_few_rows_are_not_trained_on_more_often_than_allowed(base: Path, tmp_path: Path) -> None:
@@ -258,11 +392,45 @@ def test_documents_of_one_source_are_no_negatives(base: Path, tmp_path: Path) ->
     # Two others have each one's source, and nobody's own document is masked.
     assert contrast.false_negatives.sum(axis=1).tolist() == [2] * 12
     assert not contrast.false_negatives[np.arange(12), contrast.positive].any()
+    write_rows(file, [*rows, {**rows[0], "source": None}])
+    with pytest.raises(InputError, match="data 'own', row 13 of .*: 'source' is empty"):
+        prepared(plan, base)
     for row in rows:
         del row["source"]
     write_rows(file, rows)
     with pytest.raises(InputError, match="has no column 'source', which contrastive.mask_same"):
         prepared(plan, base)
+
+
+def test_a_column_called_source_may_be_something_else(tmp_path: Path) -> None:
+    """As in translations."""
+    file = write_rows(tmp_path / "rows.jsonl", [{"source": "a", "target": "b"}])
+    names = {"query": "source", "document": "target"}
+    found = read_source("mine", Source(path=str(file), kind="pairs", columns=names))
+    assert (found["query"], found["document"]) == (["a"], ["b"])
+    assert "source" not in found.column_names
+
+
+def test_vectors_that_nothing_is_aligned_with_may_have_any_length(
+    base: Path, tmp_path: Path
+) -> None:
+    """Or be missing, where there is no teacher."""
+    texts = [f"text number {n} of some" for n in range(10)]
+    data = {}
+    for name, vectors in (("a", [None] * 10), ("b", [[1.0]] * 10), ("c", [[1.0, 2.0]] * 10)):
+        rows = [{"text": t, "vector": v} for t, v in zip(texts, vectors, strict=True)]
+        data[name] = {"path": str(write_rows(tmp_path / f"{name}.jsonl", rows))}
+    schedule = {"steps": 1, "batch": 4, "contrastive_from": 0}
+    common = {"next_token": None, "scope": "special", "schedule": schedule,
+              "evaluation": {"held_out": 0.0}}  # fmt: skip
+    train(recipe(tmp_path, data=data, **common), base, tmp_path / "none", report=False)
+    columns = {"teacher": "columns"}
+    lengths = {name: data[name] for name in ("b", "c")}
+    plan = recipe(tmp_path, data=lengths, contrastive=columns, **common)
+    train(plan, base, tmp_path / "columns", report=False)
+    plan = recipe(tmp_path, data=lengths, contrastive={**columns, "align": 1.0}, **common)
+    with pytest.raises(InputError, match="vectors have one length, and not 1 in b, 2 in c"):
+        train(plan, base, tmp_path / "aligned")
 
 
 @pytest.mark.parametrize(

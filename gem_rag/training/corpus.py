@@ -150,7 +150,7 @@ def _tokenize_rows(
         columns["query"] = tokenize(batch["query"], query_length, recipe.prompts["query"])
         columns["document"] = tokenize(batch["document"], max_length, recipe.prompts["document"])
         if recipe.contrastive and recipe.contrastive.mask_same_source:
-            columns["source"] = _sources(batch, name)
+            columns["source"] = _sources(batch, name, source)
         if source.negatives:
             texts = [text for row in batch["negatives"] for text in row]
             ids = tokenize(texts, max_length, recipe.prompts["document"])
@@ -168,13 +168,20 @@ def _tokenize_rows(
     return {**columns, "row": batch["row"], "truncated": tokenize.truncated}
 
 
-def _sources(batch: dict[str, list[Any]], name: str) -> list[str]:
+def _sources(batch: dict[str, list[Any]], name: str, source: Source) -> list[str]:
     """Which documents rows are of."""
     if "source" not in batch:
         raise InputError(
             f"data {name!r} has no column 'source', which contrastive.mask_same_source needs: name "
             f"it under data.{name}.columns, or leave mask_same_source out"
         )
+    for row, value in zip(batch["row"], batch["source"], strict=True):
+        if value is None or not str(value).strip():
+            raise InputError(
+                f"data {name!r}, row {row} of {source.path}: 'source' is empty, and "
+                "contrastive.mask_same_source needs it: name the row's document, or leave "
+                "mask_same_source out"
+            )
     return [str(value) for value in batch["source"]]
 
 

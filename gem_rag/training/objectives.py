@@ -63,36 +63,37 @@ def info_nce(
     Returns:
         A scalar, in nats.
     """
-    cosines = queries @ documents.T
+    logits = scale * queries @ documents.T
+    cosines = queries.detach() @ documents.detach().T
+    own = torch.arange(len(queries), device=logits.device)
     if positive is None:
-        positive = torch.arange(len(queries), device=cosines.device)
+        positive = own
     if false_negatives is None:
-        false_negatives = torch.zeros_like(cosines, dtype=torch.bool)
-    loss = _choice_loss(cosines, scale, positive, false_negatives, margin, hardness)
+        false_negatives = torch.zeros_like(logits, dtype=torch.bool)
+    loss = _choice_loss(logits, cosines, positive, false_negatives, margin, hardness)
     if not both_ways:
         return loss
-    own = torch.arange(len(queries), device=cosines.device)
-    columns = cosines[:, positive].T, scale, own, false_negatives[:, positive].T
-    return (loss + _choice_loss(*columns, margin, hardness)) / 2
+    logits, cosines, ignored = (m[:, positive].T for m in (logits, cosines, false_negatives))
+    return (loss + _choice_loss(logits, cosines, own, ignored, margin, hardness)) / 2
 
 
 def _choice_loss(
+    logits: Tensor,
     cosines: Tensor,
-    scale: Tensor,
     positive: Tensor,
     ignored: Tensor,
     margin: float | None,
     hardness: float,
 ) -> Tensor:
-    """Cross entropy of choosing each row's positive column: see `info_nce`."""
-    fixed = cosines.detach()
-    own = fixed.gather(1, positive[:, None])
+    """Cross entropy of choosing each row's positive column: see `info_nce`.
+
+    Cosines, without a gradient, decide which negatives count and how much.
+    """
     if margin is not None:
-        ignored = ignored | (fixed > own + margin)
-    logits = scale * cosines
+        ignored = ignored | (cosines > cosines.gather(1, positive[:, None]) + margin)
     if hardness:
         negative = (~ignored).scatter(1, positive[:, None], False)
-        log_weight = (hardness * fixed).masked_fill(~negative, -torch.inf)
+        log_weight = (hardness * cosines).masked_fill(~negative, -torch.inf)
         log_mean = log_weight.logsumexp(1) - negative.sum(1).clamp(min=1).log()
         logits = logits + (log_weight - log_mean[:, None]).where(negative, 0.0)
     return F.cross_entropy(logits.masked_fill(ignored, -torch.inf), positive)

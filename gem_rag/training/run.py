@@ -113,7 +113,9 @@ def train(
         arguments.process_index,
         max_positions=model_limit + recipe.k,
     )
-    training_model = TrainingModel(load_trainable(recipe, base), recipe, teacher_dim(corpora))
+    aligns = recipe.contrastive is not None and recipe.contrastive.align > 0
+    dim = teacher_dim(corpora) if aligns else None  # other losses take vectors of any length
+    training_model = TrainingModel(load_trainable(recipe, base), recipe, dim)
     trainer = GemTrainer(training_model, arguments, steps, callbacks, progress)
     trainer.train(resume_from_checkpoint=last and str(last))
     cost = _measure_cost(trainer)
@@ -190,7 +192,7 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
         "seed": recipe.seed,
         "logging_steps": max(1, steps // 100),
         "save_steps": max(1, steps // 5),
-        "save_total_limit": max(2, recipe.schedule.average),
+        "save_total_limit": _least_states(recipe),
         "report_to": "none",
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
@@ -207,7 +209,7 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
     except (TypeError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"the recipe's trainer settings cannot be used: {reason}") from None
-    least = max(2, recipe.schedule.average)
+    least = _least_states(recipe)
     if arguments.save_total_limit is not None and arguments.save_total_limit < least:
         raise InputError(
             f"trainer.save_total_limit must be at least {least}: the last whole state has to stay "
@@ -218,6 +220,12 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
     batch = recipe.schedule.batch
     arguments.per_device_train_batch_size = max(1, batch // arguments.world_size)
     return arguments
+
+
+def _least_states(recipe: Recipe) -> int:
+    """How many states must stay: those that are averaged, and one that is written meanwhile or was
+    saved out of turn by an interruption."""
+    return recipe.schedule.average + 1
 
 
 def _limit_length(recipe: Recipe, name: str, model_limit: int) -> Recipe:

@@ -103,6 +103,9 @@ def _select_columns(table: datasets.Dataset, name: str, source: Source) -> datas
         file_column = source.columns.get(column, column)
         if column == "negatives" and not source.negatives:
             continue
+        # A common name, which the file may have for something else.
+        if column == "source" and file_column in new_names and column not in source.columns:
+            continue
         if file_column in new_names:
             raise InputError(
                 f"data {name!r}: the columns {new_names[file_column]!r} and {column!r} are both "

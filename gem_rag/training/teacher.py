@@ -72,6 +72,9 @@ class WhitenedMeanPooling:
     Args:
         folder: Of the model.
         texts: Whose vectors get the mean zero and, in every direction they have, the variance one.
+
+    Raises:
+        InputError: The texts are so few that whitening gives all of them the same distance.
     """
 
     def __init__(self, folder: Path, texts: Sequence[str]) -> None:
@@ -81,6 +84,13 @@ class WhitenedMeanPooling:
         centred = vectors - self._mean
         values, directions = np.linalg.eigh(centred.T @ centred / len(centred))
         kept = values > _LEAST_VARIANCE * values.max()
+        distinct = len(set(texts[:_WHITENED]))
+        if kept.sum() >= distinct - 1:  # as many directions as texts: nothing is left to learn
+            raise InputError(
+                f"teacher: base has {distinct} different documents to whiten the vectors of, fewer "
+                "than the directions they have: give more data, or name a sentence-transformers "
+                "model as teacher"
+            )
         self._matrix = directions[:, kept] / np.sqrt(values[kept])
 
     def encode(self, texts: Sequence[str], **options: Any) -> FloatArray:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from gem_rag._utils.progress import progress_bar
 from gem_rag.errors import GemError
@@ -160,6 +160,17 @@ class GemTrainer(Trainer):
                 f"step {self.state.global_step} could not be saved ({error}): make room, then go "
                 f"on with --resume from {latest_checkpoint(folder.parent) or 'the beginning'}"
             ) from error
+        if self.args.should_save and self.steps.recipe.schedule.average > 1:
+            self._remove_states_out_of_turn()
+
+    def _remove_states_out_of_turn(self) -> None:
+        """Remove what interruptions saved before the last state, so that a resumed run averages the
+        states of an uninterrupted one."""
+        if self.args.save_strategy != SaveStrategy.STEPS:
+            return
+        for folder in complete_checkpoints(Path(self.args.output_dir))[:-1]:
+            if int(folder.name.removeprefix(_PREFIX)) % self.state.save_steps:
+                shutil.rmtree(folder)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -260,15 +271,7 @@ class _ProgressBar(TrainerCallback):
         self._advance(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        names = (
-            "next_token",
-            "contrastive",
-            "distill",
-            "teacher",
-            "align",
-            "spread",
-            "learning_rate",
-        )
+        names = (*LOSSES, "learning_rate")
         losses = (f"{n.replace('_', ' ')} {logs[n]:.3g}" for n in names if n in logs)
         if "loss" in (logs or {}):
             self._advance(0, "training: " + ", ".join(losses))

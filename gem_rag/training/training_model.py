@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -149,8 +150,8 @@ class TrainingModel(nn.Module):
         if settings.teacher and contrast.teacher is not None:
             teacher = [torch.as_tensor(v, device=device) for v in contrast.teacher]
             if self.projection is not None:
-                projected = self.projection(torch.cat([queries, own]))
-                parts["align"] = settings.align * alignment_loss(projected, torch.cat(teacher))
+                align = partial(self._align, teacher=torch.cat(teacher))
+                parts["align"] = settings.align * matryoshka(align, queries, own, settings.dims)
             if settings.teacher_weight:
                 divergence = teacher_loss(
                     queries, own, (teacher[0], teacher[1]), self.logit_scale()
@@ -173,9 +174,19 @@ class TrainingModel(nn.Module):
         )
         parts["contrastive"] = matryoshka(nce, queries, documents, settings.dims)
         if settings.spread:
-            spread = spread_out_loss(queries, documents, positive, false_negatives)
-            parts["spread"] = settings.spread * spread
+            spread = partial(spread_out_loss, positive=positive, false_negatives=false_negatives)
+            parts["spread"] = settings.spread * matryoshka(
+                spread, queries, documents, settings.dims
+            )
         return parts
+
+    def _align(self, queries: Tensor, documents: Tensor, teacher: Tensor) -> Tensor:
+        """Alignment of queries, then documents [2 n, teacher_dim]; shortened ones are mapped by the
+        projection's first columns."""
+        assert self.projection is not None
+        vectors = torch.cat([queries, documents])
+        projected = F.linear(vectors, self.projection.weight[:, : vectors.shape[1]])
+        return alignment_loss(projected, teacher)
 
     def embed(self, contrast: Contrast) -> Tensor:
         """Unit vectors of this process's rows: queries, documents, negatives; [rows, dim]."""
