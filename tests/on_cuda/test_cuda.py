@@ -184,9 +184,11 @@ def test_gradients(architecture: str) -> None:
     rows = [Row(list(range(5, 30)), ((0, 9), (3, 25))), *rows_of(*LENGTHS)]
 
     def gradients(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        model = build_model(architecture).to(dtype)
-        encoder = scopes.prepare_special(model, 2, adapter=Adapter(rank=4)).encoder
+        encoder = scopes.prepare_special(
+            build_model(architecture), 2, adapter=Adapter(rank=4)
+        ).encoder
         randomise(encoder.special)
+        encoder.model.to(dtype)  # once all weights are drawn: those drawn in bfloat16 are others
         encoder.to(device)
         layouts = [Layout.build(rows, 2)]
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
