@@ -506,6 +506,7 @@ def load(
     model: str | Path | Gem = "gem-tiny",
     engine: EngineName = "auto",
     *,
+    base: str | Path | None = None,
     revision: str | None = None,
     cache_folder: str | Path | None = None,
     k: int | None = None,
@@ -516,8 +517,11 @@ def load(
     Each call takes a reference, which `Gem.close` releases.
 
     Args:
-        model: "gem-tiny" (bundled), a local folder, or a hub name; a `Gem` is returned as it is.
+        model: An installed model's name ("gem-tiny" is bundled), a local folder, a GGUF file, or a
+            hub name; a `Gem` is returned as it is.
         engine: What runs the model: "transformers" (which "auto" stands for) or "vllm".
+        base: The model that an adapter-only checkpoint runs on, likewise; default the one it names,
+            which is looked for among installed models, in the hub's cache, and on the hub.
         revision: Revision of a hub model.
         cache_folder: Where hub models are kept, if not in the hub's default cache.
         k: Special tokens for a model that is not GEM-trained (default 1); its embeddings are poor.
@@ -539,7 +543,7 @@ def load(
         return model
     engine_class = _engine_class(engine)
     _check_options(engine_class, options)
-    checkpoint = open_checkpoint(model, revision, cache_folder)
+    checkpoint = open_checkpoint(model, revision, cache_folder, base)
     if k is not None:
         checkpoint = checkpoint.with_k(k)
     if not checkpoint.trained:

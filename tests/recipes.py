@@ -90,6 +90,7 @@ def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, StepDataset]:
     """What a run trains, and on what."""
     checkpoint = open_checkpoint(base)
     set_seed(recipe.seed)
-    corpora, _ = load_data(recipe, SafeTokenizer.from_folder(base), base)
+    path = checkpoint.path
+    corpora, _ = load_data(recipe, SafeTokenizer.from_folder(path), path)
     trainable = load_trainable(recipe, checkpoint)
     return TrainingModel(trainable, recipe, teacher_dim(corpora)), StepDataset(recipe, corpora)

@@ -150,7 +150,7 @@ def test_a_path_that_does_not_exist_is_refused(path: str) -> None:
 
 @pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model"])
 def test_a_hub_name_that_cannot_be_had_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"model '{name}' is not bundled.*check the name"):
+    with pytest.raises(InputError, match=f"model '{name}' is not installed.*check the name"):
         open_checkpoint(name)
 
 

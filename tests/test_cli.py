@@ -190,7 +190,8 @@ def test_export(tmp_path: Path, run: Any) -> None:
     code, _, err = run("export", "--to", "sentence-transformer", "-m", "MODEL", "-o", str(out))
     assert code == 2
     assert err == (
-        "gem-rag: --to must be one of sentence-transformers, not 'sentence-transformer'\n"
+        "gem-rag: --to must be one of sentence-transformers, peft, plain, "
+        "not 'sentence-transformer'\n"
     )
 
 

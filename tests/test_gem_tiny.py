@@ -13,7 +13,7 @@ from gem_tiny.texts import is_held_out, read_docstrings
 from transformers import AutoModelForCausalLM
 
 import gem_rag
-from gem_rag.core.checkpoint import BUNDLED
+from gem_rag.assets import GEM_TINY
 from gem_rag.documents.document import Document
 from gem_rag.evaluation.known_item import evaluate_known_items
 from gem_rag.model import Gem
@@ -30,7 +30,7 @@ def test_it_is_what_its_card_says(tiny: Gem) -> None:
     assert tiny is gem_rag.load("gem-tiny")
     assert (tiny.config.k, tiny.dim, tiny.context_length) == (1, 256, 1024)
     assert tiny.config.scope == "special"
-    assert sum(file.stat().st_size for file in BUNDLED["gem-tiny"].iterdir()) < 32e6
+    assert sum(file.stat().st_size for file in GEM_TINY.folder.iterdir()) < 32e6
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_it_finds_held_out_docstrings_of_the_standard_library(tiny: Gem) -> None
 
 
 def test_its_generation_is_its_bases_bit_for_bit(tiny: Gem) -> None:
-    base = AutoModelForCausalLM.from_pretrained(BUNDLED["gem-tiny"], dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(GEM_TINY.folder, dtype=torch.float32).eval()
     ids = torch.tensor([tiny.tokenize(PROMPT)])
     with torch.inference_mode():
         expected = base(ids).logits

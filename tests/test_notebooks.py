@@ -107,7 +107,7 @@ def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) ->
     assert first == []
     unknown, model, package = ("\n".join(outputs[0].traceback) for outputs in failed)
     assert "'index' is made in a cell above" in unknown
-    assert "model 'nowhere' is not bundled" in model
+    assert "model 'nowhere' is not installed" in model
     assert "In[" not in model  # no frames
     assert "needs nothing, nought: pip install 'gem-rag[some]'" in package
 

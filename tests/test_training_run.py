@@ -29,6 +29,7 @@ from gem_rag.cli import main
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.core.layout import Layout, Row
 from gem_rag.errors import GemError, InputError
+from gem_rag.training import scopes
 from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import InterruptedRunError, train
 from gem_rag.training.trainer import latest_checkpoint
@@ -120,7 +121,7 @@ def test_a_run_learns_and_its_folder_loads_everywhere(
     steps = {"steps": 30, "batch": 16, "learning_rate": 2e-2, "contrastive_from": 0}
     plan = pairs_recipe(tmp_path, scope=scope, k=2, schedule=steps, prompts={
         "query": "query: ", "document": "passage: "})  # fmt: skip
-    report = train(plan, base, tmp_path / "out")
+    report = train(plan, base, tmp_path / "out", full=True)
     assert report is not None
     figures = report.retrieval["pairs"]
     assert figures["after"].mrr > figures["before"].mrr + 0.1
@@ -154,7 +155,7 @@ def test_a_run_learns_and_its_folder_loads_everywhere(
 def test_lora_is_kept_in_pefts_format_too(base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    train(recipe(tmp_path, scope="lora"), base, tmp_path / "out", report=False)
+    train(recipe(tmp_path, scope="lora"), base, tmp_path / "out", report=False, full=True)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     adapted = PeftModel.from_pretrained(
@@ -230,8 +231,11 @@ def test_texts_are_never_longer_than_the_model_reads(base: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path, unbroken_run: Path) -> None:
+def test_trainers_own_settings_reach_it(
+    base: Path, tmp_path: Path, unbroken_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Layers checkpointed, bfloat16, and what TensorBoard is told."""
+    monkeypatch.setattr(scopes, "has_bfloat16", lambda: True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = {"logging_steps": 1, "report_to": "tensorboard", "gradient_checkpointing": True}
@@ -249,6 +253,21 @@ def test_trainers_own_settings_reach_it(base: Path, tmp_path: Path, unbroken_run
     assert {"train/next_token", "train/contrastive", "train/learning_rate"} <= set(
         told.Tags()["scalars"]
     )
+
+
+def test_bfloat16_is_left_out_where_it_would_be_emulated(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scopes, "has_bfloat16", lambda: False)
+    schedule = {"steps": 2, "batch": 8, "contrastive_from": 1}
+    for name, trainer in (("out", {"bf16": True}), ("plain", {})):
+        plan = recipe(tmp_path, schedule=schedule, trainer=trainer)
+        if name == "plain":
+            train(plan, base, tmp_path / name, report=False)
+            continue
+        with pytest.warns(UserWarning, match="no instructions for bfloat16, so training runs in f"):
+            train(plan, base, tmp_path / name, report=False)
+    assert losses_of(tmp_path / "out.run") == losses_of(tmp_path / "plain.run")
 
 
 # -- stopping and going on -----------------------------------------------------------------------

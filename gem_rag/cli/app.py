@@ -205,6 +205,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last saved state.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Write a whole model, not the adapter beside its base."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """GEM-train a model, and report what it gained and what it cost."""
@@ -225,7 +229,8 @@ def train(
     recipe = read_recipe(config, dict(map(parse_change, change or ()))).with_data(data or [])
     silence_libraries()
     plan = recipe.scaled(max_steps) if max_steps else recipe
-    report = run(plan, model, out, resume=resume, progress=shows_progress(as_json))
+    progress = shows_progress(as_json)
+    report = run(plan, model, out, resume=resume, progress=progress, full=full)
     if report is not None:  # in distributed training, only the first process has it
         print_result(dataclasses.asdict(report), as_json, report.summary())
 
@@ -271,16 +276,23 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the export goes.")],
     model: ModelNameOption = DEFAULT_MODEL,
     to: Annotated[
-        str, typer.Option("--to", help="The library that will load it.")
+        str,
+        typer.Option("--to", help="sentence-transformers, peft, or plain (the model without GEM)."),
     ] = "sentence-transformers",
 ) -> None:
     """Write a model as a folder that another library loads."""
     from gem_rag._utils.suggestions import check_choice
     from gem_rag.interop.export import to_sentence_transformers
+    from gem_rag.interop.peft_export import to_peft, to_plain
 
-    check_choice("--to", to, ["sentence-transformers"])
+    writers = {
+        "sentence-transformers": to_sentence_transformers,
+        "peft": to_peft,
+        "plain": to_plain,
+    }
+    check_choice("--to", to, list(writers))
     silence_libraries()
-    print(f"wrote {to_sentence_transformers(model, out)}")
+    print(f"wrote {writers[to](model, out)}")
 
 
 @app.command()

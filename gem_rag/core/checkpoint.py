@@ -1,25 +1,29 @@
 """Checkpoint folders: finding one by name, reading, writing atomically, and the fingerprint.
 
-A checkpoint is an ordinary Hugging Face folder plus `gem_config.json` and
+A whole checkpoint is an ordinary Hugging Face folder plus `gem_config.json` and
 `gem/adapter.safetensors` (the special tokens' input embeddings and, in the `special` scope, their
-adapters). Weights are read from safetensors only.
+adapters). An adapter-only one has those two, and `adapter_config.json` names its base model.
+Weights are read from safetensors only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from gem_rag._utils.files import replace_folder
+from gem_rag.core.base_model import BaseModel
+from gem_rag.core.composed import LORA, NOT_COPIED
 from gem_rag.core.config import CONFIG_NAME, GemConfig
+from gem_rag.core.locate import find_model
+from gem_rag.core.tensors import read_tensors, weights_hash
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
 
 # In a folder of its own: vLLM takes every *.safetensors beside config.json for the model's weights.
 ADAPTER_NAME = "gem/adapter.safetensors"
-BUNDLED = {"gem-tiny": Path(__file__).parents[1] / "assets" / "gem-tiny"}
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Keys of config.json that say how a file was written, not what the model computes.
 _NEUTRAL_KEYS = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
 # Which keys of each file the fingerprint reads.
@@ -44,14 +46,17 @@ class Checkpoint:
     """A checkpoint folder that holds a model and whose configuration is valid.
 
     Attributes:
-        name: The bundled or hub name it was opened by, or its absolute path.
+        name: The installed or hub name it was opened by, or its absolute path.
         path: The folder.
         config: Its GEM configuration; the default one for a plain language model.
+        base: What an adapter-only checkpoint runs on; None for a whole one. The folder then holds
+            links to both.
     """
 
     name: str
     path: Path
     config: GemConfig
+    base: BaseModel | None = None
 
     @property
     def trained(self) -> bool:
@@ -106,27 +111,30 @@ class Checkpoint:
             digest.update(json.dumps(kept, sort_keys=True).encode())
         digest.update(json.dumps(self.config.fingerprint_state(), sort_keys=True).encode())
         files = [self.path / name for name in self.files() if name.endswith(".safetensors")]
-        for name, dtype, shape, data in _tensors(files):
+        for name, dtype, shape, data in read_tensors(files):
             digest.update(f"{name} {dtype} {shape}".encode())
             digest.update(data)
         return digest.hexdigest()
 
 
 def open_checkpoint(
-    model: str | Path, revision: str | None = None, cache_folder: str | Path | None = None
+    model: str | Path,
+    revision: str | None = None,
+    cache_folder: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Find a model and check that the folder holds one.
 
     Args:
-        model: A bundled name, a local folder or a hub name.
+        model: An installed model's name, a local folder, a GGUF file or a hub name.
         revision: Revision of a hub model.
         cache_folder: Where hub models are kept, if not in the hub's default cache.
+        base: What an adapter-only checkpoint runs on, likewise; default what it names.
 
     Raises:
         InputError: There is no such model, or the folder holds none; the message says what to do.
     """
-    path = _locate(str(model), revision, cache_folder)
-    name = str(path) if Path(model).expanduser().is_dir() else str(model)
+    name, path, base_model = find_model(model, base, revision, cache_folder)
     for file, kind in {
         "config.json": "model configuration",
         "tokenizer.json": "fast tokenizer",
@@ -134,40 +142,14 @@ def open_checkpoint(
         if not (path / file).is_file():
             raise InputError(
                 f"{path} is not a model folder: it has no {file} ({kind}); give a folder saved "
-                "with save_pretrained, a hub name or 'gem-tiny'"
+                "with save_pretrained, a GGUF file, a hub name or 'gem-tiny'"
             )
     if not any(path.glob("*.safetensors")):
         raise InputError(
             f"{path} has no *.safetensors weights: save the model with safe serialization "
             "(pickled weights are not read)"
         )
-    return Checkpoint(name, path, GemConfig.read(path) or GemConfig())
-
-
-def _locate(model: str, revision: str | None, cache_folder: str | Path | None) -> Path:
-    if model in BUNDLED and not Path(model).is_dir():
-        return BUNDLED[model]
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if path.exists():
-        raise InputError(f"{model} is a file: give the folder that holds the model")
-    # A hub name is 'owner/name' or 'name'; anything else was meant as a path.
-    if model.count("/") > 1 or model.startswith((".", "/", "~")) or not model.strip():
-        raise InputError(f"there is no model folder {model!r}: check the path")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                model, revision=revision, cache_dir=cache_folder, allow_patterns=_HUB_FILES
-            )
-        )
-    except Exception as error:  # the hub client raises a dozen kinds, all of them "not to be had"
-        raise InputError(
-            f"model {model!r} is not bundled ({', '.join(BUNDLED)}), not a folder here, and could "
-            f"not be had from the hub ({type(error).__name__}): check the name and the network"
-        ) from None
+    return Checkpoint(name, path, GemConfig.read(path) or GemConfig(), base_model)
 
 
 def save_checkpoint(
@@ -177,7 +159,7 @@ def save_checkpoint(
     special: dict[str, Tensor],
     save_weights: Callable[[Path], None] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint: a base model's files, the special tokens, and new weights if any.
+    """Write a whole checkpoint: a base model's files, the special tokens, and new weights if any.
 
     The folder appears whole or not at all; an existing one is replaced only once the new one is
     complete.
@@ -196,38 +178,56 @@ def save_checkpoint(
     Raises:
         GemError: The folder could not be written.
     """
-    from safetensors.torch import save_file
-
-    not_copied = {CONFIG_NAME, "README.md"}
     with replace_folder(folder) as new:
         for file in base.iterdir():
             weights = ".safetensors" in file.name  # and the index of their shards
-            if file.is_file() and file.name not in not_copied and not (save_weights and weights):
+            if file.is_file() and file.name not in NOT_COPIED and not (save_weights and weights):
                 shutil.copyfile(file, new / file.name)
         if save_weights:
             save_weights(new)
-        config.save(new)
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in special.items()}
-        (new / ADAPTER_NAME).parent.mkdir()
-        save_file(contiguous, new / ADAPTER_NAME, metadata={"format": "pt"})
-        shutil.copymode(new / CONFIG_NAME, new / ADAPTER_NAME)  # it is written for its owner only
+        _save_special(new, config, special)
     return open_checkpoint(folder)
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, str, list[int], memoryview]]:
-    """Name, dtype, shape and bytes of all tensors in safetensors files, sorted by name.
+def save_adapter(
+    folder: Path,
+    base: Checkpoint,
+    config: GemConfig,
+    special: dict[str, Tensor],
+    save_lora: Callable[[Path], None] | None = None,
+    dtype: str | None = None,
+) -> Checkpoint:
+    """Write an adapter-only checkpoint, which runs on its base wherever that is found.
 
-    Parses the header (eight bytes of length, then JSON) itself: the library's readers make arrays,
-    and numpy has no bfloat16.
+    Args:
+        folder: Where to write; as of `save_checkpoint`.
+        base: What was trained; if that is itself an adapter, its base is named.
+        config: The GEM configuration.
+        special: The special tokens' weights.
+        save_lora: Writes peft's adapter into a folder, in the scope `lora`.
+        dtype: Of the weights that it is merged into.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        GemError: The folder could not be written.
     """
-    entries: list[tuple[str, Any, memoryview]] = []
-    for file in files:
-        with file.open("rb") as handle:
-            view = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-        size = int.from_bytes(view[:8], "little")
-        for name, entry in json.loads(bytes(view[8 : 8 + size])).items():
-            if name != "__metadata__":
-                start, stop = (8 + size + offset for offset in entry["data_offsets"])
-                entries.append((name, entry, view[start:stop]))
-    for name, entry, data in sorted(entries, key=lambda entry: entry[0]):
-        yield name, entry["dtype"], entry["shape"], data
+    own = base.base or BaseModel(base.name)
+    with replace_folder(folder) as new:
+        if save_lora:
+            save_lora(new / LORA)
+        _save_special(new, config, special)
+        replace(own, weights=weights_hash(base.path), dtype=dtype).save(new)
+    return open_checkpoint(folder, base=None if base.base else base.path)
+
+
+def _save_special(folder: Path, config: GemConfig, special: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    config.save(folder)
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in special.items()}
+    (folder / ADAPTER_NAME).parent.mkdir()
+    save_file(contiguous, folder / ADAPTER_NAME, metadata={"format": "pt"})
+    # It is written for its owner only.
+    shutil.copymode(folder / CONFIG_NAME, folder / ADAPTER_NAME)

@@ -81,7 +81,7 @@ def to_sentence_transformers(model: str | Path, out: Path) -> Path:
     digits.
 
     Args:
-        model: "gem-tiny" (bundled), a local folder, or a hub name.
+        model: An installed model's name, a local folder, a GGUF file, or a hub name.
         out: A new or empty folder, or an earlier export, which is replaced atomically.
 
     Returns:

@@ -28,12 +28,13 @@ from torch import Tensor
 from transformers import AutoConfig, TrainerCallback, TrainingArguments, set_seed
 
 from gem_rag._utils.suggestions import did_you_mean
-from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_adapter, save_checkpoint
 from gem_rag.core.encoder import max_text_tokens
 from gem_rag.core.passes import count_layers
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
 from gem_rag.training.batches import StepDataset
+from gem_rag.training.card import write_card
 from gem_rag.training.corpus import Corpus
 from gem_rag.training.data import load_data
 from gem_rag.training.made_pairs import PairMaker
@@ -43,6 +44,7 @@ from gem_rag.training.scopes import (
     load_trainable,
     settle_special_tokens,
     trainable_state_dict,
+    trains_in_bfloat16,
 )
 from gem_rag.training.teacher import teacher_dim
 from gem_rag.training.trainer import GemTrainer, complete_checkpoints, latest_checkpoint
@@ -64,6 +66,7 @@ def train(
     resume: bool = False,
     progress: bool = False,
     report: bool = True,
+    full: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Report | None:
     """Train, save and measure. With several processes (torchrun), each of them calls this.
@@ -75,6 +78,7 @@ def train(
         resume: Continue from the last saved state of the same run.
         progress: Whether to show progress bars.
         report: Measure before and after, and write the report.
+        full: Write a whole model in the scopes `special` and `lora` too, not the adapter alone.
         callbacks: transformers' callbacks.
 
     Returns:
@@ -91,6 +95,11 @@ def train(
         raise InputError(f"{out} exists already: choose another name, or remove it")
     run_folder = out.with_name(out.name + ".run")
     arguments = _training_arguments(recipe, run_folder)  # checked before anything takes long
+    if recipe.trainer.get("bf16") and not trains_in_bfloat16(recipe):
+        warnings.warn(
+            "this device has no instructions for bfloat16, so training runs in float32",
+            stacklevel=2,
+        )
     config = AutoConfig.from_pretrained(base.path)
     count_layers(config, recipe.layers)  # before data are read
     model_limit = max_text_tokens(config, recipe.k)
@@ -114,8 +123,8 @@ def train(
         max_positions=model_limit + recipe.k,
     )
     aligns = recipe.contrastive is not None and recipe.contrastive.align > 0
-    dim = teacher_dim(corpora) if aligns else None  # other losses take vectors of any length
-    training_model = TrainingModel(load_trainable(recipe, base), recipe, dim)
+    length = teacher_dim(corpora) if aligns else None  # other losses take vectors of any length
+    training_model = TrainingModel(load_trainable(recipe, base), recipe, length)
     trainer = GemTrainer(training_model, arguments, steps, callbacks, progress)
     trainer.train(resume_from_checkpoint=last and str(last))
     cost = _measure_cost(trainer)
@@ -126,14 +135,17 @@ def train(
         )
     if arguments.process_index != 0:
         return None
+    dim = training_model.encoder.dim
     del training_model, trainer
-    saved = save_trained(recipe, base, run_folder, out)
-    if not report:
-        return None
-    return make_report(saved, base, recipe, held_out, cost, record)
+    saved = save_trained(recipe, base, run_folder, out, full)
+    made = make_report(saved, base, recipe, held_out, cost, record) if report else None
+    write_card(saved, recipe, dim, made)
+    return made
 
 
-def save_trained(recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path) -> Checkpoint:
+def save_trained(
+    recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path, full: bool = False
+) -> Checkpoint:
     """Write a checkpoint from a run's last states, which have only the weights that train."""
     trainable = load_trainable(recipe, base)
     weights = _mean_state(complete_checkpoints(run_folder)[-recipe.schedule.average :])
@@ -154,6 +166,10 @@ def save_trained(recipe: Recipe, base: Checkpoint, run_folder: Path, out: Path) 
         adapter=trainable.encoder.adapter,
         base_model=base.config.base_model or Path(base.name).name,
     )
+    if recipe.scope != "full" and not full:
+        lora = trainable.lora
+        merged = {"save_lora": lora.save_pretrained, "dtype": str(dtype)[6:]} if lora else {}
+        return save_adapter(out, base, config, tokens, **merged)
     save_weights = partial(trainable.save_weights, dtype=dtype)
     return save_checkpoint(
         out, base.path, config, tokens, None if recipe.scope == "special" else save_weights
@@ -204,6 +220,8 @@ def _training_arguments(recipe: Recipe, run_folder: Path) -> TrainingArguments:
         "dataloader_num_workers": 0 if on_cpu else 2,
         **recipe.trainer,
     }
+    if settings.get("bf16") and not trains_in_bfloat16(recipe):
+        settings["bf16"] = False
     try:
         arguments = TrainingArguments(**settings)
     except (TypeError, ValueError, ImportError) as error:

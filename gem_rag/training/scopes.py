@@ -25,6 +25,7 @@ from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import AdapterConfig, Pooling, Scope
 from gem_rag.core.encoder import GemEncoder, check_supported
 from gem_rag.core.passes import up_to_layer
+from gem_rag.core.precision import has_bfloat16
 from gem_rag.core.special_tokens import linear_targets
 from gem_rag.errors import InputError
 from gem_rag.training.recipe import Adapter, Recipe
@@ -141,7 +142,7 @@ def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
             has fewer layers than embeddings are to be read after.
     """
     # A frozen base computes in the dtype it was saved in; weights that train are float32.
-    keeps_dtype = recipe.scope != "full" and recipe.trainer.get("bf16")
+    keeps_dtype = recipe.scope != "full" and trains_in_bfloat16(recipe)
     model = AutoModelForCausalLM.from_pretrained(
         base.path, dtype="auto" if keeps_dtype else torch.float32, use_safetensors=True
     )
@@ -153,6 +154,11 @@ def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
     if recipe.special_tokens == "continue":
         _continue_special_tokens(trainable, base)
     return trainable
+
+
+def trains_in_bfloat16(recipe: Recipe) -> bool:
+    """Whether a recipe asks for bfloat16, and the device has it."""
+    return bool(recipe.trainer.get("bf16")) and has_bfloat16()
 
 
 def settle_special_tokens(recipe: Recipe, base: Checkpoint) -> Recipe:

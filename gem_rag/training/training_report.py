@@ -139,7 +139,7 @@ def make_report(
     measured = measure_retrieval(saved, base, recipe.k, held_out)
     report = Report(
         base=base.name,
-        out=saved.path.name,
+        out=Path(saved.name).name,
         retrieval={name: part.figures for name, part in measured.items()},
         differences={name: part.difference for name, part in measured.items()},
         examples={name: part.examples for name, part in measured.items()},
@@ -156,7 +156,7 @@ def make_report(
         losses=losses,
         record=dict(record),
     )
-    folder = saved.path / "report"
+    folder = Path(saved.name) / "report"
     folder.mkdir(exist_ok=True)
     state = json.dumps(dataclasses.asdict(report), indent=2)
     (folder / "report.json").write_text(state + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gem_rag._utils.suggestions import check_known
+from gem_rag.core.precision import has_bfloat16
 from gem_rag.errors import GemError, InputError
 
 WORKER_EXTENSION = "gem_rag.engines.vllm.worker.GemWorker"
@@ -25,6 +26,7 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
     know; GemError for one whose attention cannot be replaced.
     """
     from vllm import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
 
     known = [f.name for f in dataclasses.fields(EngineArgs)]
@@ -33,7 +35,12 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
         raise InputError("worker_extension_cls is set by gem-rag: leave it out")
     own = {"model": folder, "worker_extension_cls": WORKER_EXTENSION}
     # One library holds texts to grammars on both engines.
-    usual = {"disable_log_stats": True, "structured_outputs_config": {"backend": "guidance"}}
+    usual: dict[str, Any] = {
+        "disable_log_stats": True,
+        "structured_outputs_config": {"backend": "guidance"},
+    }
+    if current_platform.is_cpu() and not has_bfloat16("cpu"):
+        usual["dtype"] = "float32"  # not the checkpoint's, which may be bfloat16
     settings = {**usual, **arguments, **own}
     try:
         config = EngineArgs(**settings).create_engine_config(UsageContext.LLM_CLASS)

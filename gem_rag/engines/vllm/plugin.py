@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gem_rag._utils.suggestions import check_known
@@ -39,7 +40,8 @@ _SETTINGS = ("embed_share",)
 
 
 def register() -> None:
-    """Give vLLM's engines the worker extension, where `VLLM_PLUGINS` names this plugin.
+    """Give vLLM's engines the worker extension, and adapter-only checkpoints their base, where
+    `VLLM_PLUGINS` names this plugin.
 
     vLLM calls this in each of its processes wherever gem-rag is installed; unasked, it does
     nothing.
@@ -54,10 +56,28 @@ def register() -> None:
 
     def create_with_extension(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.worker_extension_cls = self.worker_extension_cls or WORKER_EXTENSION
+        if self.model != (folder := _whole_folder(self.model, self.revision)):
+            self.served_model_name = self.served_model_name or self.model
+            self.model = folder
         return create(self, *args, **kwargs)
 
     create_with_extension.gem_rag = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_with_extension
+
+
+def _whole_folder(model: str, revision: str | None) -> str:
+    """A folder of all that a model is made of; the name itself where vLLM finds it by that."""
+    from gem_rag.core.checkpoint import open_checkpoint
+    from gem_rag.core.model_packages import model_package
+
+    try:
+        checkpoint = open_checkpoint(model, revision)
+    except InputError:
+        return model  # vLLM says what is wrong with it
+    known_to_vllm = Path(model).is_dir() or model_package(model) is None
+    if checkpoint.base is None and known_to_vllm and not Path(model).is_file():
+        return model
+    return str(checkpoint.path)
 
 
 class EmbeddingsPlugin:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gem_rag.core.checkpoint import open_checkpoint
+from gem_rag.engines.vllm.cpu_generators import make_rewindable
 from gem_rag.engines.vllm.rpc import PlainRow, deserialize_rows
 from gem_rag.errors import GemError, InputError
 
@@ -24,7 +25,8 @@ class GemWorker:
     A failure is an answer, {"error": ...}: an exception would leave the workers out of step.
     """
 
-    vllm_config: Any  # these two are the worker's own
+    vllm_config: Any  # these three are the worker's own
+    model_runner: Any
     get_model: Callable[[], Any]
     _gem_encoder: Any = None
 
@@ -42,6 +44,7 @@ class GemWorker:
         except GemError as error:
             return {"error": str(error), "input": isinstance(error, InputError)}
         self._gem_encoder = encoder
+        make_rewindable(self.model_runner)
         return {
             "hidden": encoder.hidden,
             "max_text_tokens": encoder.max_text_tokens,

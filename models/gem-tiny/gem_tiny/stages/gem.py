@@ -37,7 +37,7 @@ def gem(
     recipe = recipe.scaled(steps) if steps else recipe
     base = base or require(work / "answering-base", "answering")
     prepare_base(base, work / "prepared")
-    train(recipe, work / "prepared", out, resume=resume, progress=True)
+    train(recipe, work / "prepared", out, resume=resume, progress=True, full=True)
 
 
 def prepare_base(base: Path, copy: Path) -> None:
