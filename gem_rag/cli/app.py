@@ -21,6 +21,7 @@ from gem_rag._utils.progress import silence_libraries
 from gem_rag._utils.terminal import shorten
 from gem_rag.cli import chat_command as chat
 from gem_rag.cli import eval_commands as evaluate
+from gem_rag.cli import hub_commands as hub
 from gem_rag.cli import pairs_command as pairs
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
@@ -53,6 +54,8 @@ app = typer.Typer(
 
 app.command()(chat.chat)
 app.command()(pairs.make_pairs)
+app.command()(hub.push)
+app.command()(hub.pull)
 app.add_typer(evaluate.app, name="eval")
 # typer brings its own copy of click; this is click's UsageError, whichever that is.
 _USAGE_ERRORS: Any = typer.BadParameter.__base__
