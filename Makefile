@@ -106,7 +106,7 @@ check: setup-dev ## Lint, type-check; hold layers to contracts, lower bounds to 
 	$(BIN)/python benchmarks/tables.py --check
 	$(BIN)/mypy
 	for folder in $(PROJECTS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
-	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index gem_tiny 2>/dev/null)) || exit 1; done
+	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index gem_tiny gem_smollm2 2>/dev/null)) || exit 1; done
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,79 @@
+"""GEM-trains SmolLM2-135M-Instruct in two stages: `python -m gem_smollm2 STAGE`.
+
+    pairs   what gem-tiny learned from, sentences of it, and WordNet's glosses
+    train   the special token, by recipe.yaml; the language model stays as it is
+
+`pairs` reads what gem-tiny's stages `corpus`, `questions` and `pairs` wrote to the folder `--work`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gem_tiny.texts import load_texts
+from rich.console import Console
+
+from gem_rag.errors import GemError
+from gem_rag.pairs.pair import write_pairs
+from gem_rag.training.recipe import parse_change, read_recipe
+from gem_rag.training.run import train as run
+from gem_smollm2.glosses import gloss_pairs
+from gem_smollm2.sentences import sentence_pairs
+
+WORK = Path("build/gem-tiny")
+Work = Annotated[Path, typer.Option(help="where the stages of gem-tiny wrote")]
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def pairs(
+    wordnet: Annotated[Path, typer.Option(help="folder of WordNet's data files")],
+    work: Work = WORK,
+    seed: int = 0,
+) -> None:
+    """Write pairs of sentences and of glosses beside gem-tiny's."""
+    texts = (text for text in load_texts(work / "corpus.jsonl") if not text.held_out)
+    write_pairs(work / "pairs" / "sentences.jsonl", sentence_pairs(texts, seed))
+    write_pairs(work / "pairs" / "glosses.jsonl", gloss_pairs(wordnet, negatives=1, seed=seed))
+
+
+@app.command()
+def train(
+    base: Annotated[str, typer.Option(help="SmolLM2-135M-Instruct: a folder, GGUF file or name")],
+    out: Annotated[Path, typer.Option(help="where the adapter goes")],
+    work: Work = WORK,
+    steps: Annotated[int | None, typer.Option(help="overrides the recipe's")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides the recipe's")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted run")] = False,
+) -> None:
+    """Train the special token; nothing else changes."""
+    recipe = read_recipe(
+        str(Path(__file__).with_name("recipe.yaml")), dict(map(parse_change, settings or ()))
+    )
+    folder = work / "pairs"
+    recipe = recipe.with_data([f"{name}={folder / name}.jsonl" for name in recipe.data])
+    held_out = {
+        name: dataclasses.replace(recipe.data[name], path=str(folder / f"held-out-{name}.jsonl"))
+        for name in ("summaries", "asked")
+    }
+    evaluation = dataclasses.replace(recipe.evaluation, data=held_out, max_rows=1500)
+    recipe = dataclasses.replace(recipe, evaluation=evaluation)
+    run(recipe.scaled(steps) if steps else recipe, base, out, resume=resume, progress=True)
+
+
+def main() -> None:
+    """Run a stage; errors are shown as one line."""
+    try:
+        app()
+    except GemError as error:
+        Console(stderr=True).print(f"gem-smollm2: {error}", style="red", highlight=False)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()
