@@ -253,10 +253,11 @@ def random_model(scratch: Path, hidden: int = 768, layers: int = 10) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from gem_rag.core.checkpoint import BUNDLED, save_checkpoint
+    from gem_rag.assets import GEM_TINY
+    from gem_rag.core.checkpoint import save_checkpoint
     from gem_rag.core.config import GemConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED["gem-tiny"])
+    tokenizer = AutoTokenizer.from_pretrained(GEM_TINY.folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 8 // 3 // 64 * 64,
         num_hidden_layers=layers, num_attention_heads=hidden // 64,

@@ -222,7 +222,7 @@ def test_a_step_adds_up_what_its_recipe_asks_for(base: Path, tmp_path: Path) -> 
     parts = model(steps[0])
     assert set(parts) == {"loss", "contrastive", "align", "spread"}
     expected = sum(float(parts[name].detach()) for name in ("contrastive", "align", "spread"))
-    assert float(parts["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(parts["loss"].detach()) == pytest.approx(expected, rel=1e-5)
     parts["loss"].backward()
     assert model.projection is not None
     assert model.projection.weight.grad.abs().max() > 0

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from gem_rag import cli
-from gem_rag.core.checkpoint import BUNDLED, Checkpoint
+from gem_rag.assets import GEM_TINY
+from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import GemConfig
 from gem_rag.engines.vllm import plugin, serve
 from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
@@ -142,6 +143,8 @@ def engine_args(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     class EngineArgs:
         worker_extension_cls = ""
+        model, revision = "nobody/nothing", None
+        served_model_name: str | None = None
 
         def create_engine_config(self, usage: str, *, headless: bool) -> tuple[str, str, bool]:
             return self.worker_extension_cls, usage, headless
@@ -176,6 +179,11 @@ def test_registering_gives_engines_the_extension(
     assert arguments.create_engine_config("llm", headless=True) == (WORKER_EXTENSION, "llm", True)
     arguments.worker_extension_cls = "somebody.Else"
     assert arguments.create_engine_config("llm", headless=False)[0] == "somebody.Else"
+    assert (arguments.model, arguments.served_model_name) == ("nobody/nothing", None)
+    arguments.model = "gem-tiny"  # an installed model's name, which vLLM does not know
+    arguments.create_engine_config("llm", headless=True)
+    found = arguments.model, arguments.served_model_name
+    assert found == (str(GEM_TINY.folder), "gem-tiny")
 
 
 @pytest.mark.parametrize("additional", [None, {}, {"gem_rag": None}, {"other": {"x": 1}}, object()])
@@ -227,7 +235,7 @@ def test_serve_becomes_vllms_server(
     [(program, command, variables)] = started
     assert program == command[0] == sys.executable
     assert command[1:3] == ["-m", SERVER]
-    assert value(command, "--model") == str(BUNDLED["gem-tiny"])
+    assert value(command, "--model") == str(GEM_TINY.folder)
     assert value(command, "--served-model-name") == "gem-tiny"
     assert value(command, "--host") == "127.0.0.1"
     assert value(command, "--port") == "1234"

@@ -14,14 +14,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from gem_rag._utils.files import replace_folder
+from gem_rag._utils.files import replace_folder, write_atomically
 from gem_rag.core.base_model import FILE, BaseModel
 from gem_rag.core.gguf import convert_gguf
 from gem_rag.core.tensors import weights_hash
 
 LORA = "lora"  # folder of peft's adapter in an adapter-only checkpoint of the scope lora
-_HASH = "base_weights.sha256"
-NOT_COPIED = {FILE, _HASH, "README.md", "gem_config.json"}  # of a base model
+NOT_COPIED = {FILE, "README.md", "gem_config.json"}  # of a base model
 _told: set[tuple[Path, str]] = set()
 
 
@@ -61,8 +60,10 @@ def compose(adapter: Path, base: Path, about: BaseModel) -> Path:
             _link(adapter, new, keep="gem_config.json")
             if (adapter / LORA).is_dir():
                 _merge(base, adapter / LORA, new, about.dtype or "float32")
-            (new / _HASH).write_text(weights_hash(base), encoding="utf-8")
-    found = (folder / _HASH).read_text(encoding="utf-8")
+    file = folder.with_suffix(".sha256")  # of the base's weights
+    if not file.exists():
+        write_atomically(file, weights_hash(base))
+    found = file.read_text(encoding="utf-8")
     if about.weights not in (None, found) and (folder, found) not in _told:
         _told.add((folder, found))
         warnings.warn(

@@ -20,7 +20,7 @@ from langchain_tests.integration_tests import (
 )
 
 from gem_rag import Document
-from gem_rag.core.checkpoint import BUNDLED
+from gem_rag.assets import GEM_TINY
 
 DOCUMENTS = [
     Document("files", "open(path) returns a file object; close it when you are done."),
@@ -40,7 +40,7 @@ def scratch_folder() -> Path:
 def other_model(without_template: bool = False, prompts: tuple[str, str] = ("", "")) -> str:
     """A copy of gem-tiny under another name, with prompts for queries and for documents."""
     folder = Path(tempfile.mkdtemp(prefix="model-", dir=scratch_folder()))
-    shutil.copytree(BUNDLED["gem-tiny"], folder, dirs_exist_ok=True)
+    shutil.copytree(GEM_TINY.folder, folder, dirs_exist_ok=True)
     if without_template:
         (folder / "chat_template.jinja").unlink()
     path = folder / "gem_config.json"
