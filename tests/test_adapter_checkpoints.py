@@ -189,6 +189,17 @@ def test_an_adapter_is_trained_further_on_the_same_base(adapter: Path, tmp_path:
     assert not close_to(vectors(tmp_path / "further"), vectors(adapter))
 
 
+@pytest.mark.slow
+def test_what_is_trained_on_merged_weights_is_whole(base: Path, tmp_path: Path) -> None:
+    """Nobody else has those weights, so that an adapter alone would have no base."""
+    schedule = {"steps": 2, "batch": 8, "contrastive_from": 0}
+    plan = pairs_recipe(tmp_path, scope="lora", schedule=schedule)
+    train(plan, base, tmp_path / "first", report=False)
+    train(plan, tmp_path / "first", tmp_path / "second", report=False)
+    assert BaseModel.read(tmp_path / "second") is None
+    assert not close_to(vectors(tmp_path / "second"), vectors(tmp_path / "first"))
+
+
 # -- installed models --------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from gem_rag.errors import InputError
 
 FILE = "adapter_config.json"
 TYPE = "GEM"
+_OPTIONAL = ("revision", "base_weights_sha256", "dtype")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class BaseModel:
     Attributes:
         name: Its hub name or folder, "base_model_name_or_path".
         revision: On the hub.
-        weights: Hash of the weights that were trained on (`checkpoint.weights_hash`), or None.
+        weights: Hash of the weights that were trained on (`tensors.weights_hash`), or None.
         dtype: Of the weights that an adapter of the scope `lora` is merged into, or None.
     """
 
@@ -65,9 +66,6 @@ class BaseModel:
                 f"{path} does not say which model the adapter is for: restore the file"
             )
         return cls(name, *(_text(state, key, path) for key in _OPTIONAL))
-
-
-_OPTIONAL = ("revision", "base_weights_sha256", "dtype")
 
 
 def _text(state: dict[str, Any], key: str, path: Path) -> str | None:

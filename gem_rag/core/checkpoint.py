@@ -23,7 +23,7 @@ from gem_rag.core.base_model import BaseModel
 from gem_rag.core.composed import LORA, NOT_COPIED
 from gem_rag.core.config import CONFIG_NAME, GemConfig
 from gem_rag.core.locate import find_model
-from gem_rag.core.tensors import read_tensors, weights_hash
+from gem_rag.core.tensors import hash_tensors, weights_hash
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class Checkpoint:
             digest.update(json.dumps(kept, sort_keys=True).encode())
         digest.update(json.dumps(self.config.fingerprint_state(), sort_keys=True).encode())
         files = [self.path / name for name in self.files() if name.endswith(".safetensors")]
-        for name, dtype, shape, data in read_tensors(files):
-            digest.update(f"{name} {dtype} {shape}".encode())
-            digest.update(data)
+        hash_tensors(files, digest)
         return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from gem_rag._utils.files import replace_folder, write_atomically
@@ -52,8 +52,7 @@ def compose(adapter: Path, base: Path, about: BaseModel) -> Path:
     Returns:
         The folder.
     """
-    files = [file for folder in (adapter, base) for file in sorted(folder.rglob("*"))]
-    folder = cache_folder() / "composed" / _key(_stamps(f for f in files if f.is_file()))
+    folder = cache_folder() / "composed" / _key(_stamps([*_files(adapter), *_files(base)]))
     if not folder.exists():
         with replace_folder(folder) as new:
             _link(base, new)
@@ -74,7 +73,19 @@ def compose(adapter: Path, base: Path, about: BaseModel) -> Path:
     return folder
 
 
-def _stamps(files: Iterator[Path] | list[Path]) -> list[tuple[str, int, int]]:
+def _files(folder: Path) -> list[Path]:
+    """What a checkpoint is made of: not its card, nor a report beside it."""
+    places = [folder, folder / "gem", folder / LORA]
+    return [
+        file
+        for place in places
+        if place.is_dir()
+        for file in sorted(place.iterdir())
+        if file.is_file() and file.name != "README.md"
+    ]
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     stats = ((str(file.absolute()), file.stat()) for file in files)
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, str, list[int], memoryview]]:
+def _read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, str, list[int], memoryview]]:
     """Name, dtype, shape and bytes of all tensors in safetensors files, sorted by name.
 
     Parses the header (eight bytes of length, then JSON) itself: the library's readers make arrays,
@@ -29,10 +29,15 @@ def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, str, list[int], m
         yield name, entry["dtype"], entry["shape"], data
 
 
-def weights_hash(folder: Path) -> str:
-    """64 hexadecimal digits that identify a model folder's weights, however they are sharded."""
-    digest = hashlib.sha256()
-    for name, dtype, shape, data in read_tensors(sorted(folder.glob("*.safetensors"))):
+def hash_tensors(files: Sequence[Path], digest: hashlib._Hash) -> None:
+    """Add all tensors in safetensors files to a digest, however they are sharded."""
+    for name, dtype, shape, data in _read_tensors(files):
         digest.update(f"{name} {dtype} {shape}".encode())
         digest.update(data)
+
+
+def weights_hash(folder: Path) -> str:
+    """64 hexadecimal digits that identify a model folder's weights."""
+    digest = hashlib.sha256()
+    hash_tensors(list(folder.glob("*.safetensors")), digest)
     return digest.hexdigest()

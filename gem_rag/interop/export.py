@@ -173,7 +173,7 @@ def _save_standard_modules(
     encoder = engine.encoder
     token_id = tokenizer.convert_tokens_to_ids(token)
     model = _model_to_export(encoder)
-    _set_input_embedding(model, token_id, encoder.special.embeddings[0])
+    set_input_embedding(model, token_id, encoder.special.embeddings[0])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pooling, normalize = Pooling(gem.dim, "lasttoken"), Normalize()
@@ -246,7 +246,7 @@ def _append_token(
     )
 
 
-def _set_input_embedding(model: Any, token_id: int, embedding: Tensor) -> None:
+def set_input_embedding(model: Any, token_id: int, embedding: Tensor) -> None:
     """Set a token's input embedding, as the first layer sees it; the token may be new."""
     import torch
 

@@ -44,12 +44,11 @@ def push(folder: str | Path, repo: str, *, base: str | None = None, private: boo
     if not (source / CARD).is_file():
         raise InputError(f"{source} has no {CARD}: write a model card first")
     with tempfile.TemporaryDirectory() as name, _hub_errors(f"push {source} to {repo}"):
-        copy = Path(shutil.copytree(source, Path(name) / "copy"))
-        _name_base(copy, base)
+        named = _with_base(source, base, Path(name) / "copy")
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=copy, commit_message="A checkpoint of gem-rag"
+            repo_id=repo, folder_path=named, commit_message="A checkpoint of gem-rag"
         )
     return str(commit.commit_url)
 
@@ -82,22 +81,23 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
     return target
 
 
-def _name_base(folder: Path, base: str | None) -> None:
-    """Let an adapter name a base that others find."""
+def _with_base(folder: Path, base: str | None, copy: Path) -> Path:
+    """A checkpoint whose base others find: the folder itself, or a copy that names it."""
     about = BaseModel.read(folder)
-    if about is None:
-        if base is not None:
-            raise InputError("a whole model has no base: leave base out")
-        return
-    if base is not None:
-        replace(about, name=base).save(folder)
-        card = (folder / CARD).read_text(encoding="utf-8").replace(about.name, base)
-        (folder / CARD).write_text(card, encoding="utf-8")
-    elif Path(about.name).is_absolute():
+    if about is None and base is not None:
+        raise InputError("a whole model has no base: leave base out")
+    if about is not None and base is None and Path(about.name).is_absolute():
         raise InputError(
             f"the adapter's base is {about.name}, which is only on this machine: give the hub's "
             "name of it as base"
         )
+    if about is None or base is None:
+        return folder
+    shutil.copytree(folder, copy)
+    replace(about, name=base).save(copy)
+    card = (copy / CARD).read_text(encoding="utf-8").replace(about.name, base)
+    (copy / CARD).write_text(card, encoding="utf-8")
+    return copy
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from gem_rag.core.composed import NOT_COPIED
 from gem_rag.core.config import CONFIG_NAME
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
+from gem_rag.interop.export import set_input_embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,18 +78,13 @@ def to_peft(model: str | Path, out: Path) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from gem_rag.core.encoder import GemEncoder
-
-    config = checkpoint.config
+    config, special = checkpoint.config, checkpoint.adapter()
     assert config.adapter is not None
-    plain = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="auto")
-    encoder = GemEncoder(plain, 1, config.pooling, config.adapter)
-    encoder.special.load_tensors(checkpoint.adapter() or {})
-    special = {name: tensor.clone() for name, tensor in encoder.special.tensors().items()}
+    assert special is not None
     language_model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="auto")
     token_id = language_model.get_input_embeddings().num_embeddings
-    language_model.resize_token_embeddings(token_id + 1, mean_resizing=False)
-    row = _unscaled(language_model, token_id, special["special_embeddings"][0])
+    with torch.no_grad():
+        set_input_embedding(language_model, token_id, special["special_embeddings"][0])
     adapted = get_peft_model(
         language_model,
         LoraConfig(
@@ -101,7 +97,7 @@ def to_peft(model: str | Path, out: Path) -> Path:
         ),
     )
     with torch.no_grad():
-        _copy_weights(adapted, special, row)
+        _copy_adapters(adapted, special)
     with replace_folder(out) as folder:
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         _set_base(folder, checkpoint)
@@ -155,26 +151,11 @@ def _check_new(out: Path) -> None:
         raise InputError(f"{out} exists already: choose another name, or remove it")
 
 
-def _unscaled(model: Any, token_id: int, embedding: Tensor) -> Tensor:
-    """The row of the table that the layers see as an embedding; the token's own is overwritten."""
-    import torch
-
-    table = model.get_input_embeddings()
-    table.weight.data[token_id] = 1
-    scale = table(torch.tensor([token_id]))[0]  # some models (Gemma) scale what they look up
-    return embedding / scale.detach()
-
-
-def _copy_weights(adapted: Any, special: dict[str, Tensor], row: Tensor) -> None:
-    """Put the special token's weights where peft keeps them."""
-    from gem_rag.core.special_tokens import peft_name
-
+def _copy_adapters(adapted: Any, special: dict[str, Tensor]) -> None:
+    """Copy the adapters, which have peft's names; the trained row begins as the table's."""
     for name, parameter in adapted.named_parameters():
-        if "trainable_tokens_delta" in name:
-            parameter.copy_(row[None])
-        elif ".default" in name and "lora_" in name:
-            target, part = name.removeprefix("base_model.model.").split(".lora_")
-            parameter.copy_(special[peft_name(target, "lora_" + part.split(".")[0])])
+        if ".lora_" in name:
+            parameter.copy_(special[name.replace(".default.", ".")])
 
 
 def _set_base(folder: Path, checkpoint: Checkpoint) -> None:

@@ -166,10 +166,12 @@ def save_trained(
         adapter=trainable.encoder.adapter,
         base_model=base.config.base_model or Path(base.name).name,
     )
-    if recipe.scope != "full" and not full:
+    # Weights that an adapter of the scope lora was merged into are nobody else's base.
+    merged = base.base is not None and base.config.scope == "lora"
+    if recipe.scope != "full" and not full and not merged:
         lora = trainable.lora
-        merged = {"save_lora": lora.save_pretrained, "dtype": str(dtype)[6:]} if lora else {}
-        return save_adapter(out, base, config, tokens, **merged)
+        own = {"save_lora": lora.save_pretrained, "dtype": str(dtype)[6:]} if lora else {}
+        return save_adapter(out, base, config, tokens, **own)
     save_weights = partial(trainable.save_weights, dtype=dtype)
     return save_checkpoint(
         out, base.path, config, tokens, None if recipe.scope == "special" else save_weights

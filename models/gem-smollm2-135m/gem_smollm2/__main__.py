@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from gem_tiny.command_line import run_stage
+from gem_tiny.stages.options import WORK, Resume, Seed, Settings, Steps, Work
 from gem_tiny.texts import load_texts
-from rich.console import Console
 
-from gem_rag.errors import GemError
 from gem_rag.pairs.pair import write_pairs
 from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train as run
 from gem_smollm2.glosses import gloss_pairs
 from gem_smollm2.sentences import sentence_pairs
 
-WORK = Path("build/gem-tiny")
-Work = Annotated[Path, typer.Option(help="where the stages of gem-tiny wrote")]
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 
@@ -32,7 +30,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 def pairs(
     wordnet: Annotated[Path, typer.Option(help="folder of WordNet's data files")],
     work: Work = WORK,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Write pairs of sentences and of glosses beside gem-tiny's."""
     texts = (text for text in load_texts(work / "corpus.jsonl") if not text.held_out)
@@ -45,11 +43,9 @@ def train(
     base: Annotated[str, typer.Option(help="SmolLM2-135M-Instruct: a folder, GGUF file or name")],
     out: Annotated[Path, typer.Option(help="where the adapter goes")],
     work: Work = WORK,
-    steps: Annotated[int | None, typer.Option(help="overrides the recipe's")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides the recipe's")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted run")] = False,
+    steps: Steps = None,
+    settings: Settings = None,
+    resume: Resume = False,
 ) -> None:
     """Train the special token; nothing else changes."""
     recipe = read_recipe(
@@ -67,12 +63,8 @@ def train(
 
 
 def main() -> None:
-    """Run a stage; errors are shown as one line."""
-    try:
-        app()
-    except GemError as error:
-        Console(stderr=True).print(f"gem-smollm2: {error}", style="red", highlight=False)
-        raise SystemExit(error.exit_code) from None
+    """Run a stage."""
+    run_stage(app, "gem-smollm2")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from random import Random
 
 from gem_rag.pairs.pair import Pair
 
-# Debian's package wordnet-base puts them here.
-FOLDER = Path("usr/share/wordnet")
 _FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 _QUESTIONS = ("{}", "{}", "what is {}", "what does {} mean", "meaning of {}", "define {}")
 _MIN_WORDS = 4  # of a definition

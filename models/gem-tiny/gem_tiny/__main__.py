@@ -18,9 +18,8 @@ same seed. Each is a module of the same name in `gem_tiny.stages`.
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 
-from gem_rag.errors import GemError
+from gem_tiny.command_line import run_stage
 from gem_tiny.stages.answering import answering
 from gem_tiny.stages.calls import calls
 from gem_tiny.stages.corpus import corpus
@@ -49,12 +48,8 @@ for stage in (
 
 
 def main() -> None:
-    """Run a stage; errors are shown as one line."""
-    try:
-        app()
-    except GemError as error:
-        Console(stderr=True).print(f"gem-tiny: {error}", style="red", highlight=False)
-        raise SystemExit(error.exit_code) from None
+    """Run a stage."""
+    run_stage(app, "gem-tiny")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import typer
 
 from gem_rag import GemConfig
 from gem_tiny.prompts import ANSWER_MARGIN, ANSWER_PROMPT, CHAT_TEMPLATE
-from gem_tiny.stages.options import WORK, Base, Work
+from gem_tiny.stages.options import WORK, Base, Resume, Settings, Steps, Work
 from gem_tiny.stages.work_folder import require
 
 
@@ -18,11 +18,9 @@ def gem(
     out: Annotated[Path, typer.Option(help="where the checkpoint goes")],
     base: Base = None,
     work: Work = WORK,
-    steps: Annotated[int | None, typer.Option(help="overrides the recipe's")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides the recipe's")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted run")] = False,
+    steps: Steps = None,
+    settings: Settings = None,
+    resume: Resume = False,
 ) -> None:
     """Train the special token by gem.yaml; report on 1,500 held-out pairs of each kind."""
     from gem_rag.training.recipe import parse_change, read_recipe
