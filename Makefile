@@ -23,9 +23,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# Projects are named without extras too: pip looks for one that another depends on in the registry
+# if it has seen only its name with extras.
 $(VENV)/.installed-dev: $(VENV)/.installed $(PROJECTS:=/pyproject.toml)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
-	  $(foreach folder,$(PROJECTS),--editable '$(folder)[test]')
+	  $(foreach folder,$(PROJECTS),--editable $(folder) --editable '$(folder)[test]')
 	touch $@
 
 # vLLM's build for machines without a GPU.
