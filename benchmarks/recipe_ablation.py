@@ -2,12 +2,17 @@
 
 Every row trains for the same time on the same pairs, from the same base and seed, and is measured
 on docstrings of modules held out from all training: the summary line must find the rest of its own.
-Rows that are recorded are not trained again. Pairs have negatives mined by BM25.
+First two short runs of every row tell how long its step takes, a teacher's vectors included; do
+nothing else on the machine meanwhile. Then every row trains for as many steps as fit the time, so
+that other work delays a row and does not change it. Rows that are recorded are not trained again.
+Pairs have negatives mined by BM25.
 
-    python benchmarks/recipe_ablation.py --base FOLDER [--packages FOLDER] [--minutes N] [--row ...]
+    python benchmarks/recipe_ablation.py --base FOLDER [--teacher FOLDER] [--packages FOLDER]
+        [--minutes N] [--row ...]
 
 BASE is a plain language model that has not been GEM-trained; gem-tiny stands for the one it was
-made from. Without --packages, the docstrings are those of the packages that are installed.
+made from. TEACHER is a sentence-transformers model. Without --packages, the docstrings are those of
+the packages that are installed.
 """
 
 from __future__ import annotations
@@ -24,20 +29,19 @@ import typer
 from gem_tiny.docstring_pairs import DocstringPair, load_docstring_pairs
 from gem_tiny.texts import is_held_out
 from measuring import record
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.core.config import GemConfig
 from gem_rag.pairs.negatives import mine_negatives
-from gem_rag.pairs.pair import Pair, write_pairs
+from gem_rag.pairs.pair import Pair, read_pairs, write_pairs
 from gem_rag.pairs.searchers import bm25
 from gem_rag.pairs.settings import PairSettings
 from gem_rag.training.recipe import Recipe, read_recipe
 from gem_rag.training.report_retrieval import retrieval_figures
 from gem_rag.training.run import train
 
-_TRIAL_STEPS = 6
 NEGATIVES = {"data.pairs.negatives": 1}
 ALIGN = {"contrastive.teacher": "base", "contrastive.teacher_weight": 0.0, "contrastive.align": 1.0}
 ROWS: dict[str, dict[str, Any]] = {
@@ -48,27 +52,32 @@ ROWS: dict[str, dict[str, Any]] = {
     "both ways": {"contrastive.both_ways": True},
     "temperature .05 to .02": {"contrastive.temperature": {"initial": 0.05, "least": 0.02}},
     "aligned with the base's vectors": ALIGN,
+    "aligned with a teacher's vectors": ALIGN,
     "spread out": {"contrastive.spread": 0.1},
     "hardness": {**NEGATIVES, "contrastive.hardness": 1.0},
     "mean of the last three states": {"schedule.average": 3},
     "three quarters of the layers": {"layers": 0.75},
     "half of the layers": {"layers": 0.5},
+    # The recipe of that name, and what it leaves out.
+    "aligned": NEGATIVES,
+    "aligned by a teacher": NEGATIVES,
     "all together": {
         **NEGATIVES,
-        **ALIGN,
-        "contrastive.false_negative_margin": 0.1,
-        "contrastive.both_ways": True,
-        "contrastive.temperature": {"initial": 0.05, "least": 0.02},
-        "schedule.average": 3,
+        "contrastive.mask_same_source": True,
+        "contrastive.spread": 0.1,
+        "contrastive.hardness": 1.0,
+        "layers": 0.75,
     },
 }
+FROM_ALIGNED = ("aligned", "aligned by a teacher", "all together")
+TAUGHT = ("aligned with a teacher's vectors", "aligned by a teacher")
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where pairs are, and queries and documents to measure on."""
+    """Pairs to train on, and queries and documents to measure on."""
 
-    pairs: Path
+    pairs: list[Pair]
     queries: list[str]
     documents: list[str]
 
@@ -85,14 +94,73 @@ class Data:
             ]
             pairs = Random(0).sample(pairs, min(most, len(pairs)))
             write_pairs(file, mine_negatives(pairs, [bm25], PairSettings(negatives=1)))
-        return cls(file, [pair.summary for pair in held_out], [pair.rest for pair in held_out])
+        queries, documents = [p.summary for p in held_out], [p.rest for p in held_out]
+        return cls(read_pairs(file), queries, documents)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What all rows share.
+
+    Attributes:
+        model: The language model that every row starts from.
+        data: What it trains on and is measured on.
+        common: Changes of every row's recipe.
+        teacher: A sentence-transformers model, for the rows that need one.
+        work: Folder of what is made on the way.
+    """
+
+    model: Checkpoint
+    data: Data
+    common: dict[str, Any]
+    teacher: str
+    work: Path
+
+    def step_seconds(self, name: str, trial: int) -> float:
+        """Time of a row's step by two short runs, with all that grows with the number of steps."""
+        file = self.work / f"{name}-{trial}-steps.json"
+        if not file.exists():
+            times = [time.perf_counter()]
+            for steps in (trial, 2 * trial):
+                self.train(name, steps)
+                times.append(time.perf_counter())
+            first, second = times[1] - times[0], times[2] - times[1]
+            file.write_text(json.dumps((second - first) / trial))
+        return float(json.loads(file.read_text()))
+
+    def train(self, name: str, steps: int) -> Path:
+        """Train a row on as many pairs as its steps take; the folder of the trained model."""
+        recipe = self._recipe(name).scaled(steps)
+        pairs, folder = self.work / "row.jsonl", self.work / "row"
+        write_pairs(pairs, self.data.pairs[: steps * recipe.schedule.batch])
+        for path in (folder, folder.with_name(folder.name + ".run")):
+            shutil.rmtree(path, ignore_errors=True)
+        train(recipe.with_data([str(pairs)]), self.model.path, folder, report=False)
+        return folder
+
+    def measure(self, folder: Path) -> dict[str, float]:
+        """Retrieval of held-out docstrings by a trained model."""
+        with gem_rag.load(folder) as gem:
+            found = retrieval_figures(gem, self.data.queries, self.data.documents)
+        return {name: round(getattr(found, name), 3) for name in ("recall_1", "recall_10", "mrr")}
+
+    def _recipe(self, name: str) -> Recipe:
+        changes = {**self.common, **ROWS[name]}
+        if isinstance(share := changes.get("layers"), float):
+            config = json.loads((self.model.path / "config.json").read_text())
+            changes["layers"] = round(share * config["num_hidden_layers"])
+        if name in TAUGHT:
+            changes["contrastive.teacher"] = self.teacher
+        return read_recipe("aligned" if name in FROM_ALIGNED else "special", changes)
 
 
 def main(
     base: str = "gem-tiny",
+    teacher: Annotated[str, typer.Option(help="sentence-transformers model")] = "",
     packages: Annotated[Path | None, typer.Option(help="a folder of installed packages")] = None,
     work: Path = Path("build/ablation"),
     minutes: Annotated[float, typer.Option(help="of training for each row")] = 4.0,
+    trial: Annotated[int, typer.Option(help="steps of the shorter run that times a row")] = 12,
     batch: int = 64,
     length: int = 96,
     rate: float = 2e-3,
@@ -100,22 +168,26 @@ def main(
     count: Annotated[int, typer.Option(help="held-out docstrings")] = 1500,
     row: Annotated[list[str] | None, typer.Option(help="only these rows")] = None,
 ) -> None:
-    """Train and record every row."""
+    """Time every row, then train and record it."""
     work.mkdir(parents=True, exist_ok=True)
     data = Data.make(load_docstring_pairs(work / "pairs.jsonl", packages), most, count, work)
-    model = _plain(open_checkpoint(base), work / "base")
     common = {
         "schedule.batch": batch, "schedule.learning_rate": rate, "max_length": length,
         "query_length": 64, "adapter.rank": 32, "evaluation.held_out": 0.0,
         "trainer.dataloader_num_workers": 0,
     }  # fmt: skip
-    for name in row or list(ROWS):
-        file = work / f"{name.replace(' ', '-')}-{minutes:g}.json"
+    model = _plain(open_checkpoint(base), work / "base")
+    ablation = Ablation(model, data, common, teacher, work)
+    names = row or [name for name in ROWS if teacher or name not in TAUGHT]
+    times = {name: ablation.step_seconds(name, trial) for name in names}
+    settings = {"base": base, "minutes": minutes, "batch": batch, "tokens_each": length}
+    for name in names:
+        file = work / f"{name}-{minutes:g}.json"
         if not file.exists():
-            recipe = _recipe({**common, **ROWS[name]}, model, data.pairs)
-            figures = _train_and_measure(recipe, model, data, work / "row", minutes)
+            steps = min(round(60 * minutes / times[name]), len(data.pairs) // batch)
+            figures = ablation.measure(ablation.train(name, steps))
+            figures = {"step_seconds": round(times[name], 3), "steps": steps, **figures}
             file.write_text(json.dumps(figures))
-            settings = {"base": base, "minutes": minutes, "batch": batch, "tokens_each": length}
             record("recipe_ablation", {"row": name, **settings, **figures})
 
 
@@ -128,51 +200,6 @@ def _plain(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     plain = open_checkpoint(folder) if checkpoint.trained else checkpoint
     assert plain.config == GemConfig(), plain.config
     return plain
-
-
-def _recipe(changes: dict[str, Any], model: Checkpoint, pairs: Path) -> Recipe:
-    if isinstance(share := changes.get("layers"), float):
-        config = json.loads((model.path / "config.json").read_text())
-        changes["layers"] = round(share * config["num_hidden_layers"])
-    return read_recipe("special", changes).with_data([str(pairs)])
-
-
-def _train_and_measure(
-    recipe: Recipe, model: Checkpoint, data: Data, folder: Path, minutes: float
-) -> dict[str, Any]:
-    """Train for so long, as a trial of a few steps says how many that are; measure."""
-    trial = _run(recipe.scaled(_TRIAL_STEPS), model, folder)
-    per_step = (trial[-1] - trial[0]) / (_TRIAL_STEPS - 1)
-    steps = max(_TRIAL_STEPS, round(60 * minutes / per_step))
-    times = _run(recipe.scaled(steps), model, folder)
-    with gem_rag.load(folder) as gem:
-        found = retrieval_figures(gem, data.queries, data.documents)
-    return {
-        "steps": steps,
-        "seconds": round(times[-1] - times[0], 1),
-        "recall_1": round(found.recall_1, 3),
-        "recall_10": round(found.recall_10, 3),
-        "mrr": round(found.mrr, 3),
-    }
-
-
-class _Clock(TrainerCallback):
-    """Notes when each step ends."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
-
-
-def _run(recipe: Recipe, model: Checkpoint, folder: Path) -> list[float]:
-    """Train into a folder; when each step ended."""
-    for path in (folder, folder.with_name(folder.name + ".run")):
-        shutil.rmtree(path, ignore_errors=True)
-    clock = _Clock()
-    train(recipe, model.path, folder, report=False, callbacks=[clock])
-    return clock.times
 
 
 if __name__ == "__main__":

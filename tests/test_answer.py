@@ -228,6 +228,92 @@ def test_any_run_of_any_passages_words_may_be_quoted(texts: list[str], data: st.
     assert allowed(grammar, f" {quote} [{number}]")
     assert not allowed(grammar, f" {quote} [{len(passages) + 1}]")
     assert not allowed(grammar, f" {quote}  [{number}]")
+    two = f" {quote} [{number}] {quote} [{number}]"
+    assert not allowed(grammar, two)
+    assert allowed(validate_grammar(quote_grammar(passages, REFUSAL, 2)), two)
+
+
+def test_up_to_three_quotes_are_cited_each_in_its_passage() -> None:
+    gem = Answering("It has two valves! [2] A lamp [1] light. [1]")
+    found = ask(gem, LAMP, STORY, style="quotes")
+    places = [(c.number, c.source, c.quote) for c in found.citations]
+    assert places == [
+        (2, "story", "It has\n   two valves!"), (1, "lamp", "A lamp"), (1, "lamp", "light.")
+    ]  # fmt: skip
+    grammar = gem.sampling["grammar"]
+    assert allowed(grammar, gem.reply)
+    assert not allowed(grammar, f"{gem.reply} A lamp [1]")
+    assert not allowed(grammar, f"A lamp [1] {REFUSAL}")
+
+
+def test_numbers_among_quoted_words_do_not_end_the_quote() -> None:
+    story = hit("See [1] and [2] for more. So it goes.")
+    found = ask(Answering("See [1] and [2] for [2] So it [2]"), LAMP, story, style="quotes")
+    assert [(c.number, c.quote) for c in found.citations] == [
+        (2, "See [1] and [2] for"),
+        (2, "So it"),
+    ]
+
+
+def test_a_second_quote_cut_by_max_tokens_cites_its_passage() -> None:
+    found = ask(Answering("A lamp [2] A pump moves wa"), PUMP, LAMP, style="quotes")
+    assert [(c.number, c.quote) for c in found.citations] == [(2, "A lamp"), (1, "A pump moves wa")]
+
+
+# -- checked sentences -------------------------------------------------------------------------
+
+PUMPS = hit(
+    "A pump moves water through pipes. It was built in 1851 by hand. The valves close when the "
+    "pressure falls.", "pumps", 10, "# Waterworks",
+)  # fmt: skip
+
+
+def test_sentences_that_a_passage_supports_are_kept_with_its_number() -> None:
+    moon = "The moon is made of cheese."
+    reply = f"Water is moved through the pipes by a pump. {moon} A lamp gives light!"
+    found = ask(Answering(reply), LAMP, PUMPS, style="checked")
+    assert found.text == "Water is moved through the pipes by a pump. [2] A lamp gives light! [1]"
+    assert found.unsupported == [moon]
+    assert [(c.number, c.quote) for c in found.citations] == [
+        (2, "A pump moves water through pipes."), (1, "A lamp gives light.")
+    ]  # fmt: skip
+    assert (" " * 10 + PUMPS.chunk.text)[slice(*found.citations[0].span)] == found.citations[
+        0
+    ].quote
+
+
+@pytest.mark.parametrize(
+    ("sentence", "supported"),
+    [
+        ("The pump was built in 1851.", True),
+        ("The pump was built in 1852.", False),
+        ("The valve closes as the pressure falls.", True),
+        ("The valve opens when the moon rises.", False),
+        ("Waterworks: a pump moves water.", True),
+        ("It was built by hand [1] in 1851 [7].", True),
+    ],
+)
+def test_support_is_by_the_words_that_say_something(sentence: str, supported: bool) -> None:
+    found = ask(Answering(sentence), LAMP, PUMPS, style="checked")
+    assert bool(found.citations) == supported
+    assert (found.text == REFUSAL) == (not supported)
+    assert bool(found.unsupported) == (not supported)
+
+
+@pytest.mark.parametrize("reply", ["", " \n", "...", "[1]"])
+def test_no_sentence_is_a_refusal(reply: str) -> None:
+    found = ask(Answering(reply), LAMP, style="checked")
+    assert (found.text, found.citations, found.unsupported) == (REFUSAL, [], [])
+
+
+@pytest.mark.parametrize(
+    "text", ["パイプは水を運びます。月はチーズです。", "水泵通过管道输送水。月亮是奶酪。"]
+)
+def test_sentences_without_spaces_are_checked(text: str) -> None:
+    first, second = (part + "。" for part in text.split("。")[:2])
+    found = ask(Answering(text), LAMP, hit(f"{first}以上。", "wide"), style="checked")
+    assert found.text == f"{first} [2]"
+    assert found.unsupported == [second]
 
 
 def test_style_of_the_call_comes_before_the_checkpoints() -> None:
@@ -237,5 +323,7 @@ def test_style_of_the_call_comes_before_the_checkpoints() -> None:
 
 
 def test_an_unknown_style_is_refused() -> None:
-    with pytest.raises(InputError, match="there is no style 'poem': use free or quote"):
+    with pytest.raises(
+        InputError, match="there is no style 'poem': use free, checked, quote, quotes"
+    ):
         ask(Answering(), style="poem")

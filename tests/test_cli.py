@@ -107,7 +107,11 @@ WRONG = [
     (["search", "x", "-k", "0"], 2, "Invalid value for '-k'"),
     (["search", "x"], 2, "there is no index in gem-index: make one with gem-rag index"),
     (["ask", "x"], 2, "there is no index in gem-index: make one with gem-rag index"),
-    (["ask", "x", "--style", "poem"], 2, "there is no style 'poem': use free or quote"),
+    (
+        ["ask", "x", "--style", "poem"],
+        2,
+        "there is no style 'poem': use free, checked, quote, quotes",
+    ),
     (["ask", "x", "--margin", "3"], 2, "Invalid value for '--margin'"),
     (["info", "-i", "nowhere"], 2, "there is no index in nowhere"),
     (["index"], 2, "index needs files or folders"),

@@ -181,6 +181,8 @@ def ask(
         start, stop = citation.span
         print_text(f"[{citation.number}] {citation.source}:{start}-{stop}")
         _print_excerpt(f'"{citation.quote}"', 200)
+    for sentence in answer.unsupported:
+        print_text(f"left out, for no passage supports it: {sentence}")
     if not answer.citations:
         print("No passage holds these words; what was read:")
         for number, hit in enumerate(answer.hits, start=1):

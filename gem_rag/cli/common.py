@@ -32,7 +32,10 @@ HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the most likely answer.")]
 StyleOption = Annotated[
     str | None,
-    typer.Option(help="free, or quote: words of a passage; default the model's own."),
+    typer.Option(
+        help="free; checked: sentences that a passage supports; quote: words of a passage; "
+        "quotes: of up to three; default the model's own."
+    ),
 ]
 MarginOption = Annotated[
     float | None,

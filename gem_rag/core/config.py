@@ -17,7 +17,7 @@ MAX_K = 16
 
 Pooling = Literal["mean", "concat"]
 Scope = Literal["full", "lora", "special"]
-AnswerStyle = Literal["free", "quote"]
+AnswerStyle = Literal["free", "checked", "quote", "quotes"]
 T = TypeVar("T")
 
 # Fields that do not change vectors.
@@ -63,9 +63,10 @@ class GemConfig:
         prompts: Text put before what is embedded, by use: "query" and "document".
         answer_prompt: The model's own form of a grounded question, with {passages} and {question};
             None leaves it to the chat template.
-        answer_style: "free" writes an answer; "quote" gives words of one passage, verbatim, or says
-            that no passage answers. For models too small to write, or where every word must be
-            checkable.
+        answer_style: "free" writes an answer; "checked" leaves out its sentences that no passage
+            supports; "quote" gives words of one passage, verbatim, or says that no passage answers:
+            for models too small to write, or where every word must be checkable; "quotes" gives
+            words of up to three.
         answer_margin: Passages whose cosine with the question is lower than the best one's by more
             than this are not read for an answer; None reads all. For models that retrieve better
             than they read.

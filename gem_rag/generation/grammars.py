@@ -27,9 +27,9 @@ def schema_grammar(schema: Schema, max_tokens: int) -> str:
     return f"start: %json {json.dumps(bound_schema(schema, max_tokens))}"
 
 
-def quote_grammar(passages: Sequence[str], refusal: str) -> str:
-    """The grammar of a quotation: words of one passage in a row and the passage's number, like
-    `these words [2]`, or the refusal; a space may precede either.
+def quote_grammar(passages: Sequence[str], refusal: str, most: int = 1) -> str:
+    """The grammar of quotations, `most` at most: words of one passage in a row and the passage's
+    number, like `these words [2]`; or of the refusal. A space may precede either.
 
     It is a single terminal: a parser that has begun a quote could not end it within a word.
     """
@@ -39,8 +39,10 @@ def quote_grammar(passages: Sequence[str], refusal: str) -> str:
         f"WORDS{n}: %regex {json.dumps({'substring_words': passage})}"
         for n, passage in zip(numbers, passages, strict=True)
     ]
-    options = " | ".join([*(f"QUOTE{n}" for n in numbers), json.dumps(refusal)])
-    return "\n".join(["start: ANSWER", f'ANSWER: " "? ({options})', *quotes, *words])
+    quote = " | ".join(f"QUOTE{n}" for n in numbers)
+    more = f' (" " ({quote})){{0,{most - 1}}}' if most > 1 else ""
+    answer = f'ANSWER: " "? (({quote}){more} | {json.dumps(refusal)})'
+    return "\n".join(["start: ANSWER", answer, *quotes, *words])
 
 
 def validate_grammar(grammar: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Unpack, get_args
 
 from gem_rag.core.config import AnswerStyle, check_margin
@@ -16,6 +17,7 @@ from gem_rag.generation.sampling import SamplingOptions, normalize_stop
 from gem_rag.model import Gem
 from gem_rag.rag.citations import Citation, cite, cite_span
 from gem_rag.rag.hits import Hit
+from gem_rag.rag.support import check_sentences
 
 INSTRUCTIONS = (
     "Answer the question from the passages below, in their own words where you can, and cite "
@@ -26,7 +28,8 @@ _PROMPT = f"{INSTRUCTIONS}\n\n{{passages}}\n\nQuestion: {{question}}\nAnswer:"
 # A base model does not know where to end: a plain prompt's answer is one paragraph.
 _PLAIN_STOP = ("\n\n", "\nQuestion:")
 _MIN_PASSAGE = 40  # characters of a passage that is cut to fit
-_QUOTED = re.compile(r"(?P<words>.+) \[(?P<number>\d+)\]")
+_NUMBER = re.compile(r" \[(\d+)\]")
+_QUOTES = {"quote": 1, "quotes": 3}  # at most, by style
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Answer:
         text: The answer.
         citations: Quotes that are verbatim in a passage, or passages cited like [1].
         hits: The passages that were read, in the order of their numbers.
+        unsupported: What style "checked" left out: sentences that no passage supports.
         timings: Seconds spent in "search" and "generate".
     """
 
     text: str
     citations: list[Citation]
     hits: list[Hit]
+    unsupported: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,8 +68,10 @@ def answer(
         gem: The model.
         question: The question.
         hits: The passages.
-        style: "free" lets the model write; "quote" constrains it to words of one passage and the
-            passage's number, or `REFUSAL`. Default the checkpoint's own.
+        style: "free" lets the model write. "checked" keeps those of its sentences that a passage
+            supports (see `check_sentences`) and puts the passage's number after each; `REFUSAL` if
+            there are none. "quote" constrains it to words of one passage and the passage's number,
+            or `REFUSAL`; "quotes" to as many as three of them. Default the checkpoint's own.
         margin: Passages that score lower than the best one by more than this are not read. Default
             the checkpoint's own (`answer_margin`); 2 reads all.
         **sampling: As for `Gem.generate`.
@@ -86,18 +93,24 @@ def answer(
         gem, question, _within_margin(hits, margin), gem.context_length - max_tokens
     )
     start = time.perf_counter()
-    if (style or gem.config.answer_style) == "quote":
-        text, citations = _generate_quote(gem, prompt, read, sampling)
+    style = style or gem.config.answer_style
+    unsupported: list[str] = []
+    if style in _QUOTES:
+        text, citations = _generate_quotes(gem, prompt, read, _QUOTES[style], sampling)
     else:
         text = _generate_freely(gem, prompt, sampling)
-        citations = cite(text, [hit.chunk for hit in read])
-    return Answer(text, citations, read, {"generate": time.perf_counter() - start})
+        chunks = [hit.chunk for hit in read]
+        if style == "checked":
+            text, citations, unsupported = _keep_supported(text, chunks)
+        else:
+            citations = cite(text, chunks)
+    return Answer(text, citations, read, unsupported, {"generate": time.perf_counter() - start})
 
 
 def check_style(style: str | None) -> None:
     """Raise InputError if there is no such style."""
     if style not in (None, *get_args(AnswerStyle)):
-        raise InputError(f"there is no style {style!r}: use {' or '.join(get_args(AnswerStyle))}")
+        raise InputError(f"there is no style {style!r}: use {', '.join(get_args(AnswerStyle))}")
 
 
 def fill_prompt(form: str, question: str, passages: Sequence[str]) -> str:
@@ -122,24 +135,42 @@ def _generate_freely(gem: Gem, prompt: list[int], sampling: SamplingOptions) -> 
     return gem.generate([prompt], **sampling)[0].text.strip()
 
 
-def _generate_quote(
-    gem: Gem, prompt: list[int], read: Sequence[Hit], sampling: SamplingOptions
+def _keep_supported(text: str, chunks: Sequence[Chunk]) -> tuple[str, list[Citation], list[str]]:
+    """The sentences that a passage supports, each with the passage's number, their citations, and
+    the sentences that none supports."""
+    checked = check_sentences(text, chunks)
+    kept = [f"{s.text} [{s.citation.number}]" for s in checked if s.citation]
+    citations = [sentence.citation for sentence in checked if sentence.citation]
+    unsupported = [sentence.text for sentence in checked if not sentence.citation]
+    return " ".join(kept) or REFUSAL, citations, unsupported
+
+
+def _generate_quotes(
+    gem: Gem, prompt: list[int], read: Sequence[Hit], most: int, sampling: SamplingOptions
 ) -> tuple[str, list[Citation]]:
-    """Words of one passage and its number, which the grammar leaves no way around, or a refusal."""
+    """Words of passages and their numbers, which the grammar leaves no way around, or a refusal."""
     passages = [" ".join(hit.chunk.passage.split()) for hit in read]
-    sampling["grammar"] = quote_grammar(passages, REFUSAL)
-    generation = gem.generate([prompt], **sampling)[0]
-    text = generation.text.strip()
-    quoted = _QUOTED.fullmatch(text)
-    if quoted:
-        number = int(quoted["number"])
-        return text, [_cite_quote(number, read[number - 1].chunk, quoted["words"])]
+    sampling["grammar"] = quote_grammar(passages, REFUSAL, most)
+    text = gem.generate([prompt], **sampling)[0].text.strip()
     if not text or REFUSAL.startswith(text):
         return text, []
-    # Cut by max_tokens before its number: the words are still one passage's.
-    holding = (n for n, passage in enumerate(passages, start=1) if text in passage)
-    number = next(holding, 0)
-    return text, [_cite_quote(number, read[number - 1].chunk, text)] if number else []
+    quotes = _read_quotes(text, passages)
+    return text, [_cite_quote(number, read[number - 1].chunk, words) for number, words in quotes]
+
+
+def _read_quotes(text: str, passages: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The numbers and words of quotes that stand one after another, like `words [1] words [2]`."""
+    while text:
+        for end in reversed(list(_NUMBER.finditer(text))):  # words may hold some [3] themselves
+            number, words = int(end[1]), text[: end.start()]
+            if 1 <= number <= len(passages) and words in passages[number - 1]:
+                break
+        else:  # cut by max_tokens before its number: the words are still one passage's
+            holding = (n for n, passage in enumerate(passages, start=1) if text in passage)
+            yield from ((number, text) for number in islice(holding, 1))
+            return
+        yield number, words
+        text = text[end.end() :].lstrip()
 
 
 def _cite_quote(number: int, chunk: Chunk, words: str) -> Citation:
