@@ -11,8 +11,8 @@ Pairs have negatives mined by BM25.
         [--minutes N] [--row ...]
 
 BASE is a plain language model that has not been GEM-trained; gem-tiny stands for the one it was
-made from. TEACHER is a sentence-transformers model. Without --packages, the docstrings are those of
-the packages that are installed.
+made from. TEACHER is a sentence-transformers model. Without --packages, there are only the standard
+library's docstrings.
 """
 
 from __future__ import annotations

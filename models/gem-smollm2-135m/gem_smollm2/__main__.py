@@ -20,6 +20,7 @@ from gem_tiny.texts import load_texts
 from gem_rag.pairs.pair import write_pairs
 from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train as run
+from gem_smollm2.base import NAME, installed_base
 from gem_smollm2.glosses import gloss_pairs
 from gem_smollm2.sentences import sentence_pairs
 
@@ -40,8 +41,13 @@ def pairs(
 
 @app.command()
 def train(
-    base: Annotated[str, typer.Option(help="SmolLM2-135M-Instruct: a folder, GGUF file or name")],
     out: Annotated[Path, typer.Option(help="where the adapter goes")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="a folder, GGUF file or hub name; default what is installed, or the hub's"
+        ),
+    ] = None,
     work: Work = WORK,
     steps: Steps = None,
     settings: Settings = None,
@@ -59,7 +65,8 @@ def train(
     }
     evaluation = dataclasses.replace(recipe.evaluation, data=held_out, max_rows=1500)
     recipe = dataclasses.replace(recipe, evaluation=evaluation)
-    run(recipe.scaled(steps) if steps else recipe, base, out, resume=resume, progress=True)
+    model = base or installed_base() or NAME
+    run(recipe.scaled(steps) if steps else recipe, model, out, resume=resume, progress=True)
 
 
 def main() -> None:
