@@ -24,10 +24,10 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.checkpoint import open_checkpoint, save_checkpoint
 from gem_rag.core.config import AdapterConfig, GemConfig
 from gem_rag.core.encoder import GemEncoder
-from gem_rag.core.special_tokens import linear_targets
 
 RESULTS = Path(__file__).with_name("results")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +71,7 @@ def random_checkpoint(folder: Path, shape: Shape, k: int, rank: int) -> Path:
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     model.save_pretrained(base)
-    adapter = AdapterConfig(rank, 2.0 * rank, linear_targets(model)) if rank else None
+    adapter = AdapterConfig(rank, 2.0 * rank, place_adapters(model).rows) if rank else None
     encoder = GemEncoder(model, k, adapter=adapter)
     tensors = encoder.special.tensors()
     for name, tensor in tensors.items():

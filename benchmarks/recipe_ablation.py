@@ -129,7 +129,7 @@ class Ablation:
         return float(json.loads(file.read_text()))
 
     def train(self, name: str, steps: int) -> Path:
-        """Train a row on as many pairs as its steps take; the folder of the trained model."""
+        """Train a row on as many pairs as its steps take, or all; the folder of the model."""
         recipe = self._recipe(name).scaled(steps)
         pairs, folder = self.work / "row.jsonl", self.work / "row"
         write_pairs(pairs, self.data.pairs[: steps * recipe.schedule.batch])
@@ -184,7 +184,7 @@ def main(
     for name in names:
         file = work / f"{name}-{minutes:g}.json"
         if not file.exists():
-            steps = min(round(60 * minutes / times[name]), len(data.pairs) // batch)
+            steps = round(60 * minutes / times[name])
             figures = ablation.measure(ablation.train(name, steps))
             figures = {"step_seconds": round(times[name], 3), "steps": steps, **figures}
             file.write_text(json.dumps(figures))

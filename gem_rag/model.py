@@ -154,6 +154,7 @@ class Gem:
         Returns:
             Unit vectors in the order of the texts: float32 [n, dim].
         """
+        _check_tokens(token_ids, token_ids)
         rows = [Row.whole(ids) for ids in token_ids]
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         for batch, embedded in self._embed_batches(rows):
@@ -397,6 +398,7 @@ class Gem:
             for start in range(0, len(texts), _TEXTS_PER_ROUND):
                 part = texts[start : start + _TEXTS_PER_ROUND]
                 encodings = self._tokenizer.encode([prompt + text for text in part])
+                _check_tokens([e.ids for e in encodings], texts, start)
                 if truncation == "truncate":
                     self._warn_if_truncated(max(len(e) for e in encodings))
                 windows = [
@@ -596,3 +598,10 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise InputError(f"text {index} is {type(text).__name__}, not a string")
         if not text.strip():
             raise InputError(f"text {index} is empty: leave it out")
+
+
+def _check_tokens(rows: Sequence[Sequence[int]], texts: Sequence[object], start: int = 0) -> None:
+    """Refuse texts that tokenizers drop all of, such as zero-width spaces."""
+    for index, ids in enumerate(rows, start=start):
+        if not ids:
+            raise InputError(f"text {index} has no tokens ({texts[index]!r}): leave it out")

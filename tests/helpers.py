@@ -18,11 +18,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.checkpoint import save_checkpoint
 from gem_rag.core.config import AdapterConfig, GemConfig
 from gem_rag.core.encoder import GemEncoder
 from gem_rag.core.layout import Arrangement, Row
-from gem_rag.core.special_tokens import SpecialTokens, linear_targets
+from gem_rag.core.special_tokens import SpecialTokens
 from gem_rag.model import Gem
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox")
@@ -157,7 +158,7 @@ def save_plain(folder: Path, architecture: str, tokenizer: Any, **settings: Any)
 
 def special_config(base: Path, **settings: Any) -> GemConfig:
     """A `special`-scope configuration with adapters on all linear layers of a plain folder."""
-    adapter = AdapterConfig(4, 8.0, linear_targets(AutoModelForCausalLM.from_pretrained(base)))
+    adapter = AdapterConfig(4, 8.0, place_adapters(AutoModelForCausalLM.from_pretrained(base)).rows)
     return GemConfig(**{"scope": "special", "adapter": adapter, **settings})
 
 

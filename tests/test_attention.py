@@ -267,6 +267,22 @@ def test_an_architecture_that_follows_the_rule_is_supported(
         check_supported(tiny_encoder(tiny_model(architecture), 2), how)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("bert", {}),
+        ("roberta", {}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+    ],
+)
+def test_a_model_that_reads_in_both_directions_is_refused(
+    architecture: str, settings: dict[str, Any]
+) -> None:
+    model = build_model(architecture, **settings)
+    with pytest.raises(GemError, match=f"{architecture} .*decoder-only model"):
+        check_supported(GemEncoder(model, 1))
+
+
 def test_a_model_that_mixes_tokens_outside_attention_is_refused() -> None:
     model = build_model("llama")
 

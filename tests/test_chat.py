@@ -269,3 +269,13 @@ def test_what_was_written_is_read(written: str, text: str, calls: list[ToolCall]
 def test_other_tools_are_refused(tiny: Gem, tools: Any, choice: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         tiny.chat([user("x")], tools, choice)
+
+
+def test_a_template_that_does_not_end_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gem_rag.core.tokenizer._TEMPLATE_SECONDS", 0.1)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    endless = SafeTokenizer(helpers.build_tokenizer(chat_template=loops))
+    with pytest.raises(InputError, match=r"chat template refuses .* longer than 0.1 s"):
+        endless.encode_chat([{"role": "user", "content": "hello"}])

@@ -165,6 +165,41 @@ def test_a_damaged_file_is_refused(file: str, damage: str, folder: Path) -> None
         gem_rag.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "config.json",
+            {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}},
+            "names code of the model's own .* never run",
+        ),
+        (
+            "config.json",
+            {"model_type": "mine"},
+            "model type 'mine', which transformers .* not know",
+        ),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Slow", "code.Fast"]}},
+            "tokenizer in .* cannot be loaded",
+        ),
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "code.Model"}}, ""),
+    ],
+)
+def test_a_folders_code_is_never_run_nor_asked_about(
+    file: str, changes: dict[str, Any], message: str, folder: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    (folder / "code.py").write_text("raise SystemExit('the code was run')\n")
+    edit_json(folder / file, **changes)
+    if message:
+        with pytest.raises(InputError, match=message):
+            gem_rag.load(folder)
+    else:
+        with gem_rag.load(folder) as gem:
+            assert gem.embed_queries(["text"]).shape == (1, gem.dim)
+
+
 def test_weights_that_lack_a_tensor_are_refused(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.self_attn.q_proj.weight"]
@@ -205,14 +240,28 @@ def test_a_config_that_is_no_json_object_is_refused(
         ({"format_version": 2}, "format version 2"),
         ({"k": 2, "tokens": ["<a>"]}, "2 different names"),
         ({"k": 2, "tokens": ["<a>", "<a>"]}, "2 different names"),
-        ({"tokens": 5}, "cannot be used"),
+        ({"tokens": 5}, "tokens must be texts, not 5"),
+        ({"tokens": [5]}, "tokens must be texts"),
         ({"prompts": {"query": ""}}, "'query' and 'document'"),
         ({"prompts": None}, "'query' and 'document'"),
         ({"prompts": ["query", "document"]}, "'query' and 'document'"),
-        ({"max_length": 0}, "max_length must be at least 1, not 0"),
-        ({"max_length": "many"}, "cannot be used"),
+        ({"prompts": {"query": 1, "document": ""}}, "prompts must be texts"),
+        ({"max_length": 0}, "max_length must be a whole number, at least 1, or None, not 0"),
+        ({"max_length": "many"}, "max_length must be a whole number"),
+        ({"max_length": 2.5}, "max_length must be a whole number"),
+        ({"layers": "2"}, "layers must be a whole number"),
+        ({"answer_prompt": ["a"]}, "answer_prompt must be a text"),
+        ({"answer_margin": "wide"}, "answer_margin must be a number"),
+        ({"base_model": {}}, "base_model must be a text"),
         ({"adapter": {"rank": 4}}, "cannot be used"),
-        ({"adapter": {"rank": 0, "alpha": 1, "targets": []}}, "rank must be at least 1"),
+        ({"adapter": {"rank": 0, "alpha": 1, "targets": []}}, "rank must be a whole number from 1"),
+        (
+            {"adapter": {"rank": 3_000_000, "alpha": 1, "targets": []}},
+            "from 1 to 4096, not 3000000",
+        ),
+        ({"adapter": {"rank": "8", "alpha": 1, "targets": []}}, "rank must be a whole number"),
+        ({"adapter": {"rank": 4, "alpha": "1", "targets": []}}, "alpha must be a number above 0"),
+        ({"adapter": {"rank": 4, "alpha": 1, "targets": "q_proj"}}, "targets must be texts"),
         (
             {"adapter": {"rank": 4, "alpha": 1, "target": []}},
             "adapter has an unknown key 'target'.*did you mean 'targets'",

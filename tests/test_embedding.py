@@ -14,6 +14,7 @@ import pytest
 import torch
 from flash_stand_in import use_packed_texts
 from helpers import close_to, vectors_of
+from tokenizers import normalizers
 
 import gem_rag
 from gem_rag.core.layout import Row
@@ -297,3 +298,15 @@ def test_a_span_longer_than_the_model_reads_is_refused(short_gem: Gem) -> None:
         InputError, match=r"span has \d+ tokens and the model reads \d+: use shorter spans"
     ):
         short_gem.embed_chunks(TEXT, [(0, 76)])
+
+
+def test_a_text_that_the_tokenizer_drops_is_named(tmp_path: Path) -> None:
+    tokenizer = helpers.build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    base = helpers.save_plain(tmp_path / "base", "llama", tokenizer)
+    with gem_rag.load(helpers.save_gem(tmp_path / "gem", base)) as gem:
+        assert gem.embed_documents(["a\u200bb"]).shape == (1, gem.dim)
+        with pytest.raises(InputError, match=r"text 1 has no tokens \('.u200b'\): leave it out"):
+            gem.embed_documents(["a", "\u200b"])
+        with pytest.raises(InputError, match=r"text 2 has no tokens"):
+            gem.embed_tokens([[5], [6], []])

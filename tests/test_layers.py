@@ -34,12 +34,12 @@ from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.core import attention
+from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.checkpoint import CONFIG_NAME, open_checkpoint, save_checkpoint
 from gem_rag.core.config import AdapterConfig, GemConfig
 from gem_rag.core.encoder import GemEncoder, check_supported
 from gem_rag.core.layout import Layout, Row
 from gem_rag.core.passes import up_to_layer
-from gem_rag.core.special_tokens import linear_targets
 from gem_rag.engines import batch_embedder, query_graphs
 from gem_rag.engines.query_graphs import QueryGraphs
 from gem_rag.errors import GemError, InputError
@@ -76,7 +76,7 @@ def pair_of_encoders(
     """One that reads embeddings early, and one of a model that has no more layers."""
     model = build_model(architecture, num_hidden_layers=LAYERS)
     short = short_copy(model, KEPT)
-    adapter = AdapterConfig(4, 8.0, linear_targets(short)) if adapters else None
+    adapter = AdapterConfig(4, 8.0, place_adapters(short).rows) if adapters else None
     early = GemEncoder(model, k, adapter=adapter, layers=KEPT)
     whole = GemEncoder(short, k, adapter=adapter)
     randomise(early.special)

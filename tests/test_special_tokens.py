@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.core import special_tokens
+from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.checkpoint import ADAPTER_NAME, open_checkpoint, save_checkpoint
 from gem_rag.core.config import AdapterConfig
 from gem_rag.core.encoder import GemEncoder
 from gem_rag.core.layout import Layout, Row
-from gem_rag.core.special_tokens import SpecialTokens, linear_targets
+from gem_rag.core.special_tokens import SpecialTokens
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
 
@@ -31,7 +32,7 @@ IDS = torch.tensor([[9, 10, 11, 12, 13, 14, 15]])
 def adapted_encoder(architecture: str = "llama", k: int = 2) -> GemEncoder:
     """An encoder whose special tokens and adapters are all random."""
     model = helpers.build_model(architecture)
-    encoder = GemEncoder(model, k, adapter=AdapterConfig(4, 8.0, linear_targets(model)))
+    encoder = GemEncoder(model, k, adapter=AdapterConfig(4, 8.0, place_adapters(model).rows))
     helpers.randomise(encoder.special)
     return encoder.requires_grad_(False)
 
@@ -112,7 +113,7 @@ def test_a_new_adapter_changes_nothing() -> None:
     layout = Layout.build([Row.whole([9, 10, 11])], 1)
     with torch.no_grad():
         before = GemEncoder(model, 1)(layout)
-        adapter = AdapterConfig(4, 8.0, linear_targets(model))
+        adapter = AdapterConfig(4, 8.0, place_adapters(model).rows)
         assert torch.equal(GemEncoder(model, 1, adapter=adapter)(layout), before)
 
 
@@ -195,7 +196,7 @@ def test_an_adapter_of_another_model_is_refused(
 
 def test_an_adapter_for_layers_the_model_lacks_is_refused() -> None:
     model = helpers.build_model("gpt_neox")
-    targets = linear_targets(helpers.build_model("llama"))
+    targets = place_adapters(helpers.build_model("llama")).rows
     with pytest.raises(InputError, match="belongs to another base model"):
         SpecialTokens(model, 1, AdapterConfig(4, 8.0, targets))
 
@@ -211,8 +212,10 @@ def test_an_adapter_where_tokens_lose_their_rows_is_refused() -> None:
     """OPT runs its feed-forward layers over all tokens of a batch in one long row."""
     model = helpers.build_model("opt", ffn_dim=64, word_embed_proj_dim=32)
     layout = Layout.build([Row.whole([9, 10, 11])], 1)
-    for names, refused in ((("q_proj", "v_proj"), False), (("fc1",), True)):
-        adapter = AdapterConfig(4, 8.0, linear_targets(model, last_names=names))
+    assert place_adapters(model, last_names=("fc1",)).rows == ()
+    by_hand = tuple(f"model.decoder.layers.{layer}.fc1" for layer in range(2))
+    for targets, refused in ((place_adapters(model).rows, False), (by_hand, True)):
+        adapter = AdapterConfig(4, 8.0, targets)
         encoder = GemEncoder(model, 1, adapter=adapter)
         if refused:
             with pytest.raises(GemError, match=r"fc1 cannot tell special tokens from text"):
@@ -222,5 +225,6 @@ def test_an_adapter_where_tokens_lose_their_rows_is_refused() -> None:
 
 
 def test_targets_can_be_chosen_by_name() -> None:
-    targets = linear_targets(helpers.build_model("llama"), last_names=("q_proj", "v_proj"))
+    model = helpers.build_model("llama")
+    targets = place_adapters(model, last_names=("q_proj", "v_proj")).rows
     assert [name.rsplit(".", 1)[1] for name in targets] == ["q_proj", "v_proj"] * 2

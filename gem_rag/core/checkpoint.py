@@ -142,12 +142,39 @@ def open_checkpoint(
                 f"{path} is not a model folder: it has no {file} ({kind}); give a folder saved "
                 "with save_pretrained, a GGUF file, a hub name or 'gem-tiny'"
             )
+    _check_architecture(path)
     if not any(path.glob("*.safetensors")):
         raise InputError(
             f"{path} has no *.safetensors weights: save the model with safe serialization "
             "(pickled weights are not read)"
         )
     return Checkpoint(name, path, GemConfig.read(path) or GemConfig(), base_model)
+
+
+def _check_architecture(folder: Path) -> None:
+    """Raise InputError unless transformers has the model's architecture: a folder's own code is
+    never run, nor is anybody asked whether it should be."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read ({error}): copy it whole") from None
+    from transformers import CONFIG_MAPPING, __version__
+
+    if kind in CONFIG_MAPPING:
+        return
+    if kind is None:
+        raise InputError(f"{file} cannot be read: it names no model_type; copy it whole")
+    if "auto_map" in config:
+        raise InputError(
+            f"{file} names code of the model's own (auto_map), which is never run: choose a model "
+            "that transformers itself has"
+        )
+    raise InputError(
+        f"{file} has model type {kind!r}, which transformers {__version__} does not know: upgrade "
+        "transformers, or choose another model"
+    )
 
 
 def save_checkpoint(

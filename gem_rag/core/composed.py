@@ -121,7 +121,9 @@ def _merge(base: Path, lora: Path, folder: Path, dtype: str) -> None:
 
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     merged = PeftModel.from_pretrained(model, str(lora)).merge_and_unload()
     for name in ("config.json", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
 from gem_rag._utils.suggestions import check_choice, check_known
 from gem_rag.errors import InputError
@@ -14,6 +15,7 @@ from gem_rag.errors import InputError
 CONFIG_NAME = "gem_config.json"
 FORMAT_VERSION = 1
 MAX_K = 16
+MAX_RANK = 4096
 
 Pooling = Literal["mean", "concat"]
 Scope = Literal["full", "lora", "special"]
@@ -46,9 +48,13 @@ class AdapterConfig:
     targets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
-        if self.rank < 1:
-            raise InputError(f"adapter rank must be at least 1, not {self.rank}")
+        if not is_whole(self.rank) or not 1 <= self.rank <= MAX_RANK:
+            raise InputError(
+                f"adapter rank must be a whole number from 1 to {MAX_RANK}, not {self.rank!r}"
+            )
+        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
+            raise InputError(f"adapter alpha must be a number above 0, not {self.alpha!r}")
+        object.__setattr__(self, "targets", _texts("adapter targets", self.targets))
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class GemConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MAX_K:
+        if not is_whole(self.k) or not 1 <= self.k <= MAX_K:
             raise InputError(
                 f"k must be a whole number from 1 to {MAX_K}, not {self.k!r}: an embedding is read "
                 "from k special tokens"
@@ -111,15 +117,22 @@ class GemConfig:
                 f"{CONFIG_NAME} has format version {self.format_version}, this gem-rag reads "
                 f"{FORMAT_VERSION}: install the gem-rag that wrote it"
             )
-        tokens = tuple(self.tokens) or tuple(f"<|gem_{i}|>" for i in range(1, self.k + 1))
+        tokens = _texts("tokens", self.tokens) or tuple(
+            f"<|gem_{i}|>" for i in range(1, self.k + 1)
+        )
         object.__setattr__(self, "tokens", tokens)
         if len(set(tokens)) != self.k:
             raise InputError(f"k is {self.k}, so tokens must be {self.k} different names: {tokens}")
         check_prompts(self.prompts)
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"max_length must be at least 1, not {self.max_length}")
+        for name in ("answer_prompt", "base_model"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"{name} must be a text or None, not {getattr(self, name)!r}")
+        if self.max_length is not None and (not is_whole(self.max_length) or self.max_length < 1):
+            raise InputError(
+                f"max_length must be a whole number, at least 1, or None, not {self.max_length!r}"
+            )
         # How many there are, the model says (`passes.count_layers`).
-        if self.layers is not None and type(self.layers) is not int:
+        if self.layers is not None and not is_whole(self.layers):
             raise InputError(f"layers must be a whole number, or None for all, not {self.layers!r}")
 
     def dim(self, hidden: int) -> int:
@@ -173,7 +186,7 @@ def check_margin(name: str, margin: object) -> None:
     """Raise InputError unless `margin` is None or a difference of cosines."""
     if margin is None:
         return
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= 2:
+    if not is_number(margin) or not 0 <= margin <= 2:
         raise InputError(
             f"{name} must be a number from 0 to 2, a difference of cosines, or None, not {margin!r}"
         )
@@ -183,6 +196,23 @@ def check_prompts(prompts: object) -> None:
     """Raise InputError unless there is a prompt for queries and one for documents."""
     if not isinstance(prompts, dict) or set(prompts) != {"query", "document"}:
         raise InputError(f"prompts must have the two keys 'query' and 'document', not {prompts!r}")
+    _texts("prompts", tuple(prompts.values()))
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is an int, which a bool is not here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is an int or a float."""
+    return is_whole(value) or isinstance(value, float)
+
+
+def _texts(name: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{name} must be texts, not {values!r}")
+    return tuple(values)
 
 
 def from_dict(cls: type[T], state: dict[str, Any], where: str) -> T:

@@ -26,9 +26,12 @@ from gem_rag.core.layout import Layout, Role, Row, group_to_fit
 from gem_rag.core.packed_texts import PackedTexts
 from gem_rag.core.passes import compile_text_half, count_layers, run, run_text, up_to_layer
 from gem_rag.core.pooling import pool
+from gem_rag.core.rotary import make_rotary_rowwise
 from gem_rag.core.special_tokens import EVERYWHERE, Positions, SpecialTokens
 from gem_rag.core.transfer import to_device
 from gem_rag.errors import GemError
+
+_OWN_PASS = 0.1  # of the outputs' norm that a pass of ours may differ by from the model's own
 
 
 class GemEncoder(nn.Module):
@@ -62,6 +65,7 @@ class GemEncoder(nn.Module):
         super().__init__()
         check_config(model)
         self.layers = count_layers(model.config, layers)
+        make_rotary_rowwise(model, unscaled_positions(model.config))
         model.set_attn_implementation(IMPLEMENTATION)
         self.model = model
         self.k = k
@@ -83,8 +87,7 @@ class GemEncoder(nn.Module):
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        hidden = int(self.model.config.get_text_config().hidden_size)
-        return GemConfig(k=self.k, pooling=self.pooling).dim(hidden)
+        return GemConfig(k=self.k, pooling=self.pooling).dim(output_width(self.model))
 
     @property
     def device(self) -> torch.device:
@@ -213,6 +216,14 @@ class GemEncoder(nn.Module):
         return pool(hidden[rows, columns].unflatten(0, (-1, self.k)), self.pooling)
 
 
+def output_width(model: Any) -> int:
+    """Features of a causal language model's output, which a projection may follow the layers of."""
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        return head.in_features
+    return int(model.config.get_text_config().hidden_size)
+
+
 def check_config(model: Any) -> None:
     """Raise GemError, with the reason, for architectures known to break the attention rule."""
     config = model.config.get_text_config()
@@ -240,8 +251,8 @@ def check_config(model: Any) -> None:
 def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     """Run a few tokens through a model to check that it follows the attention rule.
 
-    It does if every layer of an embedding pass uses the lowered attention, and no text token's
-    output, after all layers, changes when special tokens are added.
+    It does if every layer of an embedding pass uses the lowered attention, the outputs of a text
+    are those of the model's own forward pass, and none changes when special tokens are added.
 
     Raises:
         GemError: It does not; the message says why.
@@ -257,6 +268,8 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
         if lowered.calls == encoder.layers:
             with_specials = encoder.hidden_states(full, how)
             plain = encoder.hidden_states(bare, how)
+            ids = torch.tensor([text], device=encoder.device)
+            own = encoder.base(input_ids=ids, use_cache=False).last_hidden_state
     except GemError:
         raise
     except Exception as error:  # whatever the architecture's own code runs into
@@ -268,6 +281,13 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
             f"{name} runs {lowered.calls} of its {encoder.layers} layers through transformers' "
             "attention interface, so GEM cannot set who attends to whom: choose another "
             "architecture"
+        )
+    # Different kernels: in half precision, deep models differ by a few percent.
+    change = ((plain - own).norm() / plain.norm()).item()
+    if not change <= _OWN_PASS:
+        raise GemError(
+            f"{name} does not read texts from left to right: GEM's pass gives a text other outputs "
+            f"than the model's own ({change:.0%} of their norm); choose a decoder-only model"
         )
     difference = (plain - with_specials[:, : len(text)]).abs().max().item()
     if not difference <= 1e-2 * plain.abs().max().item():
@@ -284,10 +304,20 @@ def max_text_tokens(config: Any, k: int) -> int:
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True):
         limits.append(int(window))
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        # These scale by the batch's longest row: beyond the original length a text's vector
-        # would depend on its neighbors.
-        original = rope.get("original_max_position_embeddings")
-        limits.append(int(original or config.max_position_embeddings))
+    # Beyond, some scalings choose their frequencies by a row's length, which is the text's and not
+    # the special tokens': a vector would depend on how its text was batched.
+    limits.append(unscaled_positions(config))
     return min(limits) - k
+
+
+def unscaled_positions(config: Any) -> int:
+    """Positions below which no scaling of rotary embeddings changes its frequencies."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_kind = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [
+        int(part.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for part in by_kind
+        if part.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=int(config.max_position_embeddings))

@@ -219,7 +219,7 @@ def _attention(
     itself = (query * key).sum(-1, keepdim=True) * scale
     weights = torch.cat([scores, itself], dim=-1).softmax(dim=-1)
     over_text = weights[..., :length].flatten(2, 3) @ values.float()
-    output = over_text.view_as(query) + weights[..., length:] * value
+    output = over_text.view(*query.shape[:4], -1) + weights[..., length:] * value
     return output.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)[None].to(keys.dtype), weights
 
 

@@ -8,7 +8,7 @@ nothing, so the base model computes what it always computed, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gem_rag.core.adapter_targets import features, is_linear
 from gem_rag.core.config import AdapterConfig
 from gem_rag.errors import GemError, InputError
 
@@ -62,11 +63,12 @@ class LowRankUpdate(nn.Module):
             out by the first pass; every model is run once before it is used.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dtype: torch.dtype) -> None:
+    def __init__(self, linear: nn.Module, rank: int, alpha: float, dtype: torch.dtype) -> None:
         super().__init__()
-        device = linear.weight.device
-        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, device=device, dtype=dtype)
-        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, device=device, dtype=dtype)
+        device = next(linear.parameters()).device
+        read, written = features(linear)
+        self.lora_A = nn.Linear(read, rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = nn.Linear(rank, written, bias=False, device=device, dtype=dtype)
         self.scale = alpha / rank
         self.readers: tuple[LowRankUpdate, ...] = (self,)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
@@ -179,18 +181,6 @@ class SpecialTokens(nn.Module):
             expected[name].copy_(tensor)
 
 
-def linear_targets(model: Any, last_names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the linear layers below the head, or of those whose last name is listed."""
-    head = model.get_output_embeddings()
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and (not last_names or name.rsplit(".", 1)[-1] in last_names)
-    )
-
-
 @torch.no_grad()
 def initial_special_embeddings(
     embed: Callable[[Tensor], Tensor], vocab_size: int, k: int, device: torch.device
@@ -240,12 +230,12 @@ def _module_key(target: str) -> str:
     return target.replace(".", "/")  # ModuleDict keys may not hold dots
 
 
-def _linear_layer(model: nn.Module, name: str) -> nn.Linear:
+def _linear_layer(model: nn.Module, name: str) -> nn.Module:
     try:
         module: nn.Module | None = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear):
+    if module is None or not is_linear(module):
         raise InputError(
             f"adapter target {name!r} is not a linear layer of {type(model).__name__}: the "
             "adapter belongs to another base model"

@@ -16,10 +16,12 @@ from typing import Any
 
 import tokenizers
 
+from gem_rag._utils.deadline import run_within
 from gem_rag.errors import InputError
 
 # Splits a control token in two so that it is no longer one; a noncharacter that no text contains.
 _BREAK = "\ufdd0"
+_TEMPLATE_SECONDS = 10.0  # templates are programs of the models' authors, and may loop
 
 
 class SafeTokenizer:
@@ -59,10 +61,24 @@ class SafeTokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> SafeTokenizer:
-        """The tokenizer of a checkpoint folder."""
+        """The tokenizer of a checkpoint folder; code that it names is never run.
+
+        Raises:
+            InputError: It cannot be read.
+        """
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever a broken file makes transformers run into
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"the tokenizer in {folder} cannot be loaded ({type(error).__name__}: {reason}): "
+                "copy the folder whole, or choose a model whose tokenizer transformers has"
+            ) from error
+        return cls(tokenizer)
 
     def encode(
         self, texts: Sequence[str], add_special_tokens: bool = True
@@ -118,7 +134,8 @@ class SafeTokenizer:
         message are plain text.
 
         Raises:
-            InputError: The model has no chat template, or the template rejects the messages.
+            InputError: The model has no chat template, or the template rejects the messages or
+                does not end.
         """
         if not self.chat_template:
             raise InputError(
@@ -127,11 +144,14 @@ class SafeTokenizer:
             )
         messages = [self._break_control_tokens(message) for message in messages]
         try:
-            rendered = self.hf_tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **template_kwargs,
+            rendered = run_within(
+                _TEMPLATE_SECONDS,
+                lambda: self.hf_tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **template_kwargs,
+                ),
             )
         except Exception as error:  # a template is a program of the model's author
             raise InputError(f"the model's chat template refuses these messages: {error}") from None

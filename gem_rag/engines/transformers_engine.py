@@ -257,6 +257,7 @@ def _load(
             attn_implementation=IMPLEMENTATION,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **model_kwargs,
         )

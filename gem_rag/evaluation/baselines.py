@@ -49,13 +49,15 @@ class MeanPooled:
     def __init__(self, folder: Path, max_length: int = 512) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from gem_rag.core.encoder import output_width
+
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
         self._model = model.base_model.eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        config = model.config
+        config = model.config.get_text_config()
         self.max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
         self.name, self.fingerprint = f"mean pooling of {folder.name}", _fingerprint(folder)
-        self.dim = int(config.hidden_size)
+        self.dim = output_width(model)
 
     def embed_queries(self, texts: Sequence[str]) -> FloatArray:
         """Unit rows [n, dim]."""

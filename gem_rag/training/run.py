@@ -100,7 +100,7 @@ def train(
             "this device has no instructions for bfloat16, so training runs in float32",
             stacklevel=2,
         )
-    config = AutoConfig.from_pretrained(base.path)
+    config = AutoConfig.from_pretrained(base.path, trust_remote_code=False)
     count_layers(config, recipe.layers)  # before data are read
     model_limit = max_text_tokens(config, recipe.k)
     recipe = settle_special_tokens(_limit_length(recipe, base.name, model_limit), base)
@@ -124,7 +124,12 @@ def train(
     )
     aligns = recipe.contrastive is not None and recipe.contrastive.align > 0
     length = teacher_dim(corpora) if aligns else None  # other losses take vectors of any length
-    training_model = TrainingModel(load_trainable(recipe, base), recipe, length)
+    trainable = load_trainable(recipe, base)
+    if trainable.left_out:
+        warnings.warn(
+            f"{base.name} has layers without adapters: {trainable.left_out}", stacklevel=2
+        )
+    training_model = TrainingModel(trainable, recipe, length)
     trainer = GemTrainer(training_model, arguments, steps, callbacks, progress)
     trainer.train(resume_from_checkpoint=last and str(last))
     cost = _measure_cost(trainer)
@@ -151,7 +156,9 @@ def save_trained(
     weights = _mean_state(complete_checkpoints(run_folder)[-recipe.schedule.average :])
     state_dict = {name.removeprefix("encoder."): tensor for name, tensor in weights.items()}
     trainable.encoder.load_state_dict(state_dict, strict=False)
-    base_dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
+    base_dtype = (
+        AutoConfig.from_pretrained(base.path, trust_remote_code=False).dtype or torch.float32
+    )
     dtype = base_dtype if recipe.save_dtype == "auto" else getattr(torch, recipe.save_dtype)
     tokens = {n: t.to(dtype) for n, t in trainable.encoder.special.tensors().items()}
     config = dataclasses.replace(

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import AdapterConfig, Pooling, Scope
 from gem_rag.core.encoder import GemEncoder, check_supported
 from gem_rag.core.passes import up_to_layer
 from gem_rag.core.precision import has_bfloat16
-from gem_rag.core.special_tokens import linear_targets
 from gem_rag.errors import InputError
 from gem_rag.training.recipe import Adapter, Recipe
 
@@ -41,11 +41,13 @@ class TrainableModel:
         scope: Which weights train.
         encoder: The model and its special tokens.
         lora: peft's model around the encoder's, in the scope `lora`.
+        left_out: Which layers have no adapters though nothing was said against it, and why.
     """
 
     scope: Scope
     encoder: GemEncoder
     lora: Any = None
+    left_out: str = ""
     _base: Any = None
 
     @contextmanager
@@ -85,13 +87,17 @@ def prepare_special(
     """Train only the special tokens' own weights."""
     model.requires_grad_(False)
     # In later layers than embeddings are read after, adapters would never train.
-    targets = linear_targets(up_to_layer(model, model.config, layers), adapter.targets)
-    encoder = GemEncoder(
-        model, k, pooling, AdapterConfig(adapter.rank, adapter.effective_alpha, targets), layers
-    )
+    placement = place_adapters(up_to_layer(model, model.config, layers), adapter.targets)
+    if not placement.rows:
+        raise InputError(
+            f"{type(model).__name__} has no layer that special tokens alone could have an adapter "
+            f"on ({placement.left_out()}): use scope lora or full"
+        )
+    config = AdapterConfig(adapter.rank, adapter.effective_alpha, placement.rows)
+    encoder = GemEncoder(model, k, pooling, config, layers)
     check_supported(encoder)
     encoder.special.to(torch.float32)
-    return TrainableModel("special", encoder)
+    return TrainableModel("special", encoder, left_out=placement.left_out())
 
 
 def prepare_full(
@@ -113,18 +119,20 @@ def prepare_lora(
     """Train the special tokens' embeddings, and peft's low-rank adapters on every token."""
     import peft
 
-    names = {name.rsplit(".", 1)[-1] for name in linear_targets(model, adapter.targets)}
+    placement = place_adapters(model, adapter.targets)
+    names = placement.rows + placement.mixed
     config = peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.effective_alpha,
         lora_dropout=adapter.dropout,
-        target_modules=sorted(names),
+        target_modules=list(names),
     )
     wrapped = peft.get_peft_model(model, config)
     encoder = GemEncoder(wrapped.get_base_model(), k, pooling, layers=layers)
     check_supported(encoder)
     encoder.special.to(torch.float32)
-    return TrainableModel("lora", encoder, wrapped)
+    left_out = dataclasses.replace(placement, mixed=()).left_out()
+    return TrainableModel("lora", encoder, wrapped, left_out)
 
 
 def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
@@ -144,7 +152,10 @@ def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
     # A frozen base computes in the dtype it was saved in; weights that train are float32.
     keeps_dtype = recipe.scope != "full" and trains_in_bfloat16(recipe)
     model = AutoModelForCausalLM.from_pretrained(
-        base.path, dtype="auto" if keeps_dtype else torch.float32, use_safetensors=True
+        base.path,
+        dtype="auto" if keeps_dtype else torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     if recipe.scope == "full":
         trainable = prepare_full(model, recipe.k, recipe.pooling, recipe.layers)
