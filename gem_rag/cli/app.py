@@ -304,9 +304,13 @@ def export(
 def info(
     index: Annotated[Path | None, typer.Option("--index", "-i", help="An index.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A model.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Load the model, and say whether and how it can be trained."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe an index or a model, without loading weights."""
+    """Describe an index or a model; weights are loaded only with --check."""
     from gem_rag.core.checkpoint import open_checkpoint
     from gem_rag.rag.manifest import Manifest
 
@@ -323,7 +327,13 @@ def info(
         }
         if facts["adapter"] is not None:
             facts["adapter"]["targets"] = f"{len(facts['adapter']['targets'])} linear layers"
-    lines = (f"{name}: {' '.join(str(value).split())}" for name, value in facts.items())
+        if check:
+            from gem_rag.core.suitability import examine
+
+            facts["suitability"] = dataclasses.asdict(examine(checkpoint.path))
+    shown = {**facts, **facts.get("suitability", {})}
+    shown.pop("suitability", None)
+    lines = (f"{name}: {' '.join(str(value).split())}" for name, value in shown.items())
     print_result(facts, as_json, "\n".join(lines))
 
 

@@ -1,0 +1,68 @@
+"""Whether a language model can be GEM-trained, and how: found out by loading and running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gem_rag.core.adapter_targets import place_adapters
+from gem_rag.core.config import AdapterConfig
+from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
+from gem_rag.errors import GemError
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """What a model can do under GEM's attention rule.
+
+    Attributes:
+        accepted: Whether it follows the rule, with any number of special tokens and with observers.
+        reason: Why not, and what to do; empty if it does.
+        longest_text: The most tokens of a text, with one special token.
+        dim: Length of an embedding; `layers` likewise how many there are to read it after.
+        adapters: How many linear layers get adapters by default.
+        without_adapters: Which get none, and why; empty if all do.
+    """
+
+    accepted: bool
+    reason: str = ""
+    longest_text: int | None = None
+    dim: int | None = None
+    layers: int | None = None
+    adapters: int = 0
+    without_adapters: str = ""
+
+
+def examine(folder: Path) -> Suitability:
+    """Load a model in a folder, and run a few tokens through it.
+
+    Args:
+        folder: A whole model's folder.
+
+    Returns:
+        What it can do.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        return Suitability(False, f"it is no causal language model for transformers: {reason}")
+    try:
+        placement = place_adapters(model)
+        adapter = AdapterConfig(1, 1.0, placement.rows) if placement.rows else None
+        encoder = GemEncoder(model, 1, adapter=adapter)
+        check_supported(encoder)
+    except GemError as error:
+        return Suitability(False, str(error))
+    return Suitability(
+        True,
+        longest_text=max_text_tokens(model.config, 1),
+        dim=encoder.dim,
+        layers=encoder.layers,
+        adapters=len(placement.rows),
+        without_adapters=placement.left_out(),
+    )
