@@ -178,6 +178,7 @@ def test_a_damaged_file_is_refused(file: str, damage: str, folder: Path) -> None
             {"model_type": "mine"},
             "model type 'mine', which transformers .* not know",
         ),
+        ("config.json", {"model_type": "clip"}, "'clip', which is no causal language model"),
         (
             "tokenizer_config.json",
             {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Slow", "code.Fast"]}},

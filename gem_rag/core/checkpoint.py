@@ -152,18 +152,23 @@ def open_checkpoint(
 
 
 def _check_architecture(folder: Path) -> None:
-    """Raise InputError unless transformers has the model's architecture: a folder's own code is
-    never run, nor is anybody asked whether it should be."""
+    """Raise InputError unless transformers has the model's architecture as a language model: a
+    folder's own code is never run, nor is anybody asked whether it should be."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file} cannot be read ({error}): copy it whole") from None
-    from transformers import CONFIG_MAPPING, __version__
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, __version__
 
     if kind in CONFIG_MAPPING:
-        return
+        if CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return
+        raise InputError(
+            f"{file} has model type {kind!r}, which is no causal language model in transformers: "
+            "choose a decoder-only language model, or the text model that it is made of"
+        )
     if kind is None:
         raise InputError(f"{file} cannot be read: it names no model_type; copy it whole")
     if "auto_map" in config:
