@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 import gem_rag
 from gem_rag.errors import InputError
+from gem_rag.evaluation.baselines import MeanPooled
 from gem_rag.training import training_model
 from gem_rag.training.batches import Contrast, StepDataset
 from gem_rag.training.objectives import (
@@ -172,6 +173,21 @@ def test_whitened_vectors_have_no_mean_and_variance_one(plain_folder: Any) -> No
     assert found.dtype == np.float32
     assert np.abs(found.mean(axis=0)).max() < 1e-3
     assert np.abs(found.T @ found / len(texts) - np.eye(found.shape[1])).max() < 1e-2
+
+
+def test_the_base_as_teacher_reads_each_text_once(
+    plain_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    embed = MeanPooled.embed_documents
+    monkeypatch.setattr(
+        MeanPooled, "embed_documents", lambda self, texts: read.extend(texts) or embed(self, texts)
+    )
+    texts = [f"text {number}" for number in range(60)]
+    teacher = WhitenedMeanPooling(plain_folder("qwen3"), texts + texts[:9])
+    assert teacher.encode([*texts[5:], "one more", "one more"]).shape[0] == 57
+    assert read == [*texts, "one more"]
+    assert np.array_equal(teacher.encode(texts[:1]), teacher.encode(texts)[:1])
 
 
 @pytest.mark.parametrize("texts", [["one text"] * 9, ["one", "two and", "three"]])

@@ -79,12 +79,14 @@ class WhitenedMeanPooling:
 
     def __init__(self, folder: Path, texts: Sequence[str]) -> None:
         self._pooled = MeanPooled(folder)
-        vectors = self._pooled.embed_documents(list(texts)[:_WHITENED]).astype(np.float64)
+        texts = list(texts)[:_WHITENED]
+        self._known: dict[str, FloatArray] = {}  # a pass of each text is what training pays for
+        vectors = self._embed(texts).astype(np.float64)
         self._mean = vectors.mean(axis=0)
         centred = vectors - self._mean
         values, directions = np.linalg.eigh(centred.T @ centred / len(centred))
         kept = values > _LEAST_VARIANCE * values.max()
-        distinct = len(set(texts[:_WHITENED]))
+        distinct = len(set(texts))
         if kept.sum() >= distinct - 1:  # as many directions as texts: nothing is left to learn
             raise InputError(
                 f"teacher: base has {distinct} different documents to whiten the vectors of, fewer "
@@ -95,8 +97,14 @@ class WhitenedMeanPooling:
 
     def encode(self, texts: Sequence[str], **options: Any) -> FloatArray:
         """Vectors of texts, [n, dim]; as sentence-transformers' `encode`."""
-        vectors = (self._pooled.embed_documents(texts) - self._mean) @ self._matrix
+        vectors = (self._embed(texts) - self._mean) @ self._matrix
         return np.asarray(vectors, dtype=np.float32)
+
+    def _embed(self, texts: Sequence[str]) -> FloatArray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._pooled.embed_documents(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
 
 
 def load_teacher(name: str) -> Any:
