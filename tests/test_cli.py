@@ -85,7 +85,7 @@ def test_json_output_is_json_alone(docs: Path, run: Any) -> None:
     hits = json.loads(run("search", "fox", "--json")[1])
     assert {hit["chunk"]["source"] for hit in hits} == {"docs/fox.md", "docs/index.txt"}
     answer = json.loads(run("ask", "fox?", "--json", "--max-tokens", "4")[1])
-    assert set(answer) == {"text", "citations", "hits", "timings"}
+    assert set(answer) == {"text", "citations", "hits", "unsupported", "timings"}
     assert json.loads(run("info", "--json", "--model", "MODEL")[1])["k"] == 2
 
 

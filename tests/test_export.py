@@ -399,7 +399,7 @@ def test_a_damaged_model_is_refused(name: str, full_folder: Any, out: Path) -> N
     folder = full_folder()
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="not valid JSON|cannot be loaded"):
+    with pytest.raises(InputError, match="cannot be read|cannot be loaded"):
         to_sentence_transformers(folder, out)
     assert os.listdir(out.parent) == []
 
