@@ -59,7 +59,6 @@ class RowwiseRotary:
             for rows in groups:
                 self._forward(x, start, *args, **kwargs)  # forget the calls before
                 parts.append(self._forward(x, position_ids[rows], *args, **kwargs))
-            self._forward(x, start, *args, **kwargs)
         order = torch.tensor([row for rows in groups for row in rows]).argsort()
         cos, sin = (torch.cat(part)[order.to(part[0].device)] for part in zip(*parts, strict=True))
         return cos, sin
