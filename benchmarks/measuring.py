@@ -134,10 +134,11 @@ def random_lengths(kind: str, count: int) -> list[int]:
 
 
 def device_name() -> str:
-    """The device, with the threads of a CPU."""
+    """The device, with a CPU's threads and instructions: they make a difference of five times."""
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability}, {torch.get_num_threads()} threads"
 
 
 def record(benchmark: str, figures: dict[str, Any]) -> None:

@@ -57,15 +57,14 @@ def tables(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """A case in each column, a figure in each row."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in COMMON)
-    out = []
-    for number, name in enumerate(names):
-        cells = " | ".join(_cell(row.get(name, "")) for row in rows)
-        out.append(f"| {name.replace('_', ' ')} | {cells} |")
-        if number == 0:
-            out.append("|" + "---|" * (len(rows) + 1))
-    return "\n".join(out) + "\n"
+    """A case in each column, a figure in each row; the other way round for cases that have names of
+    their own."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in COMMON))
+    table = [[n.replace("_", " "), *(_cell(row.get(n, "")) for row in rows)] for n in names]
+    if "row" in names:
+        table = [list(column) for column in zip(*table, strict=True)]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]]) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -13,7 +13,7 @@ from transformers import set_seed
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.training.batches import StepDataset
-from gem_rag.training.data import load_data
+from gem_rag.training.data import add_teacher, load_data
 from gem_rag.training.recipe import Recipe, from_state
 from gem_rag.training.scopes import load_trainable
 from gem_rag.training.teacher import teacher_dim
@@ -91,6 +91,7 @@ def prepared(recipe: Recipe, base: Path) -> tuple[TrainingModel, StepDataset]:
     checkpoint = open_checkpoint(base)
     set_seed(recipe.seed)
     path = checkpoint.path
-    corpora, _ = load_data(recipe, SafeTokenizer.from_folder(path), path)
+    tokenizer = SafeTokenizer.from_folder(path)
+    corpora = add_teacher(recipe, load_data(recipe, tokenizer)[0], tokenizer, path)
     trainable = load_trainable(recipe, checkpoint)
     return TrainingModel(trainable, recipe, teacher_dim(corpora)), StepDataset(recipe, corpora)

@@ -229,6 +229,8 @@ def test_a_distribution_offers_an_adapter_and_its_base(
     offer(monkeypatch, mine=ModelPackage(adapter, {"some/base": lambda: base}))
     assert open_checkpoint("mine").name == "mine"
     assert np.array_equal(vectors("mine"), vectors(whole))
+    found = open_checkpoint("some/base")
+    assert (found.name, found.path) == ("some/base", base.resolve())
     offer(monkeypatch, mine=ModelPackage(adapter, {"some/base": lambda: None}))
     with pytest.raises(InputError, match="mine is an adapter for some/base, which is not inst"):
         gem_rag.load("mine")

@@ -253,6 +253,9 @@ def test_first_steps_may_only_align(base: Path, tmp_path: Path) -> None:
     assert [set(model(steps[step])) - {"loss"} for step in (1, 2)] == [
         {"align"}, {"align", "contrastive"},
     ]  # fmt: skip
+    # Negatives are no pairs of the teacher's: nothing would be learned of them.
+    rows = [len(contrast.order) for step in (1, 2) if (contrast := steps[step].contrast)]
+    assert rows == [16, 24]
 
 
 def test_a_projection_is_resumed_and_not_part_of_the_model(base: Path, tmp_path: Path) -> None:

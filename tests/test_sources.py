@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
+from gem_rag.training.batches import StepDataset, rows_drawn
 from gem_rag.training.corpus import Corpus, HeldOut, load_corpus
-from gem_rag.training.data import load_data
+from gem_rag.training.data import add_teacher, load_data
 from gem_rag.training.recipe import COLUMNS, Recipe, Source, from_state
 from gem_rag.training.sources import read_source
-from gem_rag.training.teacher import add_teacher_vectors, load_teacher
+from gem_rag.training.teacher import add_teacher_vectors, load_teacher, teacher_dim
 
 Rows = Sequence[dict[str, Any]]
 PLAIN = SafeTokenizer(helpers.build_tokenizer())
@@ -683,6 +684,28 @@ def test_a_teacher_of_running_text(own: Any, jsonl: Any) -> None:
     assert set(corpus.rows.column_names) == {"text", "row", "vector"}
 
 
+def test_a_teacher_reads_only_what_is_drawn_and_equal_texts_once(jsonl: Any) -> None:
+    rows = [{"query": f"q{i}", "document": f"d{i // 4}"} for i in range(20)]
+    data = {"pairs": {"path": jsonl(rows), "kind": "pairs"}}
+    schedule = {"batch": 2, "steps": 3, "contrastive_from": 0}
+    taught = recipe(data=data, contrastive={"teacher": "mine"}, schedule=schedule, next_token=None)
+    corpora, _ = load_data(taught, PLAIN)
+    drawn = rows_drawn(taught, corpora)["pairs"]
+    assert len(drawn) == 6
+    teacher = Teacher()
+    corpus = add_teacher_vectors(corpora[0], teacher, PLAIN, drawn)
+    found = [row for row, vector in enumerate(corpus.rows["query_vector"]) if vector is not None]
+    assert found == list(drawn)
+    read = [corpora[0].rows[int(row)] for row in drawn]
+    documents = dict.fromkeys(PLAIN.decode(row["document"]) for row in read)
+    assert len(documents) < 6
+    assert teacher.seen == [*(PLAIN.decode(row["query"]) for row in read), *documents]
+    assert teacher_dim([corpus]) == 2
+    steps = StepDataset(taught, [corpus])
+    for batch in (steps[step] for step in range(3)):
+        assert batch.contrast.teacher is not None
+
+
 @pytest.mark.parametrize("teacher", [Teacher(), None], ids=["model", "columns"])
 def test_what_the_contrastive_loss_does_not_read_gets_no_vectors(teacher: Any, jsonl: Any) -> None:
     corpus = loaded(jsonl([{"text": "hello", "summary": "hi"}]), {"kind": "summary"})
@@ -719,7 +742,8 @@ def test_a_recipes_teacher_is_used(jsonl: Any) -> None:
     rows = [{"text": "hello", "vector": [1.0]}]
     for name, vector in (("some/teacher", [5.0, ord("h")]), ("columns", [1.0]), (None, [1.0])):
         data = {"texts": {"path": jsonl(rows)}}
-        [corpus], _ = load_data(recipe(data=data, contrastive={"teacher": name}), PLAIN)
+        taught = recipe(data=data, contrastive={"teacher": name}, schedule={"batch": 1})
+        [corpus] = add_teacher(taught, load_data(taught, PLAIN)[0], PLAIN, Path())
         assert corpus.rows["vector"] == [vector]
     [corpus], _ = load_data(recipe(data={"texts": {"path": jsonl([{"text": "hello"}])}}), PLAIN)
     assert "vector" not in corpus.rows.column_names

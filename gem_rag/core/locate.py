@@ -72,6 +72,8 @@ def _locate(model: str, revision: str | None, cache_folder: str | Path | None) -
         return path.resolve(), True
     if (package := model_package(model)) is not None:
         return package.folder, False
+    if revision is None and (installed := installed_base(model)) is not None:
+        return installed, False
     if path.exists():
         raise InputError(f"{model} is a file: give the folder that holds the model, or a GGUF file")
     # A hub name is 'owner/name' or 'name'; anything else was meant as a path.

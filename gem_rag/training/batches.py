@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from gem_rag.errors import InputError
 from gem_rag.training import rows
 from gem_rag.training.corpus import Corpus
 from gem_rag.training.recipe import Recipe
-from gem_rag.training.schedule import alpha, raw_share
+from gem_rag.training.schedule import alpha, only_aligns, raw_share
 
 
 class Pass(NamedTuple):
@@ -115,11 +116,11 @@ class StepDataset(Dataset[Batch]):
         rank: int = 0,
         max_positions: int = sys.maxsize,
     ) -> None:
-        batch, contrastive_batch = recipe.schedule.batch, recipe.schedule.contrastive_batch
+        batch = recipe.schedule.batch
         self.recipe, self.processes, self.rank = recipe, processes, rank
         self.max_positions = max_positions
         self._next_token = _Sampler("next_token", corpora, batch, recipe)
-        self._contrast = _Sampler("contrastive", corpora, contrastive_batch or batch, recipe)
+        self._contrast = _Sampler("contrastive", corpora, _contrastive_batch(recipe), recipe)
         samplers = [s for s in (self._next_token, self._contrast) if s.is_used]
         for sampler in samplers:
             if sampler.batch % processes:
@@ -186,6 +187,8 @@ class StepDataset(Dataset[Batch]):
         corpus, indices = self._contrast[step]
         data = corpus.take(indices)
         examples = [self._example(step, i, row) for i, row in zip(indices, data, strict=True)]
+        if only_aligns(self.recipe, step):  # of pairs alone
+            examples = [example._replace(negatives=()) for example in examples]
         examples.sort(key=lambda example: -len(example.document))
         shares = [examples[rank :: self.processes] for rank in range(self.processes)]
         passes, order = self._build_passes(
@@ -318,6 +321,21 @@ class _Sampler:
             order = np.random.default_rng([self.seed, source, epoch]).permutation(len(corpus.rows))
             self._order[source] = (epoch, order)
         return corpus, self._order[source][1][place * self.batch : (place + 1) * self.batch]
+
+
+def rows_drawn(recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, IntArray]:
+    """The rows that a run's contrastive steps read, by the name of their source."""
+    sampler = _Sampler("contrastive", corpora, _contrastive_batch(recipe), recipe)
+    drawn: dict[str, list[IntArray]] = defaultdict(list)
+    for step in range(recipe.schedule.steps):
+        if alpha(recipe, step) > 0:
+            corpus, indices = sampler[step]
+            drawn[corpus.name].append(indices)
+    return {name: np.unique(np.concatenate(indices)) for name, indices in drawn.items()}
+
+
+def _contrastive_batch(recipe: Recipe) -> int:
+    return recipe.schedule.contrastive_batch or recipe.schedule.batch
 
 
 def _find_false_negatives(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.training.batches import rows_drawn
 from gem_rag.training.corpus import Corpus, HeldOut, load_corpus
 from gem_rag.training.made_pairs import PairMaker
 from gem_rag.training.recipe import Recipe
+from gem_rag.training.scopes import trains_in_bfloat16
 from gem_rag.training.sources import read_source
 from gem_rag.training.teacher import WhitenedMeanPooling, add_teacher_vectors, load_teacher
 
@@ -18,17 +20,13 @@ _EMBEDDED = {"pairs": "document"}  # the column of documents, of kinds where it 
 
 
 def load_data(
-    recipe: Recipe,
-    tokenizer: SafeTokenizer,
-    base: Path | None = None,
-    maker: PairMaker | None = None,
+    recipe: Recipe, tokenizer: SafeTokenizer, maker: PairMaker | None = None
 ) -> tuple[list[Corpus], list[HeldOut]]:
     """Load all of a recipe's sources.
 
     Args:
         recipe: The recipe, with the paths of its data.
         tokenizer: The model's tokenizer.
-        base: The model's folder; needed if it is its own teacher.
         maker: Makes the pairs of sources that are documents; needed if there are any.
 
     Returns:
@@ -48,10 +46,6 @@ def load_data(
         else load_corpus(name, source, recipe, tokenizer)
         for name, source in recipe.data.items()
     ]
-    name = recipe.contrastive.teacher if recipe.contrastive else None
-    if name:
-        teacher = _teacher(name, corpora, tokenizer, base)
-        corpora = [add_teacher_vectors(corpus, teacher, tokenizer) for corpus in corpora]
     given = recipe.evaluation.data
     if not given:
         return corpora, [
@@ -68,15 +62,42 @@ def load_data(
     ]
 
 
+def add_teacher(
+    recipe: Recipe, corpora: Sequence[Corpus], tokenizer: SafeTokenizer, base: Path
+) -> list[Corpus]:
+    """Add a teacher's vectors to what is trained on, if the recipe has one.
+
+    Args:
+        recipe: The recipe.
+        corpora: The data.
+        tokenizer: The model's tokenizer.
+        base: The model's folder; it may be its own teacher.
+
+    Returns:
+        The corpora, with vectors of the rows that the run's steps draw.
+
+    Raises:
+        InputError: The teacher cannot be loaded, or vectors in the data cannot be used.
+    """
+    name = recipe.contrastive.teacher if recipe.contrastive else None
+    if name is None:
+        return list(corpora)
+    teacher = _teacher(name, corpora, tokenizer, base, trains_in_bfloat16(recipe))
+    drawn = rows_drawn(recipe, corpora) if teacher else {}
+    return [
+        add_teacher_vectors(corpus, teacher, tokenizer, drawn.get(corpus.name))
+        for corpus in corpora
+    ]
+
+
 def _teacher(
-    name: str, corpora: Sequence[Corpus], tokenizer: SafeTokenizer, base: Path | None
+    name: str, corpora: Sequence[Corpus], tokenizer: SafeTokenizer, base: Path, bfloat16: bool
 ) -> Any | None:
     """What gives vectors; None if they are in the data."""
     if name == "columns":
         return None
     if name != "base":
-        return load_teacher(name)
-    assert base is not None
+        return load_teacher(name, bfloat16)
     ids = (
         row for corpus in corpora for row in corpus.rows[_EMBEDDED.get(corpus.source.kind, "text")]
     )

@@ -36,7 +36,7 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.training.batches import StepDataset
 from gem_rag.training.card import write_card
 from gem_rag.training.corpus import Corpus
-from gem_rag.training.data import load_data
+from gem_rag.training.data import add_teacher, load_data
 from gem_rag.training.made_pairs import PairMaker
 from gem_rag.training.recipe import Recipe, from_state
 from gem_rag.training.renamed_keys import upgrade_keys
@@ -107,9 +107,10 @@ def train(
     tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():
         maker = PairMaker(base, run_folder, resume or arguments.process_index > 0, progress)
-        corpora, held_out = load_data(recipe, tokenizer, base.path, maker)
+        corpora, held_out = load_data(recipe, tokenizer, maker)
     recipe = _limit_epochs(recipe, corpora)
     record = _build_record(recipe, base, corpora)
+    corpora = add_teacher(recipe, corpora, tokenizer, base.path)
     if arguments.process_index == 0:
         _write_or_check_record(run_folder, record, resume)
     last = latest_checkpoint(run_folder) if resume else None

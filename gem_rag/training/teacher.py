@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from gem_rag.core.arrays import FloatArray
+from gem_rag.core.arrays import FloatArray, IntArray
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
 from gem_rag.evaluation.baselines import MeanPooled
@@ -20,7 +21,9 @@ _WHITENED = 10_000  # texts are enough for a mean and a covariance
 _LEAST_VARIANCE = 1e-4  # of the largest one: directions of less are noise
 
 
-def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) -> Corpus:
+def add_teacher_vectors(
+    corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer, drawn: IntArray | None = None
+) -> Corpus:
     """Add a teacher's vectors of what the student reads to a corpus.
 
     Args:
@@ -28,6 +31,7 @@ def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) 
         teacher: A model with sentence-transformers' `encode`, or None if the vectors are in the
             data.
         tokenizer: The student's tokenizer.
+        drawn: Numbers of the rows that get vectors, in order: the others have none. Default all.
 
     Returns:
         The corpus with the vectors.
@@ -40,13 +44,25 @@ def add_teacher_vectors(corpus: Corpus, teacher: Any, tokenizer: SafeTokenizer) 
     if teacher is None:
         _check_vectors(corpus, list(columns.values()))
         return corpus
+    drawn = np.arange(len(rows)) if drawn is None else drawn
+    read = rows.select(drawn)
     for tokens, vectors in columns.items():
-        texts = [tokenizer.decode(ids) for ids in rows[tokens]]
-        encoded = np.asarray(teacher.encode(texts, convert_to_numpy=True), dtype=np.float32)
+        column: list[FloatArray | None] = [None] * len(rows)
+        encoded = _encode(teacher, [tokenizer.decode(ids) for ids in read[tokens]])
+        for row, vector in zip(drawn, encoded, strict=True):
+            column[row] = vector
         if vectors in rows.column_names:
             rows = rows.remove_columns(vectors)
-        rows = rows.add_column(vectors, list(encoded))
+        rows = rows.add_column(vectors, column)
     return dataclasses.replace(corpus, rows=rows)
+
+
+def _encode(teacher: Any, texts: Sequence[str]) -> FloatArray:
+    """A teacher's vectors, [n, dim]; equal texts are read once, as many questions have the same
+    answer."""
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    vectors = np.asarray(teacher.encode(list(distinct), convert_to_numpy=True), dtype=np.float32)
+    return vectors[[distinct[text] for text in texts]]
 
 
 def teacher_dim(corpora: Sequence[Corpus]) -> int | None:
@@ -59,7 +75,8 @@ def teacher_dim(corpora: Sequence[Corpus]) -> int | None:
     for corpus in corpora:
         for column in TEACHER_COLUMNS.get(corpus.source.kind, {}).values():
             if column in corpus.rows.column_names:
-                found[corpus.name] = len(corpus.rows[0][column])
+                vectors = (vector for vector in corpus.rows[column] if vector is not None)
+                found[corpus.name] = len(next(vectors, ()))
     if len(set(found.values())) > 1:
         lengths = ", ".join(f"{length} in {name}" for name, length in found.items())
         raise InputError(f"a teacher's vectors have one length, and not {lengths}")
@@ -107,8 +124,32 @@ class WhitenedMeanPooling:
         return np.stack([self._known[text] for text in texts])
 
 
-def load_teacher(name: str) -> Any:
-    """Load a sentence-transformers model; raises InputError if it or the library is missing."""
+class _InBfloat16:
+    """A sentence-transformers model whose products are computed in bfloat16."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def encode(self, texts: Sequence[str], **options: Any) -> FloatArray:
+        """As sentence-transformers' `encode`."""
+        with torch.autocast(torch.device(self._model.device).type, torch.bfloat16):
+            vectors: FloatArray = self._model.encode(texts, **options)
+        return vectors
+
+
+def load_teacher(name: str, bfloat16: bool = False) -> Any:
+    """Load a sentence-transformers model.
+
+    Args:
+        name: A folder or hub name.
+        bfloat16: Whether its products are computed in bfloat16, as the student's are.
+
+    Returns:
+        A model with sentence-transformers' `encode`.
+
+    Raises:
+        InputError: The model or the library is missing.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -117,10 +158,11 @@ def load_teacher(name: str) -> Any:
             "in the data (teacher: columns)"
         ) from None
     try:
-        return SentenceTransformer(name)
+        model = SentenceTransformer(name)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"teacher {name!r} cannot be loaded: {reason}") from None
+    return _InBfloat16(model) if bfloat16 else model
 
 
 def _check_vectors(corpus: Corpus, columns: Sequence[str]) -> None:

@@ -1,0 +1,185 @@
+"""The models to choose from, side by side: retrieval, answers, size and speed.
+
+    python benchmarks/models.py [--model gem-tiny] [--model FOLDER] [--model bm25] ...
+        [--pairs NAME=FILE] [--manual NAME=FOLDER] [--questions FILE=FOLDER]
+
+A model is a GEM-trained one by name or folder, a sentence-transformers folder, or `bm25`. It is
+measured on pairs (JSON lines of query and document, as `python -m gem_tiny pairs` holds them out),
+on manuals (a heading must find the text below it), and on questions in a person's own words about
+the documents in a folder: whether the right document comes first and among five, whether the answer
+holds the words that it should and cites such a document, and how often it rightly refuses. One line
+is recorded for each model; `tables.py` makes a table of them.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import typer
+from measuring import record
+
+import gem_rag
+from gem_rag import Gem, Index
+from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
+from gem_rag.evaluation.baselines import SentenceTransformer, bm25
+from gem_rag.evaluation.collection import from_documents
+from gem_rag.evaluation.known_item import drop_duplicates, evaluate_known_items
+from gem_rag.evaluation.rag_questions import Asked, ask_all, read_questions
+from gem_rag.pairs.pair import read_pairs
+
+Search = Callable[[Sequence[str], Sequence[str]], Any]  # similarities [queries, documents]
+_PASSAGES = 5
+_CHECKED = ("Paris is the capital of France.", "def add(a, b):\n    return a + b\n")
+
+
+def main(
+    model: Annotated[list[str], typer.Option(help="what to measure")] = ["gem-tiny", "bm25"],  # noqa: B006
+    pairs: Annotated[list[str], typer.Option(help="NAME=FILE")] = [],  # noqa: B006
+    manual: Annotated[list[str], typer.Option(help="NAME=FOLDER")] = [],  # noqa: B006
+    questions: Annotated[list[str], typer.Option(help="FILE=FOLDER")] = [],  # noqa: B006
+    count: Annotated[int, typer.Option(help="the most queries of each kind")] = 1500,
+) -> None:
+    """Measure and record every model."""
+    tasks = {name: _read_pairs(Path(file), count) for name, file in _split(pairs)}
+    tasks |= {name: _read_manual(Path(folder), count) for name, folder in _split(manual)}
+    for name in model:
+        if name == "bm25":
+            record("models", {"row": "BM25", **_retrieval(bm25, tasks)})
+        elif (Path(name) / "modules.json").exists():
+            record("models", _sentence_transformer(Path(name), tasks))
+        else:
+            record("models", _gem(name, tasks, _split(questions)))
+
+
+Task = tuple[list[str], list[str], list[int]]  # queries, documents, each query's document
+
+
+def _split(options: Sequence[str]) -> list[tuple[str, str]]:
+    """(before, after) the last equals sign."""
+    return [(before, after) for before, _, after in (o.rpartition("=") for o in options)]
+
+
+def _read_pairs(file: Path, count: int) -> Task:
+    pairs = read_pairs(file)[:count]
+    documents, right = drop_duplicates([pair.document for pair in pairs])
+    return [pair.query for pair in pairs], documents, right
+
+
+def _read_manual(folder: Path, count: int) -> Task:
+    collection = from_documents([folder], most=count)
+    places = {id: place for place, id in enumerate(collection.documents)}
+    right = [places[id] for id in collection.queries]
+    return list(collection.queries.values()), list(collection.documents.values()), right
+
+
+def _retrieval(search: Search, tasks: dict[str, Task]) -> dict[str, Any]:
+    figures = {}
+    for name, (queries, documents, right) in tasks.items():
+        found = evaluate_known_items(search(queries, documents), right)
+        figures[f"{name} mrr"] = round(found.mrr, 3)
+    return figures
+
+
+def _sentence_transformer(folder: Path, tasks: dict[str, Task]) -> dict[str, Any]:
+    model = SentenceTransformer(folder)
+    embedder = _Timed(model)
+    figures = _retrieval(embedder.similarities, tasks)
+    return {
+        "row": folder.parent.name if folder.name == "model" else folder.name,
+        "megabytes": _megabytes(folder), "dim": model.dim, "context": model.max_length, **figures,
+        "texts per second": embedder.rate(),
+    }  # fmt: skip
+
+
+def _gem(name: str, tasks: dict[str, Task], questions: list[tuple[str, str]]) -> dict[str, Any]:
+    checkpoint = open_checkpoint(name)
+    base = checkpoint.base.name if checkpoint.base else checkpoint.config.base_model
+    with gem_rag.load(name) as gem, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # long texts are truncated, for all models alike
+        embedder = _Timed(gem)
+        figures = _retrieval(embedder.similarities, tasks)
+        rate = embedder.rate()
+        for file, folder in questions:
+            figures |= _answers(gem, Path(file), Path(folder))
+    return {
+        "row": Path(name).name, "base": base, "megabytes": _megabytes(checkpoint.path),
+        "dim": gem.dim, "context": gem.max_length, **figures, "texts per second": rate,
+        "generation change": _logit_change(checkpoint),
+    }  # fmt: skip
+
+
+class _Timed:
+    """A model that embeds, and the rate at which it embedded documents."""
+
+    def __init__(self, model: Gem | SentenceTransformer) -> None:
+        self._model, self._texts, self._seconds = model, 0, 0.0
+
+    def similarities(self, queries: Sequence[str], documents: Sequence[str]) -> Any:
+        """Cosines, [queries, documents]."""
+        start = time.perf_counter()
+        vectors = self._model.embed_documents(list(documents))
+        self._seconds += time.perf_counter() - start
+        self._texts += len(documents)
+        return self._model.embed_queries(list(queries)) @ vectors.T
+
+    def rate(self) -> float:
+        """Documents a second."""
+        return round(self._texts / max(self._seconds, 1e-9), 1)
+
+
+def _answers(gem: Gem, file: Path, documents: Path) -> dict[str, Any]:
+    """Figures of questions in a person's own words."""
+    with TemporaryDirectory() as folder:
+        index = Index.open(Path(folder) / "index", gem)
+        index.sync([documents])
+        asked = ask_all(index, read_questions(file), _PASSAGES)
+    answerable = [one for one in asked if one.question.answer]
+    refused = [one.values["refusal"] for one in asked if not one.question.answer]
+    share = partial(_share, answerable)
+    figures = {
+        "first": share(lambda one: _ranks(one)[:1] == [True]),
+        "among five": share(lambda one: any(_ranks(one))),
+        "right": share(lambda one: one.values["match"] > 0),
+        "cited": share(
+            lambda one: any(c.source in one.question.sources for c in one.answer.citations)
+        ),
+    }
+    if refused:
+        figures["rightly refused"] = f"{sum(refused):.0f} of {len(refused)}"
+    return {f"{file.stem}: {name}": value for name, value in figures.items()}
+
+
+def _ranks(one: Asked) -> list[bool]:
+    """Whether each passage that was read is of a document that answers."""
+    return [hit.chunk.source in one.question.sources for hit in one.answer.hits]
+
+
+def _share(asked: Sequence[Asked], holds: Callable[[Asked], bool]) -> str:
+    return f"{sum(map(holds, asked))} of {len(asked)}"
+
+
+def _logit_change(checkpoint: Checkpoint) -> float:
+    """The largest difference between the base's logits and the loaded model's."""
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
+    with gem_rag.load(checkpoint.path) as gem, gem.language_model() as loaded:
+        ids = [torch.tensor([gem.tokenize(text)]) for text in _CHECKED]
+        with torch.inference_mode():
+            return max(float((base(i).logits - loaded(i).logits).abs().max()) for i in ids)
+
+
+def _megabytes(folder: Path) -> int:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 1e6)
+
+
+if __name__ == "__main__":
+    typer.run(main)
