@@ -6,7 +6,12 @@ from typing import Any
 
 import helpers
 import torch
+import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from gem_rag.core.adapter_targets import place_adapters
+from gem_rag.core.config import AdapterConfig
+from gem_rag.core.encoder import GemEncoder, check_supported
 
 _MLA = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
@@ -40,6 +45,50 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+_STATES = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+_LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+# Those that cannot be told who attends to whom: they have one special token, after a whole text.
+ONLY_CAUSAL: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": _LINEAR,
+    "qwen3_next": {
+        **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 16, "num_experts": 4,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "granitemoehybrid": {
+        **_STATES, "layer_types": ["mamba", "attention"], "num_local_experts": 4,
+        "num_experts_per_tok": 2, "shared_intermediate_size": 32,
+    },
+    "mamba": {"state_size": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "falcon_mamba": {"state_size": 8},
+    "bamba": {**_STATES, "attn_layer_indices": [1]},
+    "jamba": {
+        "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
+        "expert_layer_offset": 1, "use_mamba_kernels": False, "mamba_dt_rank": 4,
+    },
+    "nemotron_h": {},
+    "falcon_h1": {**_STATES, "mamba_d_ssm": 64},
+    "olmo_hybrid": {},
+    "minimax": {},
+    "gpt_oss": {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gemma2": {"attn_logit_softcapping": 5.0, "sliding_window": 8},
+    "gemma4_text": {"sliding_window": 8},
+    "gptj": {**_GPT_2, "rotary_dim": 4},
+    "codegen": {**_GPT_2, "rotary_dim": 4},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+    "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4},
+    "falcon": {"head_dim": None},
+    "stablelm": {},
+    "nemotron": {},
+    "diffllama": {},
+}  # fmt: skip
 _IMAGES = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "image_size": 28, "patch_size": 14,
@@ -50,11 +99,54 @@ def build_family(name: str) -> Any:
     """A random model of a family."""
     if name == "gemma3 with images":
         return _build_gemma3()
+    if name in PLAIN:
+        return helpers.build_model(name)
+    if name in ONLY_CAUSAL:
+        return helpers.build_model(name, **ONLY_CAUSAL[name])
     architecture, settings = SETTINGS[name]
     return helpers.build_model(architecture, **settings)
 
 
 FAMILIES = (*SETTINGS, "gemma3 with images")
+# Those that need no settings of their own.
+PLAIN = (
+    "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "gpt_neox", "gpt_bigcode", "biogpt",
+    "cohere", "cohere2", "glm4", "persimmon", "starcoder2",
+)  # fmt: skip
+EVERY_FAMILY = tuple(sorted((*FAMILIES, *PLAIN, *ONLY_CAUSAL)))
+
+
+def adapted_encoder(family: str) -> GemEncoder:
+    """An encoder whose adapters all do something."""
+    model = build_family(family)
+    encoder = GemEncoder(model, 1, adapter=AdapterConfig(4, 4.0, place_adapters(model).rows))
+    check_supported(encoder)
+    helpers.randomise(encoder.special)
+    return encoder.eval()
+
+
+def reference_vector(encoder: GemEncoder, reference: Any, text: list[int]) -> torch.Tensor:
+    """A text's vector by a plain model: adapters and the embedding act on the last position."""
+    special = encoder.special
+
+    def replace_last(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[:, :-1], special.embeddings[None]], dim=1)
+
+    def adapt_last(update: Any) -> Any:
+        def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            low = inputs[0][:, -1:] @ update.lora_A.weight.T @ update.lora_B.weight.T
+            return torch.cat([output[:, :-1], output[:, -1:] + update.scale * low], dim=1)
+
+        return hook
+
+    hooks = [reference.get_input_embeddings().register_forward_hook(replace_last)]
+    for name, update in special.lora.items():
+        layer = reference.get_submodule(name.replace("/", "."))
+        hooks.append(layer.register_forward_hook(adapt_last(update)))
+    hidden = reference.base_model(torch.tensor([[*text, 0]]), use_cache=False).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    return F.normalize(hidden[0, -1].float(), dim=-1)
 
 
 def _build_gemma3() -> Any:

@@ -96,6 +96,8 @@ def build_model(architecture: str, **settings: Any) -> Any:
         "pad_token_id": PAD,
     }
     torch.manual_seed(0)
+    if "head_dim" in settings and settings["head_dim"] is None:  # no setting of its own
+        del shape["head_dim"], settings["head_dim"]
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(architecture, **{**shape, **settings}), dtype=torch.float32
     )

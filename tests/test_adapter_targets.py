@@ -55,6 +55,10 @@ def test_adapters_are_put_where_tokens_keep_their_rows(
         ("gemma3 with images", "vision_tower.* are not part of reading a text"),
         ("mixtral", r"mlp.experts are no linear layers"),
         ("phimoe", r"2 such as model.layers.0.mlp.router choose experts"),
+        (
+            "mamba",
+            r"2 such as backbone.layers.0.mixer.out_proj have weights that fast kernels read",
+        ),
         ("opt", r"4 such as model.decoder.layers.0.fc1 see tokens in another order"),
     ],
 )
@@ -103,7 +107,7 @@ def train_family(
 
 
 @pytest.mark.parametrize("scope", ["special", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5_text", "gpt_oss", "mamba", "gemma2"])
 def test_a_family_trains_and_is_loaded_again(family: str, scope: str, tmp_path: Path) -> None:
     base = save_family(family, tmp_path)
     trained = train_family(base, tmp_path, scope)
@@ -111,7 +115,8 @@ def test_a_family_trains_and_is_loaded_again(family: str, scope: str, tmp_path: 
         vectors = gem.embed_documents(helpers.SENTENCES)
         alone = np.concatenate([gem.embed_documents([text]) for text in helpers.SENTENCES])
         assert helpers.close_to(vectors, alone)
-        assert vectors.shape[1] == AutoModelForCausalLM.from_pretrained(base).lm_head.in_features
+        head = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings()
+        assert vectors.shape[1] == head.in_features
         if scope == "special":
             prompts = [gem.tokenize(text) for text in helpers.SENTENCES]
             assert gem.generate(prompts, max_tokens=8) == plain.generate(prompts, max_tokens=8)

@@ -337,7 +337,9 @@ def test_waiting_calls_fail_with_a_model_that_is_gone() -> None:
     def gone() -> Any:
         raise GemError("this Gem has been closed: load the model again")
 
-    batcher = ContinuousBatcher(gone, threading.Lock(), PAD, capacity=20, prompt_tokens=10)
+    batcher = ContinuousBatcher(
+        gone, threading.Lock(), lambda: DecodingBatch(PAD), capacity=20, prompt_tokens=10
+    )
     requests = [request([5] * 6) for _ in range(5)]
     batcher.submit(requests)
     batcher.run_until(lambda: all(one.listener.generation.done() for one in requests))

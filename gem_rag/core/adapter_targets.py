@@ -25,6 +25,7 @@ class AdapterPlacement:
         mixed: Of those that see tokens in another order, such as a mixture's experts: adapters on
             every token can be there, those on special tokens only cannot.
         routers: Of those that choose experts, and give more than features.
+        bypassed: Of those whose weights fast kernels of recurrent layers read themselves.
         unread: Of those that texts do not go through, such as a vision tower's.
         fused: Of experts whose weights are in no linear layer.
     """
@@ -32,6 +33,7 @@ class AdapterPlacement:
     rows: tuple[str, ...]
     mixed: tuple[str, ...] = ()
     routers: tuple[str, ...] = ()
+    bypassed: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     fused: tuple[str, ...] = ()
 
@@ -40,6 +42,7 @@ class AdapterPlacement:
         reasons = {
             "see tokens in another order": self.mixed,
             "choose experts": self.routers,
+            "have weights that fast kernels read themselves": self.bypassed,
             "are not part of reading a text": self.unread,
             "are no linear layers": self.fused,
         }
@@ -73,8 +76,10 @@ def place_adapters(model: Any, last_names: Sequence[str] = ()) -> AdapterPlaceme
     finally:
         for hook in hooks:
             hook.remove()
-    chosen = [name for name in layers if not last_names or _last(name) in last_names]
+    named = [name for name in layers if not last_names or _last(name) in last_names]
+    chosen = [name for name in named if not _is_bypassed(model, name)]
     placement = AdapterPlacement(
+        bypassed=tuple(name for name in named if name not in chosen),
         rows=tuple(name for name in chosen if probe.seen.get(name) == "rows"),
         mixed=tuple(name for name in chosen if probe.seen.get(name) == "mixed"),
         routers=tuple(name for name in chosen if probe.seen.get(name) == "router"),
@@ -133,6 +138,13 @@ def _fused_experts(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if any(p.ndim == 3 for p in module.parameters(recurse=False)) and "expert" in _last(name):
             yield name
+
+
+def _is_bypassed(model: nn.Module, name: str) -> bool:
+    """Whether a layer is the last of a state space's, which mamba_ssm computes along with the
+    states where a model is trained on a GPU."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return _last(name) == "out_proj" and hasattr(parent, "A_log") and hasattr(parent, "D")
 
 
 def _last(name: str) -> str:

@@ -20,6 +20,7 @@ from gem_rag.core.attention import (
     head_dim,
     lower,
 )
+from gem_rag.core.causal_rows import CausalRows, why_only_causal
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
 from gem_rag.core.halves import PaddedTexts, SpecialHalf, TextHalf
 from gem_rag.core.layout import Layout, Role, Row, group_to_fit
@@ -29,8 +30,9 @@ from gem_rag.core.pooling import pool
 from gem_rag.core.rotary import make_rotary_rowwise
 from gem_rag.core.special_tokens import EVERYWHERE, Positions, SpecialTokens
 from gem_rag.core.transfer import to_device
-from gem_rag.errors import GemError
+from gem_rag.errors import GemError, InputError
 
+_ENDLESS = 2**20  # tokens
 _OWN_PASS = 0.1  # of the outputs' norm that a pass of ours may differ by from the model's own
 
 
@@ -47,11 +49,13 @@ class GemEncoder(nn.Module):
 
     Attributes:
         layers: How many of its layers texts and special tokens go through.
+        only_causal: Why the model cannot be told who attends to whom, so that its own forward pass
+            embeds whole texts with one special token each (`causal_rows`); None if it can.
+            `check_supported` runs the model to make sure.
 
     Raises:
         InputError: The model does not have so many layers.
-        GemError: The model's configuration says that it cannot follow the attention rule
-            (`check_supported` runs it to make sure).
+        GemError: The model cannot be told who attends to whom, and k is not 1.
     """
 
     def __init__(
@@ -63,16 +67,41 @@ class GemEncoder(nn.Module):
         layers: int | None = None,
     ) -> None:
         super().__init__()
-        check_config(model)
         self.layers = count_layers(model.config, layers)
         make_rotary_rowwise(model, unscaled_positions(model.config))
-        model.set_attn_implementation(IMPLEMENTATION)
         self.model = model
         self.k = k
         self.pooling = pooling
         self.adapter = adapter
         self.special = SpecialTokens(model, k, adapter)
+        self.only_causal: str | None = None
         self._compiled_text: Callable[[TextHalf], Tensor] | None = None
+        if reason := why_only_causal(model):
+            self.embed_causally(reason)
+        else:
+            self._own_attention = model.config._attn_implementation
+            model.set_attn_implementation(IMPLEMENTATION)
+
+    def embed_causally(self, reason: str) -> None:
+        """Embed by the model's own forward pass from now on.
+
+        Args:
+            reason: As of `only_causal`.
+
+        Raises:
+            GemError: k is not 1.
+        """
+        name = self.model.config.get_text_config().model_type
+        if self.k != 1:
+            raise GemError(
+                f"{name} {reason}: it can have one special token, so choose k = 1 and not {self.k}"
+            )
+        if self.model.config._attn_implementation == IMPLEMENTATION:
+            self.model.set_attn_implementation(self._own_attention)
+        if getattr(self.model.config.get_text_config(), "attn_logit_softcapping", None):
+            self.model.set_attn_implementation("eager")  # transformers' SDPA leaves the cap out
+        self.special.replace_token_embeddings(self.model.get_input_embeddings())
+        self.only_causal = reason
 
     @property
     def base(self) -> Any:
@@ -90,6 +119,13 @@ class GemEncoder(nn.Module):
         return GemConfig(k=self.k, pooling=self.pooling).dim(output_width(self.model))
 
     @property
+    def max_text_tokens(self) -> int:
+        """The most tokens of a text; the model's own pass has sliding windows of its own."""
+        if self.only_causal:
+            return _unscaled_length(self.model.config) - self.k
+        return max_text_tokens(self.model.config, self.k)
+
+    @property
     def device(self) -> torch.device:
         return self.special.embeddings.device
 
@@ -103,11 +139,32 @@ class GemEncoder(nn.Module):
         Returns:
             Unit vectors, one for each group of special tokens: float32 [groups, dim].
         """
+        if self.only_causal:
+            return self._embed_causal_rows(layout)
         return self._pool(self._run_layout(self.read_out, layout, how), layout)
 
     def hidden_states(self, layout: Layout, how: LoweringName = "split") -> Tensor:
         """Outputs of the last of all layers after the final norm: [B, T, hidden]."""
-        return self._run_layout(self.base, layout, how)
+        if not self.only_causal:
+            return self._run_layout(self.base, layout, how)
+        if ((layout.tokens.role != Role.TEXT) & (layout.tokens.role != Role.PAD)).any():
+            raise InputError(
+                f"this model {self.only_causal}, so it cannot be trained to predict text from "
+                "special tokens: leave next_token out of the recipe"
+            )
+        output: Tensor = self.base(
+            input_ids=to_device(layout.ids, self.device), use_cache=False
+        ).last_hidden_state
+        return output
+
+    def _embed_causal_rows(self, layout: Layout) -> Tensor:
+        """As `forward`, by the model's own forward pass."""
+        assert self.only_causal
+        rows = CausalRows.of(layout, self.only_causal, self.device)
+        with self.special.active(rows.is_special):
+            hidden = self.read_out(input_ids=rows.ids, use_cache=False).last_hidden_state
+        each = torch.arange(len(rows.ids), device=self.device)
+        return pool(hidden[each, rows.places][:, None], self.pooling)
 
     def _run_layout(self, model: Any, layout: Layout, how: LoweringName) -> Tensor:
         special: Positions
@@ -159,6 +216,8 @@ class GemEncoder(nn.Module):
         layouts = [layout for layout in layouts if (layout.tokens.role == Role.SPECIAL).any()]
         if not layouts:
             return torch.zeros(0, self.dim, device=self.device)
+        if self.only_causal:
+            return torch.cat([self._embed_causal_rows(layout) for layout in layouts])
         texts = list(self._text_halves(layouts, pass_tokens))
         model = self.read_out
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_texts):
@@ -184,8 +243,10 @@ class GemEncoder(nn.Module):
         """Run the texts of `embed_in_halves` through compiled layers, or plain ones again.
 
         Raises:
-            GemError: The model is spread over devices by hooks.
+            GemError: The model is spread over devices by hooks, or embeds by its own forward pass.
         """
+        if compiled and self.only_causal:
+            raise GemError(f"the model {self.only_causal}, and texts go through it uncompiled")
         self._compiled_text = compile_text_half(self.read_out) if compiled else None
 
     def _text_halves(self, layouts: Sequence[Layout], pass_tokens: int) -> Iterator[TextHalf]:
@@ -199,6 +260,8 @@ class GemEncoder(nn.Module):
     @property
     def packs_texts(self) -> bool:
         """Whether texts of any lengths run in one pass without padding."""
+        if self.only_causal:
+            return False
         width = head_dim(self.model.config.get_text_config())
         return varlen.is_supported(self.device, self._attention_dtype, width)
 
@@ -224,64 +287,30 @@ def output_width(model: Any) -> int:
     return int(model.config.get_text_config().hidden_size)
 
 
-def check_config(model: Any) -> None:
-    """Raise GemError, with the reason, for architectures known to break the attention rule."""
-    config = model.config.get_text_config()
-    if not model._can_set_attn_implementation():
-        raise GemError(
-            f"{config.model_type} does not use transformers' attention interface, so GEM cannot "
-            "set who attends to whom: choose another architecture"
-        )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention", "sliding_attention"
-    }  # fmt: skip
-    if kinds:
-        raise GemError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}, which carry text "
-            "past an attention mask: choose a model whose layers all use softmax attention"
-        )
-    if getattr(config, "hidden_size_per_layer_input", None):
-        raise GemError(
-            f"{config.model_type} feeds token ids into every layer, and GEM's special tokens have "
-            "none: choose a model with one input embedding"
-        )
-
-
 @torch.inference_mode()
 def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     """Run a few tokens through a model to check that it follows the attention rule.
 
     It does if every layer of an embedding pass uses the lowered attention, the outputs of a text
-    are those of the model's own forward pass, and none changes when special tokens are added.
+    are those of the model's own forward pass, and none changes when special tokens are added. If
+    layers do not use the lowered attention, the model's own forward pass embeds from now on.
 
     Raises:
         GemError: It does not; the message says why.
     """
+    if encoder.only_causal is None and (reason := _why_not_lowered(encoder)):
+        encoder.embed_causally(reason)
     config = encoder.model.config.get_text_config()
-    name = config.model_type
-    text = [i % config.vocab_size for i in range(1, 7)]
-    bare = Layout.build([Row(text, ())], encoder.k)
-    full = Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k)
-    lowered = lower(full, "dense", encoder.device)  # a mask that every attention can take
+    name, text = config.model_type, _some_text(config)
     try:
-        encoder._run(encoder.read_out, lowered, slice(full.rest_start, None))
-        if lowered.calls == encoder.layers:
-            with_specials = encoder.hidden_states(full, how)
-            plain = encoder.hidden_states(bare, how)
-            ids = torch.tensor([text], device=encoder.device)
-            own = encoder.base(input_ids=ids, use_cache=False).last_hidden_state
+        with_specials, plain = _outputs_of_text(encoder, text, how)
+        ids = torch.tensor([text], device=encoder.device)
+        own = encoder.base(input_ids=ids, use_cache=False).last_hidden_state
     except GemError:
         raise
     except Exception as error:  # whatever the architecture's own code runs into
-        reason = str(error).strip().split("\n")[0]
-        raise GemError(f"{name} cannot run under GEM attention ({reason}): choose another "
-                       "architecture, or another attention") from error  # fmt: skip
-    if lowered.calls != encoder.layers:
-        raise GemError(
-            f"{name} runs {lowered.calls} of its {encoder.layers} layers through transformers' "
-            "attention interface, so GEM cannot set who attends to whom: choose another "
-            "architecture"
-        )
+        raise GemError(f"{name} cannot run under GEM attention ({_first_line(error)}): choose "
+                       "another architecture, or another attention") from error  # fmt: skip
     # Different kernels: in half precision, deep models differ by a few percent.
     change = ((plain - own).norm() / plain.norm()).item()
     if not change <= _OWN_PASS:
@@ -289,7 +318,7 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
             f"{name} does not read texts from left to right: GEM's pass gives a text other outputs "
             f"than the model's own ({change:.0%} of their norm); choose a decoder-only model"
         )
-    difference = (plain - with_specials[:, : len(text)]).abs().max().item()
+    difference = (plain - with_specials).abs().max().item()
     if not difference <= 1e-2 * plain.abs().max().item():
         raise GemError(
             f"{name} lets text tokens see special tokens (outputs differ by {difference:.2g}): "
@@ -297,17 +326,64 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
         )
 
 
+def _some_text(config: Any) -> list[int]:
+    return [i % config.vocab_size for i in range(1, 7)]
+
+
+def _why_not_lowered(encoder: GemEncoder) -> str | None:
+    """Why some layer of an embedding pass does not use the lowered attention; None if all do."""
+    full = Layout.build([Row(_some_text(encoder.model.config.get_text_config()), ((0, 3), (0, 6)))],
+                        encoder.k)  # fmt: skip
+    lowered = lower(full, "dense", encoder.device)  # a mask that every attention can take
+    try:
+        encoder._run(encoder.read_out, lowered, slice(full.rest_start, None))
+    except Exception as error:  # whatever the architecture's own code runs into
+        return f"cannot run under GEM attention ({_first_line(error)})"
+    if lowered.calls == encoder.layers:
+        return None
+    return (
+        f"calls transformers' attention interface {lowered.calls} times in {encoder.layers} layers"
+    )
+
+
+def _outputs_of_text(
+    encoder: GemEncoder, text: Sequence[int], how: LoweringName
+) -> tuple[Tensor, Tensor]:
+    """A text's outputs with special tokens after it, and without: [1, T, hidden] each."""
+    if encoder.only_causal:
+        longer = torch.tensor([[*text, text[0]]], device=encoder.device)
+        both = encoder.base(input_ids=longer, use_cache=False).last_hidden_state
+        encoder(Layout.build([Row.whole(text)], 1))
+    else:
+        both = encoder.hidden_states(Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k), how)
+    bare = encoder.hidden_states(Layout.build([Row(text, ())], encoder.k), how)
+    return both[:, : len(text)], bare
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def max_text_tokens(config: Any, k: int) -> int:
     """The most text tokens that leave room for k special tokens and fit a sliding window."""
+    limits = [_unscaled_length(config)]
     config = config.get_text_config()
-    limits = [int(config.max_position_embeddings)]
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True):
         limits.append(int(window))
+    return min(limits) - k
+
+
+def context_length(config: Any) -> int:
+    """Positions of a model; those of a recurrent one have no end."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else _ENDLESS
+
+
+def _unscaled_length(config: Any) -> int:
     # Beyond, some scalings choose their frequencies by a row's length, which is the text's and not
     # the special tokens': a vector would depend on how its text was batched.
-    limits.append(unscaled_positions(config))
-    return min(limits) - k
+    return min(context_length(config), unscaled_positions(config))
 
 
 def unscaled_positions(config: Any) -> int:
@@ -320,4 +396,4 @@ def unscaled_positions(config: Any) -> int:
         for part in by_kind
         if part.get("rope_type") in ("dynamic", "longrope")
     ]
-    return min(limits, default=int(config.max_position_embeddings))
+    return min(limits, default=context_length(config))

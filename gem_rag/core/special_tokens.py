@@ -142,6 +142,23 @@ class SpecialTokens(nn.Module):
         finally:
             _pass.reset(token)
 
+    def replace_token_embeddings(self, embedding: nn.Module) -> None:
+        """Let a pass that is given token ids read a special token's embedding where those are.
+
+        Args:
+            embedding: Gives the input embeddings; it gets a hook, which acts where `active` is
+                given a mask.
+        """
+
+        def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            now = _pass.get()
+            if now is None or not isinstance(now.positions, Tensor):
+                return None
+            own = self.embeddings[0].to(output.dtype)
+            return torch.where(now.positions[..., None], own, output)
+
+        embedding.register_forward_hook(replace)
+
     def checkpoint_contexts(
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

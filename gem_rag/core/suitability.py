@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.config import AdapterConfig
-from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
+from gem_rag.core.encoder import GemEncoder, check_supported
 from gem_rag.errors import GemError
 
 
@@ -16,8 +16,10 @@ class Suitability:
     """What a model can do under GEM's attention rule.
 
     Attributes:
-        accepted: Whether it follows the rule, with any number of special tokens and with observers.
+        accepted: Whether it follows the rule.
         reason: Why not, and what to do; empty if it does.
+        only_whole_texts: Why it can have one special token only, after a whole text, and no
+            observers; empty if it can have any.
         longest_text: The most tokens of a text, with one special token.
         dim: Length of an embedding; `layers` likewise how many there are to read it after.
         adapters: How many linear layers get adapters by default.
@@ -26,6 +28,7 @@ class Suitability:
 
     accepted: bool
     reason: str = ""
+    only_whole_texts: str = ""
     longest_text: int | None = None
     dim: int | None = None
     layers: int | None = None
@@ -60,7 +63,8 @@ def examine(folder: Path) -> Suitability:
         return Suitability(False, str(error))
     return Suitability(
         True,
-        longest_text=max_text_tokens(model.config, 1),
+        only_whole_texts=encoder.only_causal or "",
+        longest_text=encoder.max_text_tokens,
         dim=encoder.dim,
         layers=encoder.layers,
         adapters=len(placement.rows),

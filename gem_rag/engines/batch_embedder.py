@@ -64,9 +64,10 @@ class BatchEmbedder:
         self._generation = generation
         self._fitting_tokens: int | None = None  # in one batch, once one has been too large
         self.lock = Lock()
-        on_gpu, seconds = encoder.device.type == "cuda", _COMPILE_AFTER_SECONDS
-        self._seconds_left = seconds if compile == "auto" and on_gpu else float("inf")
-        self._graphs = QueryGraphs(encoder) if compile and on_gpu else None
+        faster = encoder.device.type == "cuda" and not encoder.only_causal
+        seconds = _COMPILE_AFTER_SECONDS
+        self._seconds_left = seconds if compile == "auto" and faster else float("inf")
+        self._graphs = QueryGraphs(encoder) if compile and faster else None
         if compile is True:
             try:
                 self._compile()

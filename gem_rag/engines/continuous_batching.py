@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gem_rag.core.layout import plan_batches
-from gem_rag.engines.decoding import DecodingBatch, Request
+from gem_rag.engines.decoding import DecodingBatch, Request, SeparateSequences
 from gem_rag.errors import GemError
 
 _PROMPT_PADDING = 0.3  # the largest share of prompts read at once that may be padding
@@ -33,7 +33,7 @@ class ContinuousBatcher:
     Args:
         model: Gives the language model; raises GemError once it is gone.
         turn: Held while the model runs, for a token at a time.
-        pad: Token id of padding.
+        new_batch: Makes an empty batch for the model.
         capacity: The most positions of all texts that are generated together; a longer one is
             generated alone.
         prompt_tokens: The most tokens of prompts that are read at once.
@@ -43,13 +43,13 @@ class ContinuousBatcher:
         self,
         model: Callable[[], Any],
         turn: AbstractContextManager[None],
-        pad: int,
+        new_batch: Callable[[], DecodingBatch | SeparateSequences],
         capacity: int,
         prompt_tokens: int,
     ) -> None:
         self._model, self._turn, self._prompt_tokens = model, turn, prompt_tokens
         self._capacity, self._was_too_large = capacity, False
-        self._pad, self._batch = pad, DecodingBatch(pad)
+        self._new_batch, self._batch = new_batch, new_batch()
         self._lock = threading.Condition()
         self._led = False  # whether a caller is at work
         self._waiting: deque[deque[Request]] = deque()  # by call; calls take turns
@@ -115,7 +115,7 @@ class ContinuousBatcher:
                 if call:
                     self._waiting.append(call)
             if not running:  # cancelled requests may have been left in it
-                self._batch = DecodingBatch(self._pad)
+                self._batch = self._new_batch()
             return bool(running)
 
     def _has_room(self, request: Request, running: Sequence[Request]) -> bool:
@@ -174,6 +174,6 @@ class ContinuousBatcher:
     def _empty_batch(self) -> list[Request]:
         """Take everybody out of the batch who is not done, those about to join included."""
         requests = dict.fromkeys([*self._batch.requests, *self._joining])
-        self._batch = DecodingBatch(self._pad)
+        self._batch = self._new_batch()
         self._joining = []
         return [request for request in requests if not request.done]

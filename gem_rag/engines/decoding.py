@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import (
     LogitsProcessor,
     TemperatureLogitsWarper,
@@ -138,6 +139,76 @@ class DecodingBatch:
                 parts = (getattr(layer, name), own), (getattr(other, name), new)
                 padded = [F.pad(part, (0, 0, by, 0)) for part, by in parts]
                 setattr(layer, name, torch.cat(padded))
+
+
+class SeparateSequences:
+    """Sequences that are continued one after another, each with a cache of its own, which may hold
+    states that have no places for padding. As `DecodingBatch`."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self._caches: list[Any] = []
+
+    def join(self, model: Any, requests: Sequence[Request]) -> None:
+        """As of `DecodingBatch`; `step` and `drop_done` likewise."""
+        passes = [_forward_alone(model, [*r.prompt, *r.tokens], None) for r in requests]
+        self.requests += requests
+        self._caches += [cache for _, cache in passes]
+        take_next(requests, torch.cat([logits for logits, _ in passes]))
+        self.drop_done()
+
+    def step(self, model: Any) -> None:
+        each = zip(self.requests, self._caches, strict=True)
+        passes = [_forward_alone(model, request.tokens[-1:], cache) for request, cache in each]
+        self._caches = [cache for _, cache in passes]
+        take_next(self.requests, torch.cat([logits for logits, _ in passes]))
+        self.drop_done()
+
+    def drop_done(self) -> None:
+        keep = [row for row, request in enumerate(self.requests) if not request.done]
+        self.requests = [self.requests[row] for row in keep]
+        self._caches = [self._caches[row] for row in keep]
+
+
+def batch_kind(model: Any) -> Callable[[int], DecodingBatch | SeparateSequences]:
+    """What continues sequences of a language model, found out by running a token through it.
+
+    Returns:
+        Makes an empty batch, given the id of padding.
+
+    Raises:
+        GemError: The model has no cache.
+    """
+    with torch.inference_mode():
+        output = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
+    cache = output.get("past_key_values", output.get("cache_params"))
+    if cache is None:
+        raise GemError(
+            f"{type(model).__name__} gives back no cache of what it has read, without which it "
+            "cannot go on token by token: choose another model"
+        )
+    kinds = {type(layer) for layer in getattr(cache, "layers", ())}
+    if type(cache) is DynamicCache and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return DecodingBatch
+    return lambda pad: SeparateSequences()
+
+
+def _forward_alone(model: Any, ids: Sequence[int], cache: Any) -> tuple[Tensor, Any]:
+    """Scores of one sequence's next token, float32 [1, vocabulary], and its cache afterwards.
+
+    Args:
+        model: The language model.
+        ids: Tokens that are not in the cache.
+        cache: What the pass before gave; None for the first.
+    """
+    known = inspect.signature(model.forward).parameters
+    name = "cache_params" if "cache_params" in known else "past_key_values"
+    given = {} if cache is None else {name: cache}
+    output = model(
+        torch.tensor([ids], device=model.device), use_cache=True, logits_to_keep=1, **given
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits.float(), output[name]
 
 
 def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:

@@ -22,15 +22,15 @@ from gem_rag._utils.deprecation import warn_renamed
 from gem_rag._utils.fair_lock import FairLock
 from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray
-from gem_rag.core.attention import IMPLEMENTATION, LoweringName
+from gem_rag.core.attention import LoweringName
 from gem_rag.core.checkpoint import Checkpoint
-from gem_rag.core.encoder import GemEncoder, check_supported, max_text_tokens
+from gem_rag.core.encoder import GemEncoder, check_supported, context_length
 from gem_rag.core.layout import Row, plan_batches
 from gem_rag.core.memory import pass_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.batch_embedder import BatchEmbedder, Compile
 from gem_rag.engines.continuous_batching import ContinuousBatcher
-from gem_rag.engines.decoding import Request
+from gem_rag.engines.decoding import Request, batch_kind
 from gem_rag.engines.engine import Engine
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
@@ -90,8 +90,8 @@ class TransformersEngine(Engine):
         self.dim = encoder.dim
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.context_length = int(model.config.get_text_config().max_position_embeddings)
-        self.max_text_tokens = max_text_tokens(model.config, config.k)
+        self.context_length = context_length(model.config)
+        self.max_text_tokens = encoder.max_text_tokens
         self.batch_tokens = pass_tokens(model, encoder.device, encoder.layers)
         # In prompts that are read at once.
         self._generation_tokens = min(self.batch_tokens, _GENERATION_TOKENS)
@@ -104,7 +104,7 @@ class TransformersEngine(Engine):
         self._batcher = ContinuousBatcher(
             lambda: self._model,
             self._generation_lock,
-            self._pad,
+            partial(batch_kind(model), self._pad),
             capacity=4 * self._generation_tokens,
             prompt_tokens=self._generation_tokens,
         )
@@ -254,7 +254,6 @@ def _load(
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

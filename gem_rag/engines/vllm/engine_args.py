@@ -72,8 +72,8 @@ def check_supported(config: Any) -> None:
     for reason, true in reasons.items():
         if true:
             raise GemError(
-                f"{model.architecture} cannot give GEM embeddings: {reason}, so GEM cannot set "
-                "who attends to whom; choose another model"
+                f"{model.architecture} cannot give GEM embeddings on vLLM: {reason}, so GEM cannot "
+                'set who attends to whom; load it with engine="transformers"'
             )
     for setting, used in settings.items():
         if used:
