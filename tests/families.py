@@ -7,7 +7,12 @@ from typing import Any
 import helpers
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from gem_rag.core.adapter_targets import place_adapters
 from gem_rag.core.config import AdapterConfig
@@ -97,8 +102,8 @@ _IMAGES = {
 
 def build_family(name: str) -> Any:
     """A random model of a family."""
-    if name == "gemma3 with images":
-        return _build_gemma3()
+    if name in WITH_IMAGES:
+        return _build_with_images(name)
     if name in PLAIN:
         return helpers.build_model(name)
     if name in ONLY_CAUSAL:
@@ -107,7 +112,29 @@ def build_family(name: str) -> Any:
     return helpers.build_model(architecture, **settings)
 
 
-FAMILIES = (*SETTINGS, "gemma3 with images")
+_ROTARY = {"rope_parameters": {
+    "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4,
+}}  # fmt: skip
+_TOWER = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16}
+# By a name of ours: the text model, its settings, the image encoder's, and others.
+WITH_IMAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "gemma3 with images": (
+        "gemma3_text", {}, _IMAGES,
+        {"mm_tokens_per_image": 4, "image_token_index": 5, "boi_token_index": 6,
+         "eoi_token_index": 7},
+    ),
+    "mistral3": ("mistral", {}, _IMAGES, {}),
+    "llava": ("llama", {}, {"model_type": "clip_vision_model", **_IMAGES}, {}),
+    "qwen2_vl": (
+        "qwen2", {"model_type": "qwen2_vl_text", **_ROTARY},
+        {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}, {},
+    ),
+    "qwen3_vl": (
+        "qwen3", {"model_type": "qwen3_vl_text", **_ROTARY},
+        {**_TOWER, "out_hidden_size": 32, "deepstack_visual_indexes": [0]}, {},
+    ),
+}  # fmt: skip
+FAMILIES = (*SETTINGS, *WITH_IMAGES)
 # Those that need no settings of their own.
 PLAIN = (
     "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "gpt_neox", "gpt_bigcode", "biogpt",
@@ -149,13 +176,16 @@ def reference_vector(encoder: GemEncoder, reference: Any, text: list[int]) -> to
     return F.normalize(hidden[0, -1].float(), dim=-1)
 
 
-def _build_gemma3() -> Any:
-    text = helpers.build_model("gemma3_text").config.to_dict()
+def _build_with_images(name: str) -> Any:
+    """A random model that reads images too."""
+    text_name, text, vision, settings = WITH_IMAGES[name]
+    text = {**helpers.build_model(text_name).config.to_dict(), **text}
     config = AutoConfig.for_model(
-        "gemma3", text_config=text, vision_config=_IMAGES, mm_tokens_per_image=4,
-        image_token_index=5, boi_token_index=6, eoi_token_index=7,
-    )  # fmt: skip
+        name.partition(" ")[0], text_config=text, vision_config=vision, **settings
+    )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
+    model = auto.from_config(config, dtype=torch.float32)
     helpers.randomise(model)
     return model.eval()

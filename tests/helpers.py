@@ -117,7 +117,7 @@ def randomise(module: nn.Module, std: float = 0.1, seed: int = 1) -> None:
 def reference_copy(model: Any) -> Any:
     """The same weights with transformers' own eager attention, and a configuration of its own."""
     config = copy.deepcopy(model.config)
-    reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    reference = type(model)._from_config(config, attn_implementation="eager")
     reference.load_state_dict(model.state_dict())
     return reference.eval()
 

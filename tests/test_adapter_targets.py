@@ -10,10 +10,10 @@ import helpers
 import numpy as np
 import pytest
 from families import FAMILIES, build_family
-from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.core.adapter_targets import place_adapters
+from gem_rag.core.auto_model import load_language_model
 from gem_rag.errors import InputError
 from gem_rag.pairs.pair import Pair, write_pairs
 from gem_rag.training.recipe import read_recipe
@@ -115,7 +115,7 @@ def test_a_family_trains_and_is_loaded_again(family: str, scope: str, tmp_path: 
         vectors = gem.embed_documents(helpers.SENTENCES)
         alone = np.concatenate([gem.embed_documents([text]) for text in helpers.SENTENCES])
         assert helpers.close_to(vectors, alone)
-        head = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings()
+        head = load_language_model(base).get_output_embeddings()
         assert vectors.shape[1] == head.in_features
         if scope == "special":
             prompts = [gem.tokenize(text) for text in helpers.SENTENCES]

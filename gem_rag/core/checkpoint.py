@@ -160,10 +160,12 @@ def _check_architecture(folder: Path) -> None:
         kind = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file} cannot be read ({error}): copy it whole") from None
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, __version__
+    from transformers import CONFIG_MAPPING, __version__
+
+    from gem_rag.core.auto_model import has_language_model
 
     if kind in CONFIG_MAPPING:
-        if CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if has_language_model(CONFIG_MAPPING[kind]):
             return
         raise InputError(
             f"{file} has model type {kind!r}, which is no causal language model in transformers: "

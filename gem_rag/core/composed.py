@@ -117,13 +117,12 @@ def _merge(base: Path, lora: Path, folder: Path, dtype: str) -> None:
     """Write a base model's weights with peft's adapter merged into them."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+
+    from gem_rag.core.auto_model import load_language_model
 
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    model = load_language_model(base, dtype=torch.float32, use_safetensors=True)
     merged = PeftModel.from_pretrained(model, str(lora)).merge_and_unload()
     for name in ("config.json", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def _depends_on_others(module: nn.Module, limit: int, **kind: str) -> bool:
         together = module(x, torch.cat([near, far]), **kind)
         after = module(x, near, **kind)
         module(x, near * 0, **kind)
-    except TypeError:  # it takes something else, and is none of those that this is for
+    except (TypeError, IndexError, RuntimeError):  # it takes other positions, as those of images
         return False
     return any(
         not torch.equal(first, other[:1])

@@ -45,12 +45,10 @@ def examine(folder: Path) -> Suitability:
     Returns:
         What it can do.
     """
-    from transformers import AutoModelForCausalLM
+    from gem_rag.core.auto_model import load_language_model
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, trust_remote_code=False
-        )
+        model = load_language_model(folder, dtype="auto", use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         return Suitability(False, f"it is no causal language model for transformers: {reason}")

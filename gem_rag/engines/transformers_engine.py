@@ -23,6 +23,7 @@ from gem_rag._utils.fair_lock import FairLock
 from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.attention import LoweringName
+from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.encoder import GemEncoder, check_supported, context_length
 from gem_rag.core.layout import Row, plan_batches
@@ -53,7 +54,7 @@ class TransformersEngine(Engine):
         compile: Whether texts go through compiled layers (`torch.compile`) and a short text alone,
             on a GPU, through one CUDA graph. "auto" compiles on a GPU once embedding has taken as
             long as compiling repays. Vectors differ by rounding; generation is never compiled.
-        model_kwargs: Passed on to `AutoModelForCausalLM.from_pretrained`.
+        model_kwargs: Passed on to transformers' `from_pretrained`.
 
     Raises:
         InputError: The folder cannot be loaded, or names a layer that the model does not have.
@@ -251,12 +252,11 @@ def _load(
     path = str(checkpoint.path)
     try:
         tokenizer = SafeTokenizer.from_folder(path)
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = load_language_model(
             path,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
             **model_kwargs,
         )

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from gem_rag.core.adapter_targets import place_adapters
+from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import AdapterConfig, Pooling, Scope
 from gem_rag.core.encoder import GemEncoder, check_supported
@@ -151,11 +151,8 @@ def load_trainable(recipe: Recipe, base: Checkpoint) -> TrainableModel:
     """
     # A frozen base computes in the dtype it was saved in; weights that train are float32.
     keeps_dtype = recipe.scope != "full" and trains_in_bfloat16(recipe)
-    model = AutoModelForCausalLM.from_pretrained(
-        base.path,
-        dtype="auto" if keeps_dtype else torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
+    model = load_language_model(
+        base.path, dtype="auto" if keeps_dtype else torch.float32, use_safetensors=True
     )
     if recipe.scope == "full":
         trainable = prepare_full(model, recipe.k, recipe.pooling, recipe.layers)

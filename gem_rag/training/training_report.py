@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from gem_rag._utils.terminal import escape_controls
+from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.evaluation.known_item import RetrievalFigures
@@ -171,8 +171,7 @@ def measure_generation(
     """Perplexity on held-out texts by the plain language models of both folders."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [
-        AutoModelForCausalLM.from_pretrained(c.path, dtype=torch.float32).to(device).eval()
-        for c in (base, saved)
+        load_language_model(c.path, dtype=torch.float32).to(device).eval() for c in (base, saved)
     ]
     tokenizer = SafeTokenizer.from_folder(saved.path)
     encoded = tokenizer.encode([text for part in held_out for text in part.texts()])
