@@ -100,16 +100,16 @@ _IMAGES = {
 }  # fmt: skip
 
 
-def build_family(name: str) -> Any:
-    """A random model of a family."""
+def build_family(name: str, **shape: Any) -> Any:
+    """A random model of a family; of another shape than `helpers.build_model` gives, if any."""
     if name in WITH_IMAGES:
-        return _build_with_images(name)
+        return _build_with_images(name, **shape)
     if name in PLAIN:
-        return helpers.build_model(name)
+        return helpers.build_model(name, **shape)
     if name in ONLY_CAUSAL:
-        return helpers.build_model(name, **ONLY_CAUSAL[name])
+        return helpers.build_model(name, **{**shape, **ONLY_CAUSAL[name]})
     architecture, settings = SETTINGS[name]
-    return helpers.build_model(architecture, **settings)
+    return helpers.build_model(architecture, **{**shape, **settings})
 
 
 _ROTARY = {"rope_parameters": {
@@ -176,10 +176,10 @@ def reference_vector(encoder: GemEncoder, reference: Any, text: list[int]) -> to
     return F.normalize(hidden[0, -1].float(), dim=-1)
 
 
-def _build_with_images(name: str) -> Any:
+def _build_with_images(name: str, **shape: Any) -> Any:
     """A random model that reads images too."""
     text_name, text, vision, settings = WITH_IMAGES[name]
-    text = {**helpers.build_model(text_name).config.to_dict(), **text}
+    text = {**helpers.build_model(text_name, **shape).config.to_dict(), **text}
     config = AutoConfig.for_model(
         name.partition(" ")[0], text_config=text, vision_config=vision, **settings
     )

@@ -122,6 +122,32 @@ def test_a_family_trains_and_is_loaded_again(family: str, scope: str, tmp_path: 
             assert gem.generate(prompts, max_tokens=8) == plain.generate(prompts, max_tokens=8)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "family",
+    ["opt", "gpt2", "qwen2_moe", "deepseek_v3", "gemma3 with images", "qwen3_5_text", "gpt_oss"],
+)
+def test_a_family_trains_on_a_folder_of_documents(family: str, tmp_path: Path) -> None:
+    base, folder = save_family(family, tmp_path), tmp_path / "documents"
+    folder.mkdir()
+    for number in range(24):
+        body = f"What item {number} is for, and how {number * 7} of them are kept. " * 4
+        (folder / f"{number}.md").write_text(f"# Item number {number}\n\n{body}")
+    settings = {
+        "schedule.batch": 4, "schedule.warmup_steps": 1, "max_length": 150, "query_length": 32,
+        "adapter.rank": 4, "trainer.bf16": False, "data.documents.pairs.passage_tokens": 150,
+        "data.documents.pairs.questions": 1, "data.documents.pairs.max_questions": 4,
+    }  # fmt: skip
+    recipe = read_recipe("domain", settings).scaled(5).with_data([str(folder)])
+    report = train(recipe, base, tmp_path / "trained")
+    assert report is not None
+    assert report.retrieval["documents"]["after"].queries > 1
+    with gem_rag.load(tmp_path / "trained") as gem, gem_rag.load(base) as plain:
+        prompts = [gem.tokenize(text) for text in helpers.SENTENCES]
+        assert gem.generate(prompts, max_tokens=8) == plain.generate(prompts, max_tokens=8)
+
+
 def test_layers_left_out_are_said_when_a_run_begins(tmp_path: Path) -> None:
     base = save_family("opt", tmp_path)
     with pytest.warns(UserWarning, match="base has layers without adapters: 4 such as"):

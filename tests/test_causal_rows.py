@@ -15,7 +15,11 @@ import torch
 from families import ONLY_CAUSAL, adapted_encoder, build_family, reference_vector
 
 import gem_rag
-from gem_rag.core.encoder import GemEncoder, check_supported
+from gem_rag.core.encoder import (
+    GemEncoder,
+    check_supported,
+    max_text_tokens_before_loading,
+)
 from gem_rag.core.layout import Layout, Row
 from gem_rag.core.suitability import examine
 from gem_rag.engines.decoding import DecodingBatch, SeparateSequences, batch_kind
@@ -154,6 +158,11 @@ def test_it_is_said_before_training(tmp_path: Path) -> None:
     assert found.accepted
     assert found.longest_text == helpers.CONTEXT - 1  # its windows are its own
     assert found.only_whole_texts == "has attention sinks"
+    config = build_family("gpt_oss").config
+    assert max_text_tokens_before_loading(config, 1) == helpers.CONTEXT - 1
+    assert max_text_tokens_before_loading(config, 2) == config.sliding_window - 2
+    windows = helpers.build_model("mistral", sliding_window=12).config
+    assert max_text_tokens_before_loading(windows, 1) == 11
 
 
 def test_nothing_keeps_a_closed_model(tmp_path: Path) -> None:

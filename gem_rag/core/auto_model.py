@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -22,6 +23,18 @@ def has_language_model(config_class: type) -> bool:
     )
 
 
+def _auto_class(config: Any) -> Any:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and has_language_model(type(config)):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM  # whose error says which models there are
+
+
+def without_weights(config: Any) -> Any:
+    """The model of a configuration, none of whose weights are in memory."""
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config)
+
+
 def load_language_model(folder: str | Path, **settings: Any) -> Any:
     """Load a model, and its image encoder if it has one; a folder's own code is never run.
 
@@ -36,7 +49,4 @@ def load_language_model(folder: str | Path, **settings: Any) -> Any:
         OSError: The folder holds none; ValueError and others of transformers' likewise.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    auto: Any = AutoModelForCausalLM  # whose error says which models there are
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and has_language_model(type(config)):
-        auto = AutoModelForImageTextToText
-    return auto.from_pretrained(folder, trust_remote_code=False, **settings)
+    return _auto_class(config).from_pretrained(folder, trust_remote_code=False, **settings)

@@ -20,6 +20,7 @@ from gem_rag.core.attention import (
     head_dim,
     lower,
 )
+from gem_rag.core.auto_model import without_weights
 from gem_rag.core.causal_rows import CausalRows, why_only_causal
 from gem_rag.core.config import AdapterConfig, GemConfig, Pooling
 from gem_rag.core.halves import PaddedTexts, SpecialHalf, TextHalf
@@ -366,12 +367,19 @@ def _first_line(error: BaseException) -> str:
 
 def max_text_tokens(config: Any, k: int) -> int:
     """The most text tokens that leave room for k special tokens and fit a sliding window."""
-    limits = [_unscaled_length(config)]
-    config = config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True):
-        limits.append(int(window))
-    return min(limits) - k
+    longest, text = _unscaled_length(config), config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if not window or not getattr(text, "use_sliding_window", True):
+        return longest - k
+    return min(longest, int(window)) - k
+
+
+def max_text_tokens_before_loading(config: Any, k: int) -> int:
+    """As `GemEncoder.max_text_tokens`, by a model's configuration."""
+    within_windows, longest = max_text_tokens(config, k), _unscaled_length(config) - k
+    if within_windows < longest and k == 1 and why_only_causal(without_weights(config)):
+        return longest
+    return within_windows
 
 
 def context_length(config: Any) -> int:

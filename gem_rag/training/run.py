@@ -29,7 +29,7 @@ from transformers import AutoConfig, TrainerCallback, TrainingArguments, set_see
 
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint, save_adapter, save_checkpoint
-from gem_rag.core.encoder import max_text_tokens
+from gem_rag.core.encoder import max_text_tokens_before_loading
 from gem_rag.core.passes import count_layers
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
@@ -102,7 +102,7 @@ def train(
         )
     config = AutoConfig.from_pretrained(base.path, trust_remote_code=False)
     count_layers(config, recipe.layers)  # before data are read
-    model_limit = max_text_tokens(config, recipe.k)
+    model_limit = max_text_tokens_before_loading(config, recipe.k)
     recipe = settle_special_tokens(_limit_length(recipe, base.name, model_limit), base)
     tokenizer = SafeTokenizer.from_folder(base.path)
     with arguments.main_process_first():

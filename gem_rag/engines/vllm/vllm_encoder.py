@@ -338,12 +338,12 @@ def attention_layers(model: nn.Module, vllm_config: Any, wanted: int) -> dict[st
     name = type(model).__name__
     for place, layer in layers.items():
         if (reason := _unsupported_reason(layer)) is not None:
-            raise GemError(f"{name} cannot give GEM embeddings: {place} {reason}; choose another "
-                           "architecture")  # fmt: skip
+            raise GemError(f"{name} cannot give GEM embeddings on vLLM: {place} {reason}; load it "
+                           'with engine="transformers"')  # fmt: skip
     if len(layers) != wanted:
         raise GemError(
             f"{name} has {wanted} layers and vLLM's attention in {len(layers)} of them, so GEM "
-            "cannot set who attends to whom: choose another architecture"
+            'cannot set who attends to whom: load it with engine="transformers"'
         )
     return layers
 

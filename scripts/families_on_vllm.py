@@ -1,0 +1,110 @@
+"""Tries the families that the tests know on vLLM, and writes benchmarks/families-on-vllm.md.
+
+    python scripts/families_on_vllm.py [FAMILY ...]
+
+As `families.py`, with wider layers, which vLLM's CPU build wants: the vectors of a GEM-trained
+model, random as it is, must be those of the transformers engine. A process for each family.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "on_vllm"), str(ROOT / "tests")]
+FILE = ROOT / "benchmarks" / "families-on-vllm.md"
+_ALIKE = 0.9999  # cosine
+_SECONDS = 300
+HEAD = f"""# Families on vLLM
+
+Made by `python scripts/families_on_vllm.py`: tiny random models on vLLM's CPU build. "Agrees" means
+that every vector has a cosine of at least {_ALIKE} with that of the transformers engine. What vLLM
+refuses is for `engine="transformers"`.
+
+| family | on vLLM |
+|---|---|
+"""
+
+
+def main(
+    families: Annotated[list[str] | None, typer.Argument(help="default all")] = None,
+    one: Annotated[bool, typer.Option(help="try one family in this process")] = False,
+) -> None:
+    """Try families, and write the table if they are all."""
+    from families import EVERY_FAMILY
+
+    if one and families:
+        print(_try(families[0]))
+        return
+    found = {family: _in_process(family) for family in families or EVERY_FAMILY}
+    text = HEAD + "".join(f"| {family} | {result} |\n" for family, result in found.items())
+    print(text)
+    if not families:
+        FILE.write_text(text, encoding="utf-8")
+
+
+def _in_process(family: str) -> str:
+    """What a process says that tries one family."""
+    command = [sys.executable, __file__, "--one", family]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not tried to the end in {_SECONDS} s"
+    said = [line for line in done.stdout.splitlines() if line.startswith(("agrees", "no: "))]
+    return said[-1] if said else f"no: its process ended with {done.returncode}"
+
+
+def _try(family: str) -> str:
+    from conftest import SHAPE, SMALL  # before vLLM is imported
+
+    warnings.simplefilter("ignore")
+    import helpers
+    from families import build_family
+
+    import gem_rag
+    from gem_rag.errors import GemError
+
+    with tempfile.TemporaryDirectory() as folder:
+        base, trained = Path(folder) / "base", Path(folder) / "trained"
+        try:
+            model = build_family(family, **SHAPE)
+        except Exception as error:  # its own settings do not go with those
+            return f"no: no model of this width ({_first_line(error)})"
+        model.save_pretrained(base)
+        helpers.build_tokenizer(bos=True).save_pretrained(base)
+        helpers.save_gem(trained, base, k=1)
+        with gem_rag.load(trained) as reference:
+            wanted = reference.embed_documents(helpers.SENTENCES)
+        try:
+            with gem_rag.load(
+                trained, engine="vllm", in_process=True, enforce_eager=True, **SMALL
+            ) as gem:
+                found = gem.embed_documents(helpers.SENTENCES)
+        except GemError as error:
+            return f"no: {_first_line(error)}".replace(str(trained), "it")
+    cosine = float((found * wanted).sum(axis=1).min())
+    return "agrees" if cosine >= _ALIKE else f"no: a cosine of {cosine:.3f}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].replace("|", "/")
+
+
+if __name__ == "__main__":
+    typer.run(main)
