@@ -30,6 +30,7 @@ _MODULE_OF = {
     "InputError": "gem_rag.errors",
     "Sampling": "gem_rag.generation.sampling",
     "Skipped": "gem_rag.documents.document",
+    "Ranking": "gem_rag.rag.search",
     "StoreName": "gem_rag.rag.index",
     "SyncReport": "gem_rag.rag.index",
     "TextStream": "gem_rag.generation.sampling",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from gem_rag.rag.citations import Citation
     from gem_rag.rag.hits import Hit
     from gem_rag.rag.index import Index, StoreName, SyncReport
+    from gem_rag.rag.search import Ranking
 
 __all__ = [
     "Answer",
@@ -64,6 +66,7 @@ __all__ = [
     "Hit",
     "Index",
     "InputError",
+    "Ranking",
     "Sampling",
     "Skipped",
     "StoreName",

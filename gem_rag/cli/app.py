@@ -32,6 +32,7 @@ from gem_rag.cli.common import (
     MarginOption,
     ModelNameOption,
     ModelOption,
+    RankingOption,
     StyleOption,
     TemperatureOption,
     load_model,
@@ -134,10 +135,11 @@ def search(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
+    ranking: RankingOption = "vectors",
     as_json: JsonOption = False,
 ) -> None:
     """Print the passages nearest to a question."""
-    hits = open_index(index, model).search(question, k)
+    hits = open_index(index, model).search(question, k, ranking=ranking)  # type: ignore[arg-type]
     if as_json:
         print_result([dataclasses.asdict(hit) for hit in hits], True)
         return
@@ -157,6 +159,7 @@ def ask(
         int | None, typer.Option(min=1, help="Most tokens in the answer.")
     ] = None,
     temperature: TemperatureOption = 0.0,
+    ranking: RankingOption = "vectors",
     style: StyleOption = None,
     margin: MarginOption = None,
     as_json: JsonOption = False,
@@ -168,6 +171,7 @@ def ask(
     answer = open_index(index, model).ask(
         question,
         k,
+        ranking=ranking,  # type: ignore[arg-type]
         style=style,  # type: ignore[arg-type]
         margin=margin,
         max_tokens=max_tokens,

@@ -29,6 +29,9 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
 ]
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to retrieve.")]
+RankingOption = Annotated[
+    str, typer.Option(help="vectors; words: BM25; hybrid: both, fused by reciprocal rank.")
+]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the most likely answer.")]
 StyleOption = Annotated[
     str | None,

@@ -22,6 +22,7 @@ from gem_rag.cli.common import (
     MarginOption,
     ModelNameOption,
     ModelOption,
+    RankingOption,
     StyleOption,
     load_model,
     open_index,
@@ -224,6 +225,7 @@ def rag(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
+    ranking: RankingOption = "vectors",
     style: StyleOption = None,
     margin: MarginOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,
@@ -239,7 +241,7 @@ def rag(
     questions = read_questions(data)
     found, asked = evaluate_answers(
         open_index(index, model), questions, k, task=data.stem, progress=shows_progress(as_json),
-        style=style, margin=margin, max_tokens=max_tokens,
+        ranking=ranking, style=style, margin=margin, max_tokens=max_tokens,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     save_answers(out / f"answers-{data.stem}.jsonl", asked)

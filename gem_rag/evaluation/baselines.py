@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.errors import InputError
+from gem_rag.rag.words import WordIndex
 
 FloatArray = npt.NDArray[np.float32]
 _BATCH = 32
@@ -144,18 +145,8 @@ def _fingerprint(folder: Path) -> str:
 
 
 def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
-    """BM25 scores by bm25s, [queries, documents]; 0 where a document has none of the words."""
-    import bm25s
-
-    scores = np.zeros((len(queries), len(documents)), np.float32)
-    retriever = _bm25_index(documents)
-    if retriever is None:
-        return scores
-    words = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
-    for row, query in zip(scores, words, strict=True):
-        if query:
-            row[:] = retriever.get_scores(query)
-    return scores
+    """BM25 scores, [queries, documents]; 0 where a document has none of the words."""
+    return WordIndex(documents).scores(queries)
 
 
 def bm25_hits(
@@ -163,25 +154,4 @@ def bm25_hits(
 ) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """Rows and scores of the documents that BM25 finds for each query, best first:
     [queries, depth]."""
-    import bm25s
-
-    depth = min(depth, len(documents))
-    retriever = _bm25_index(documents)
-    if retriever is None:
-        shape = (len(queries), depth)
-        return np.broadcast_to(np.arange(depth), shape).copy(), np.zeros(shape, np.float32)
-    words = bm25s.tokenize(list(queries), show_progress=False)
-    rows, scores = retriever.retrieve(words, k=depth, show_progress=False)
-    return rows.astype(np.int64), scores
-
-
-def _bm25_index(documents: Sequence[str]) -> Any:
-    """None if the documents have no words but stop words, of which bm25s makes no index."""
-    import bm25s
-
-    words = bm25s.tokenize(list(documents), show_progress=False)
-    if not any(words.ids):
-        return None
-    retriever = bm25s.BM25()
-    retriever.index(words, show_progress=False)
-    return retriever
+    return WordIndex(documents).search(queries, depth)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.rag.format_1 import chunks_of_format_1, file_of_format_1
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.stores.store import Store
+from gem_rag.rag.words import WordIndex
 
 _LOAD_ATTEMPTS = 3
 
@@ -36,6 +38,11 @@ class Commit:
     documents: dict[str, Entry]
     chunks: dict[str, Chunk]
     store: Store
+
+    @cached_property
+    def words(self) -> WordIndex:
+        """The chunks' words, with their titles, in the order of `chunks`."""
+        return WordIndex([chunk.passage for chunk in self.chunks.values()])
 
 
 def load_commit(folder: Path, new: Manifest) -> Commit:

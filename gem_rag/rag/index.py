@@ -17,6 +17,7 @@ from typing import Literal, Unpack, get_args
 import numpy as np
 
 from gem_rag._utils.files import create_file
+from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
 from gem_rag.documents.document import Chunk, Document, PassedOver, Skipped
@@ -40,6 +41,7 @@ from gem_rag.rag.commit import (
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest, remove_others
 from gem_rag.rag.roots import Roots, absolute, is_within_any
+from gem_rag.rag.search import Ranking, search
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
@@ -205,26 +207,33 @@ class Index:
             raise InputError(f"there is no document {source!r} in the index")
         return self._committed.documents[source].document
 
-    def search(self, question: str, k: int = 5) -> list[Hit]:
+    def search(self, question: str, k: int = 5, *, ranking: Ranking = "vectors") -> list[Hit]:
         """Search for the chunks nearest to a question.
 
         Args:
             question: What to look for.
             k: How many chunks to return.
+            ranking: By cosines of "vectors"; by "words" (BM25), where only chunks are found that
+                share some; or "hybrid", by reciprocal ranks in both. The first search by words
+                makes an index of them, in memory.
 
         Returns:
             k hits, or as many as there are, best first; of equal texts only the first.
 
         Raises:
-            InputError: The index or the question is empty, or k is below 1.
+            InputError: The index or the question is empty, k is below 1, or there is no such
+                ranking.
             GemError: The store is damaged.
         """
-        return self.search_many([question], k)[0]
+        return self.search_many([question], k, ranking=ranking)[0]
 
-    def search_many(self, questions: Sequence[str], k: int = 5) -> list[list[Hit]]:
+    def search_many(
+        self, questions: Sequence[str], k: int = 5, *, ranking: Ranking = "vectors"
+    ) -> list[list[Hit]]:
         """As `search`, for many questions in one batch."""
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
+        check_choice("ranking", ranking, get_args(Ranking))
         if not self._committed.chunks:
             raise InputError(
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
@@ -233,7 +242,7 @@ class Index:
         while True:
             commit = self._committed
             try:
-                return _search(commit, queries, k)
+                return search(commit, questions, queries, k, ranking)
             except GemError:
                 # A newer commit may have taken away what this one was to read.
                 if self._committed is commit and not self._reload():
@@ -252,6 +261,7 @@ class Index:
         question: str,
         k: int = 5,
         *,
+        ranking: Ranking = "vectors",
         style: AnswerStyle | None = None,
         margin: float | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -261,6 +271,7 @@ class Index:
         Args:
             question: The question.
             k: How many chunks to retrieve.
+            ranking: As of `search`.
             style: "free", "checked", "quote" or "quotes"; default the model's own (see
                 `gem_rag.rag.answer.answer`).
             margin: Chunks that score lower than the best one by more than this are not read;
@@ -274,7 +285,7 @@ class Index:
             InputError: As `search`, or there is no such style, margin or setting.
         """
         start = time.perf_counter()
-        hits = self.search(question, k)
+        hits = self.search(question, k, ranking=ranking)
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
         return dataclasses.replace(answer, timings={"search": search_time, **answer.timings})
@@ -449,30 +460,6 @@ class Index:
             texts = [chunks[i].passage for i in new]
             vectors[new] = self.gem.embed_documents(texts, progress=progress)
         return vectors, len(new)
-
-
-# -- searching -------------------------------------------------------------------------------
-
-
-def _search(commit: Commit, queries: FloatArray, k: int) -> list[list[Hit]]:
-    """k hits of different texts for each query: as many candidates as that takes."""
-    candidates = 2 * k
-    while True:
-        rankings = commit.store.search(queries, candidates)
-        hits = [
-            _drop_equal_texts([Hit(commit.chunks[id], score) for id, score in ranking])[:k]
-            for ranking in rankings
-        ]
-        if candidates >= len(commit.chunks) or all(len(ranking) == k for ranking in hits):
-            return hits
-        candidates *= 4
-
-
-def _drop_equal_texts(hits: Sequence[Hit]) -> list[Hit]:
-    first: dict[str, Hit] = {}
-    for hit in hits:
-        first.setdefault(hit.chunk.text, hit)
-    return list(first.values())
 
 
 def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> None:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from gem_rag._utils.terminal import shorten
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.evaluation.baselines import bm25, mean_pooled
-from gem_rag.evaluation.fusion import reciprocal_rank_fusion
 from gem_rag.evaluation.known_item import (
     RetrievalFigures,
     drop_duplicates,
@@ -23,6 +22,7 @@ from gem_rag.evaluation.known_item import (
 )
 from gem_rag.evaluation.significance import Difference, paired
 from gem_rag.model import Gem, load
+from gem_rag.rag.fusion import reciprocal_rank_fusion
 from gem_rag.training.corpus import HeldOut
 
 Scores = npt.NDArray[np.floating]

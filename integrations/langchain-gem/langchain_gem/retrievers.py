@@ -15,7 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from gem_rag import Document as GemDocument
-from gem_rag import Hit, Index, StoreName, SyncReport
+from gem_rag import Hit, Index, Ranking, StoreName, SyncReport
 from gem_rag.aio import run_in_thread
 from langchain_gem._shared import GemModel
 
@@ -28,6 +28,7 @@ class GemRetriever(GemModel, BaseRetriever):
             not exist. The argument `index` also takes an open `Index`, which has its own model.
         store: "faiss" (default) or "chroma" for a new index; an existing one keeps its own.
         k: Number of passages to retrieve, unless a call says otherwise.
+        ranking: "vectors", "words" (BM25) or "hybrid"; the score is the cosine in any case.
     """
 
     model_config = GemModel.model_config  # BaseRetriever's would ignore unknown fields
@@ -35,6 +36,7 @@ class GemRetriever(GemModel, BaseRetriever):
     folder: str = Field(alias="index")
     store: StoreName | None = None
     k: int = 5
+    ranking: Ranking = "vectors"
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -80,7 +82,7 @@ class GemRetriever(GemModel, BaseRetriever):
         return await run_in_thread(self._search, query, k)
 
     def _search(self, query: str, k: int | None) -> list[Document]:
-        hits = self.index.search(query, self.k if k is None else k)
+        hits = self.index.search(query, self.k if k is None else k, ranking=self.ranking)
         return [_to_document(hit) for hit in hits]
 
     @model_validator(mode="wrap")

@@ -9,7 +9,7 @@ from langchain_gem import GemRetriever
 from pydantic import ValidationError
 from standard import DOCUMENTS, other_model
 
-from gem_rag import Gem, GemError, Index, InputError
+from gem_rag import Document, Gem, GemError, Index, InputError
 
 
 def test_documents_carry_their_position(tmp_path: Path, gem: Gem) -> None:
@@ -27,6 +27,14 @@ def test_documents_carry_their_position(tmp_path: Path, gem: Gem) -> None:
         "stop": len(DOCUMENTS[0].text),
         "score": hits[0].score,
     }
+
+
+def test_passages_are_ranked_by_words_too(tmp_path: Path, gem: Gem) -> None:
+    retriever = GemRetriever(index=str(tmp_path / "index"), model=gem, k=3, ranking="words")
+    retriever.sync([Document("a", "The zyx command."), Document("b", "Another one.")])
+    assert [d.metadata["source"] for d in retriever.invoke("what is zyx?")] == ["a"]
+    hybrid = GemRetriever(index=retriever.index, ranking="hybrid")
+    assert hybrid.invoke("what is zyx?")[0].metadata["source"] == "a"
 
 
 def test_sync_follows_a_folder(tmp_path: Path) -> None:

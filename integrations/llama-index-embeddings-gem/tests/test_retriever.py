@@ -42,6 +42,15 @@ def retriever(gem: Gem, docs: Path, tmp_path: Path) -> GemRetriever:
     return retriever
 
 
+def test_passages_are_ranked_by_words_too(gem: Gem, tmp_path: Path) -> None:
+    index = Index.open(tmp_path / "index", gem)
+    index.sync([Document("a", "The zyx command."), Document("b", "Another one.")])
+    for ranking in ("words", "hybrid"):
+        [first, *others] = GemRetriever(index, ranking=ranking).retrieve("what is zyx?")
+        assert first.node.text == "The zyx command."
+        assert len(others) == (ranking == "hybrid")
+
+
 async def test_nodes_are_the_hits_of_the_index(retriever: GemRetriever) -> None:
     assert isinstance(retriever, BaseRetriever)
     nodes = retriever.retrieve(QUESTION)
@@ -133,7 +142,7 @@ async def test_the_event_loop_is_not_blocked(
 ) -> None:
     started, proceed = threading.Event(), threading.Event()
 
-    def wait(*args: Any) -> list[Any]:
+    def wait(*args: Any, **kwargs: Any) -> list[Any]:
         started.set()
         assert proceed.wait(timeout=60)
         return []

@@ -25,6 +25,7 @@ from gem_rag import (
     Hit,
     Index,
     InputError,
+    Ranking,
     StoreName,
     SyncReport,
 )
@@ -42,6 +43,7 @@ class GemRetriever(BaseRetriever):
         model_kwargs: Further options of `gem_rag.load` for a named model.
         store: "faiss" (default) or "chroma" for a new index; an existing one keeps its own.
         similarity_top_k: Maximum number of passages for a query.
+        ranking: "vectors", "words" (BM25) or "hybrid"; the score is the cosine in any case.
         callback_manager: As in `BaseRetriever`.
         verbose: As in `BaseRetriever`.
 
@@ -58,13 +60,14 @@ class GemRetriever(BaseRetriever):
         model_kwargs: dict[str, Any] | None = None,
         store: StoreName | None = None,
         similarity_top_k: int = 5,
+        ranking: Ranking = "vectors",
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
         super().__init__(callback_manager=callback_manager, verbose=verbose)
         if isinstance(index, Index) and model is not None:
             raise InputError("an Index has its model: leave model out, or give the index's folder")
-        self.similarity_top_k = similarity_top_k
+        self.similarity_top_k, self.ranking = similarity_top_k, ranking
         self._index_or_folder = index
         self._load = partial(gem_rag.load, model or "gem-tiny", engine, **(model_kwargs or {}))
         self._store = store
@@ -93,7 +96,9 @@ class GemRetriever(BaseRetriever):
         return self.index.sync(items, progress=progress)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self.index.search(query_bundle.query_str, self.similarity_top_k)
+        hits = self.index.search(
+            query_bundle.query_str, self.similarity_top_k, ranking=self.ranking
+        )
         return [NodeWithScore(node=_to_node(hit), score=hit.score) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,3 +30,14 @@ def ranks(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     """The rank of every document, from 1: int64 of the scores' shape."""
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.argsort(order, axis=1) + 1
+
+
+def fuse(*rankings: Sequence[str]) -> list[str]:
+    """Fuse rankings of names, best first, that need not have the same: as
+    `reciprocal_rank_fusion`. Of equal sums, what stands earlier in the first ranking comes first.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    for ranking in rankings:
+        for rank, name in enumerate(ranking, start=1):
+            sums[name] += 1 / (_K + rank)
+    return sorted(sums, key=lambda name: -sums[name])
