@@ -17,7 +17,7 @@ from gem_tiny.command_line import run_stage
 from gem_tiny.stages.options import WORK, Resume, Seed, Settings, Steps, Work
 from gem_tiny.texts import load_texts
 
-from gem_rag.core.config import GemConfig
+from gem_rag.core.config import AnswerStyle, GemConfig
 from gem_rag.pairs.pair import write_pairs
 from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train as run
@@ -26,7 +26,7 @@ from gem_smollm2.glosses import gloss_pairs
 from gem_smollm2.sentences import sentence_pairs
 
 READS = 512  # tokens of a text
-STYLE = "quote"
+STYLE: AnswerStyle = "quote"
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
