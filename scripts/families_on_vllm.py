@@ -44,11 +44,13 @@ def main(
     if one and families:
         print(_try(families[0]))
         return
-    found = {family: _in_process(family) for family in families or EVERY_FAMILY}
-    text = HEAD + "".join(f"| {family} | {result} |\n" for family, result in found.items())
-    print(text)
+    found: dict[str, str] = {}
+    for family in families or EVERY_FAMILY:
+        found[family] = _in_process(family)
+        print(f"{family}: {found[family]}", flush=True)
     if not families:
-        FILE.write_text(text, encoding="utf-8")
+        rows = "".join(f"| {family} | {result} |\n" for family, result in found.items())
+        FILE.write_text(HEAD + rows, encoding="utf-8")
 
 
 def _in_process(family: str) -> str:
