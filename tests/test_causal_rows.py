@@ -58,8 +58,8 @@ def saved(family: str, folder: Path) -> Path:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     "family",
-    ["qwen3_5_text", "lfm2", "mamba", "falcon_h1", "minimax", "gpt_oss", "gemma2", "gptj",
-     "gemma4_text"],
+    ["qwen3_5_text", "lfm2", "mamba", "bamba", "granitemoehybrid", "nemotron_h", "falcon_h1",
+     "minimax", "gpt_oss", "gemma2", "gptj", "gemma4_text"],
 )  # fmt: skip
 def test_texts_generated_together_are_those_of_the_model_alone(family: str, tmp_path: Path) -> None:
     """Also while others join and leave."""

@@ -151,7 +151,7 @@ class SeparateSequences:
 
     def join(self, model: Any, requests: Sequence[Request]) -> None:
         """As of `DecodingBatch`; `step` and `drop_done` likewise."""
-        passes = [_forward_alone(model, [*r.prompt, *r.tokens], None) for r in requests]
+        passes = [_forward_alone(model, [*r.prompt, *r.tokens]) for r in requests]
         self.requests += requests
         self._caches += [cache for _, cache in passes]
         take_next(requests, torch.cat([logits for logits, _ in passes]))
@@ -159,7 +159,7 @@ class SeparateSequences:
 
     def step(self, model: Any) -> None:
         each = zip(self.requests, self._caches, strict=True)
-        passes = [_forward_alone(model, request.tokens[-1:], cache) for request, cache in each]
+        passes = [_forward_alone(model, [*r.prompt, *r.tokens], cache) for r, cache in each]
         self._caches = [cache for _, cache in passes]
         take_next(self.requests, torch.cat([logits for logits, _ in passes]))
         self.drop_done()
@@ -193,20 +193,22 @@ def batch_kind(model: Any) -> Callable[[int], DecodingBatch | SeparateSequences]
     return lambda pad: SeparateSequences()
 
 
-def _forward_alone(model: Any, ids: Sequence[int], cache: Any) -> tuple[Tensor, Any]:
+def _forward_alone(model: Any, ids: Sequence[int], cache: Any = None) -> tuple[Tensor, Any]:
     """Scores of one sequence's next token, float32 [1, vocabulary], and its cache afterwards.
 
     Args:
         model: The language model.
-        ids: Tokens that are not in the cache.
+        ids: The tokens, all but the last of which are in the cache, if there is one.
         cache: What the pass before gave; None for the first.
     """
     known = inspect.signature(model.forward).parameters
     name = "cache_params" if "cache_params" in known else "past_key_values"
+    start = 0 if cache is None else len(ids) - 1
     given = {} if cache is None else {name: cache}
-    output = model(
-        torch.tensor([ids], device=model.device), use_cache=True, logits_to_keep=1, **given
-    )
+    if "position_ids" in known:  # some count from 0 in every pass
+        given["position_ids"] = torch.arange(start, len(ids), device=model.device)[None]
+    new = torch.tensor([ids[start:]], device=model.device)
+    output = model(new, use_cache=True, logits_to_keep=1, **given)
     logits: Tensor = output.logits[:, -1]
     return logits.float(), output[name]
 
