@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import helpers
+import pytest
 import torch
 from conftest import SMALL
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,11 @@ QUANTISATION = {
     },
 }
 
+needs_avx512 = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="without AVX-512 vLLM computes quantized layers and caches more coarsely",
+)
+
 
 def quantise(folder: Path) -> None:
     """Rewrite a model's linear layers below the head as int8 with a scale for each output."""
@@ -41,6 +47,7 @@ def quantise(folder: Path) -> None:
     helpers.edit_json(folder / "config.json", quantization_config=QUANTISATION)
 
 
+@needs_avx512
 def test_int8_weights_and_activations_give_nearly_the_same_vectors(
     served_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -58,6 +65,7 @@ def test_int8_weights_and_activations_give_nearly_the_same_vectors(
     assert cosines.max() < 0.999999  # it is not the unquantised model that ran
 
 
+@needs_avx512
 def test_texts_do_not_go_through_a_quantised_cache(served_folder: Callable[..., Path]) -> None:
     folder = served_folder("llama", 4)
     texts = ["Indexes hold vectors.", "The quick brown fox", "x" * 50]
