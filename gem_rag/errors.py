@@ -11,3 +11,9 @@ class InputError(GemError, ValueError):
     """What the caller gave cannot be used; the message names it and the remedy."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -126,7 +126,16 @@ def test_a_family_trains_and_is_loaded_again(family: str, scope: str, tmp_path: 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "family",
-    ["opt", "gpt2", "qwen2_moe", "deepseek_v3", "gemma3 with images", "qwen3_5_text", "gpt_oss"],
+    [
+        "opt",
+        "gpt2",
+        "qwen2_moe",
+        "deepseek_v3",
+        "gemma3 with images",
+        "mistral3",
+        "qwen3_5_text",
+        "gpt_oss",
+    ],
 )
 def test_a_family_trains_on_a_folder_of_documents(family: str, tmp_path: Path) -> None:
     base, folder = save_family(family, tmp_path), tmp_path / "documents"

@@ -31,7 +31,7 @@ from gem_rag.core.pooling import pool
 from gem_rag.core.rotary import make_rotary_rowwise
 from gem_rag.core.special_tokens import EVERYWHERE, Positions, SpecialTokens
 from gem_rag.core.transfer import to_device
-from gem_rag.errors import GemError, InputError
+from gem_rag.errors import GemError, InputError, first_line
 
 _ENDLESS = 2**20  # tokens
 _OWN_PASS = 0.1  # of the outputs' norm that a pass of ours may differ by from the model's own
@@ -310,7 +310,7 @@ def check_supported(encoder: GemEncoder, how: LoweringName = "split") -> None:
     except GemError:
         raise
     except Exception as error:  # whatever the architecture's own code runs into
-        raise GemError(f"{name} cannot run under GEM attention ({_first_line(error)}): choose "
+        raise GemError(f"{name} cannot run under GEM attention ({first_line(error)}): choose "
                        "another architecture, or another attention") from error  # fmt: skip
     # Different kernels: in half precision, deep models differ by a few percent.
     change = ((plain - own).norm() / plain.norm()).item()
@@ -339,7 +339,7 @@ def _why_not_lowered(encoder: GemEncoder) -> str | None:
     try:
         encoder._run(encoder.read_out, lowered, slice(full.rest_start, None))
     except Exception as error:  # whatever the architecture's own code runs into
-        return f"cannot run under GEM attention ({_first_line(error)})"
+        return f"cannot run under GEM attention ({first_line(error)})"
     if lowered.calls == encoder.layers:
         return None
     return (
@@ -359,10 +359,6 @@ def _outputs_of_text(
         both = encoder.hidden_states(Layout.build([Row(text, ((0, 3), (0, 6)))], encoder.k), how)
     bare = encoder.hidden_states(Layout.build([Row(text, ())], encoder.k), how)
     return both[:, : len(text)], bare
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def max_text_tokens(config: Any, k: int) -> int:

@@ -19,7 +19,7 @@ from gem_rag.core.encoder import GemEncoder
 from gem_rag.core.layout import Layout, Row, plan_batches, vector_places
 from gem_rag.core.transfer import to_device
 from gem_rag.engines.query_graphs import QueryGraphs
-from gem_rag.errors import GemError
+from gem_rag.errors import GemError, first_line
 
 Compile = bool | Literal["auto"]
 
@@ -75,7 +75,7 @@ class BatchEmbedder:
                 raise
             except Exception as error:  # whatever the compiler runs into
                 raise GemError(
-                    f"the model cannot be compiled here ({_first_line(error)}): load it with "
+                    f"the model cannot be compiled here ({first_line(error)}): load it with "
                     "compile=False"
                 ) from error
 
@@ -133,7 +133,7 @@ class BatchEmbedder:
         except RuntimeError as error:
             self._graphs = None
             warnings.warn(
-                f"short texts are embedded without CUDA graphs ({_first_line(error)})",
+                f"short texts are embedded without CUDA graphs ({first_line(error)})",
                 stacklevel=6,
             )
             return None
@@ -170,7 +170,7 @@ class BatchEmbedder:
         try:
             self._compile()
         except Exception as error:  # whatever the compiler runs into
-            warnings.warn(f"texts are embedded uncompiled ({_first_line(error)})", stacklevel=4)
+            warnings.warn(f"texts are embedded uncompiled ({first_line(error)})", stacklevel=4)
 
     def _compile(self) -> None:
         """Compile the text half, and run it once to see that it can be."""
@@ -183,8 +183,3 @@ class BatchEmbedder:
             except BaseException:
                 encoder.compile_texts(False)
                 raise
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

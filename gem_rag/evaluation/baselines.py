@@ -48,11 +48,12 @@ class MeanPooled:
     truncation = "truncate"
 
     def __init__(self, folder: Path, max_length: int = 512) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
+        from gem_rag.core.auto_model import load_language_model
         from gem_rag.core.encoder import output_width
 
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        model = load_language_model(folder, dtype="float32")
         self._model = model.base_model.eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         config = model.config.get_text_config()

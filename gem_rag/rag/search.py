@@ -48,7 +48,9 @@ def _rank(
     candidates: int,
     ranking: Ranking,
 ) -> Iterator[list[Hit]]:
-    nearest = commit.store.search(queries, candidates)
+    nearest: list[list[tuple[str, float]]] = [[] for _ in questions]
+    if ranking != "words":
+        nearest = commit.store.search(queries, candidates)
     if ranking == "vectors":
         yield from ([Hit(commit.chunks[id], score) for id, score in found] for found in nearest)
         return
@@ -57,7 +59,7 @@ def _rank(
     for query, found, own_rows, own_scores in zip(queries, nearest, rows, scores, strict=True):
         with_words = [ids[row] for row in own_rows[own_scores > 0]]
         cosines = dict(found)
-        chosen = with_words if ranking == "words" else fuse([id for id, _ in found], with_words)
+        chosen = fuse([id for id, _ in found], with_words)
         others = [id for id in chosen if id not in cosines]
         if others:
             found_otherwise = np.clip(commit.store.vectors(others) @ query, -1, 1).tolist()
