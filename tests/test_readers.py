@@ -144,6 +144,23 @@ def test_html_is_converted(tmp_path: Path) -> None:
     assert "A pump **moves** water." in document.text
 
 
+def test_headings_of_html_lack_the_mark_that_links_to_them(tmp_path: Path) -> None:
+    pytest.importorskip("markitdown", reason="the files extra is not installed")
+    page = (
+        '<html><body><h1>Pumps<a class="headerlink" href="#pumps">\u00b6</a></h1><p>See '
+        '<a href="#valves">valves</a>, <a href="#f"><img alt="figure" src="f.png"/></a>.</p>'
+        '<h2><a href="#valves">#</a> Valves</h2><p>They close.</p></body></html>'
+    )
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    (document,) = read(tmp_path, base=tmp_path)
+    assert isinstance(document, Document)
+    lines = document.text.splitlines()
+    assert "# Pumps" in lines
+    assert "## Valves" in lines
+    assert "[valves](#valves)" in document.text
+    assert "figure" in document.text
+
+
 def test_word_and_pdf_are_converted(tmp_path: Path) -> None:
     pytest.importorskip("markitdown", reason="the files extra is not installed")
     (tmp_path / "a.docx").write_bytes(_docx("Valves close pipes."))

@@ -38,6 +38,7 @@ def test_text_is_never_special_and_decodes_to_itself(safe: Any, text: str) -> No
     ids = safe.encode([text])[0].ids
     assert SPECIAL_IDS.isdisjoint(ids)
     assert safe.decode(ids) == text
+    assert safe.decode_batch([ids, []]) == [text, ""]
     assert safe.count_tokens(text) == len(ids)
 
 

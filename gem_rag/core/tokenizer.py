@@ -117,6 +117,10 @@ class SafeTokenizer:
         )
         return str(text)
 
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """`decode` of several texts, which the tokenizer's own threads share."""
+        return list(self.plain_backend.decode_batch(list(ids), skip_special_tokens=True))
+
     def stop_token_ids(self, stop: Sequence[str]) -> list[int]:
         """Ids of the stop strings that are control tokens, which no decoded text shows."""
         return [self.control_tokens[name] for name in stop if name in self.control_tokens]

@@ -67,7 +67,10 @@ def _visible_html(data: bytes) -> tuple[bytes, str]:
     for element in page.find_all(_is_hidden):
         element.decompose()
     for link in page.find_all("a", href=lambda target: bool(target) and target.startswith("#")):
-        if link.get_text(strip=True).lower().startswith("skip "):
+        words = link.get_text(strip=True)
+        # "Skip to content", and the mark beside a heading that links to it: \u00b6, #, \u00a7.
+        is_mark = not any(map(str.isalnum, words)) and link.find("img") is None
+        if words.lower().startswith("skip ") or is_mark:
             link.decompose()
     main = page.find("main") or page.find(role="main")
     body = main if main and main.get_text(strip=True) else page.body or page

@@ -1,6 +1,6 @@
 """GEM-trains SmolLM2-135M-Instruct in two stages: `python -m gem_smollm2 STAGE`.
 
-    pairs   what gem-tiny learned from, sentences of it, and WordNet's glosses
+    pairs   sentences, manuals, descriptions of packages and glosses, beside gem-tiny's pairs
     train   the special token, by recipe.yaml; the language model stays as it is
 
 `pairs` reads what gem-tiny's stages `corpus`, `questions` and `pairs` wrote to the folder `--work`.
@@ -15,13 +15,16 @@ from typing import Annotated
 import typer
 from gem_tiny.command_line import run_stage
 from gem_tiny.stages.options import WORK, Resume, Seed, Settings, Steps, Work
-from gem_tiny.texts import load_texts
+from gem_tiny.texts import Text, load_texts
 
 from gem_rag.core.config import AnswerStyle, GemConfig
+from gem_rag.pairs.make import make_pairs
 from gem_rag.pairs.pair import write_pairs
+from gem_rag.pairs.settings import PairSettings
 from gem_rag.training.recipe import parse_change, read_recipe
 from gem_rag.training.run import train as run
 from gem_smollm2.base import NAME
+from gem_smollm2.descriptions import description_pairs
 from gem_smollm2.glosses import gloss_pairs
 from gem_smollm2.sentences import sentence_pairs
 
@@ -34,13 +37,24 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 @app.command()
 def pairs(
     wordnet: Annotated[Path, typer.Option(help="folder of WordNet's data files")],
+    manuals: Annotated[Path, typer.Option(help="folder of unpacked manuals (manuals.txt)")],
+    lists: Annotated[Path, typer.Option(help="folder of apt's lists, with Translation-en")],
     work: Work = WORK,
     seed: Seed = 0,
 ) -> None:
-    """Write pairs of sentences and of glosses beside gem-tiny's."""
-    texts = (text for text in load_texts(work / "corpus.jsonl") if not text.held_out)
-    write_pairs(work / "pairs" / "sentences.jsonl", sentence_pairs(texts, seed))
-    write_pairs(work / "pairs" / "glosses.jsonl", gloss_pairs(wordnet, negatives=1, seed=seed))
+    """Write pairs of sentences, manuals, packages' descriptions and glosses."""
+    folder = work / "pairs"
+    write_pairs(folder / "sentences.jsonl", sentence_pairs(_training_texts(work), seed))
+    write_pairs(folder / "glosses.jsonl", gloss_pairs(wordnet, negatives=1, seed=seed))
+    write_pairs(folder / "descriptions.jsonl", description_pairs(lists))
+    # What stands in manuals itself: titles, headings and first sentences find the text below.
+    settings = PairSettings(questions=0, negatives=0, search="bm25")
+    (folder / "manuals.jsonl").unlink(missing_ok=True)
+    make_pairs([manuals], "gem-tiny", folder / "manuals.jsonl", settings, progress=True)
+
+
+def _training_texts(work: Path) -> list[Text]:
+    return [text for text in load_texts(work / "corpus.jsonl") if not text.held_out]
 
 
 @app.command()

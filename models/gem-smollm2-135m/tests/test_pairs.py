@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gem_smollm2.descriptions import description_pairs
 from gem_smollm2.glosses import gloss_pairs, read_synsets
 from gem_smollm2.sentences import sentence_pairs
 from gem_tiny.texts import Text
@@ -73,3 +74,39 @@ def test_a_sentence_finds_the_section_that_it_was_taken_out_of() -> None:
 def test_short_texts_and_code_have_no_pairs() -> None:
     code = "x = 1; y = [i for i in range(9)]; print(x, y, {}, (), 1 + 2)\n" * 8
     assert not list(sentence_pairs([text("One short sentence is all there is here."), text(code)]))
+
+
+DESCRIPTIONS = """\
+Package: 7zip
+Description-md5: 302b8ff813071cfed09d7b23ac4a0cb3
+Description-en: file archiver with a high compression ratio
+ 7-Zip packs and unpacks archives of many formats, among them ZIP, TAR and
+ its own.
+ .
+ This package is made of the source package sevenzip, and holds the program 7zz,
+ and what it needs.
+
+Package: 7zip-doc
+Description-en: file archiver with a high compression ratio (manual)
+ 7-Zip packs and unpacks archives of many formats, among them ZIP, TAR and
+ its own.
+ .
+ These are its pages, which say how programs of it are called and what they do.
+
+Package: tiny
+Description-en: tiny
+ A package whose short description has but one word, however long this one is.
+"""
+
+
+def test_a_short_description_finds_what_no_earlier_package_says(tmp_path: Path) -> None:
+    (tmp_path / "debian_main_i18n_Translation-en").write_text(DESCRIPTIONS)
+    (tmp_path / "debian_main_i18n_Translation-de").write_text("Description-de: Packer\n Packt.\n")
+    first, second = description_pairs(tmp_path)
+    assert first.query == "file archiver with a high compression ratio"
+    assert first.document.startswith("7-Zip packs and unpacks archives of many formats, among them")
+    assert first.document.endswith("and what it needs.")
+    assert "\n\n" in first.document
+    assert second.document == (
+        "These are its pages, which say how programs of it are called and what they do."
+    )
