@@ -32,7 +32,7 @@ _MODULE_OF = {
     "Skipped": "gem_rag.documents.document",
     "Ranking": "gem_rag.rag.search",
     "StoreName": "gem_rag.rag.index",
-    "SyncReport": "gem_rag.rag.index",
+    "SyncReport": "gem_rag.rag.sync",
     "TextStream": "gem_rag.generation.sampling",
     "ToolCall": "gem_rag.generation.chat",
     "load": "gem_rag.model",
@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     from gem_rag.rag.answer import Answer
     from gem_rag.rag.citations import Citation
     from gem_rag.rag.hits import Hit
-    from gem_rag.rag.index import Index, StoreName, SyncReport
+    from gem_rag.rag.index import Index, StoreName
     from gem_rag.rag.search import Ranking
+    from gem_rag.rag.sync import SyncReport
 
 __all__ = [
     "Answer",

@@ -75,6 +75,26 @@ def test_index_search_ask_info(docs: Path, run: Any) -> None:
     assert (code, "store: chroma" in out) == (0, True)
 
 
+def test_index_includes_excludes_and_removes(docs: Path, run: Any) -> None:
+    (docs / ".gitignore").write_text("index.txt\n")
+    code, out, err = run("index", "docs", "--model", "MODEL")
+    assert (code, err) == (0, "gem-rag: left out: 1 what .gitignore names\n")
+    assert out.startswith("1 added")
+    (docs / ".gitignore").unlink()
+    _, out, err = run("index", "docs", "--exclude", "*.txt", "--exclude", "x", "--include", "*.md")
+    assert out.startswith("0 added, 0 changed, 0 removed, 1 unchanged")
+    assert err == "gem-rag: left out: 1 what was excluded\n"
+    code, out, _ = run("search", "fox", "-k", "1")
+    assert re.search(r"docs/fox\.md:\d+-\d+ \(line \d\)\n", out), out
+    assert run("index", "--remove", "docs/fox.md")[:2] == (0, "removed docs/fox.md\n")
+    code, _, err = run("index", "--remove", "docs/fox.md")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has nothing named 'docs/fox.md'" in err
+    assert run("index", "docs", "--remove", "x")[0] == 2
+    code, _, err = run("index", "docs", "--include", "[")
+    assert code == 2
+
+
 def test_json_output_is_json_alone(docs: Path, run: Any) -> None:
     (docs / "bad.txt").write_bytes(b"\0")
     code, out, err = run("index", "docs", "--model", "MODEL", "--json")

@@ -74,3 +74,14 @@ def test_it_chats_and_quotes(tiny: Gem, tmp_path: Path) -> None:
     answer = index.ask("How do I open a file?", k=1)
     assert answer.citations[0].source == "open"
     assert answer.citations[0].quote in index.document("open").text
+
+
+def test_citations_say_which_line_they_begin_on(tiny: Gem, tmp_path: Path) -> None:
+    (tmp_path / "io.md").write_text(
+        "# Files\n\nA preface.\n\nOpen a file and return a stream. The mode is text by default.\n"
+    )
+    index = gem_rag.Index.open(tmp_path / "index", tiny)
+    index.sync(tmp_path / "io.md")
+    (citation, *_) = index.ask("How do I open a file?", k=1).citations
+    text = index.document("io.md").text
+    assert citation.place == f"line {1 + text.count(chr(10), 0, citation.span[0])}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import FakeGem
 
-from gem_rag import Document, Index
+from gem_rag import Document, Index, InputError
 
 
 def open_index(folder: Path) -> Index:
@@ -150,3 +150,65 @@ def test_kinds_that_are_passed_over_are_counted(tmp_path: Path) -> None:
         (docs / name).write_bytes(b"\0")
     report = open_index(tmp_path / "index").sync([docs])
     assert report.passed_over == {".jpg": 2, "no suffix": 1}
+
+
+# -- what is left out, and removed ---------------------------------------------------------------
+
+
+def test_what_comes_to_be_left_out_is_removed(tmp_path: Path) -> None:
+    docs = write(tmp_path / "docs", a="water pump", b="open door")
+    write(docs / "node_modules" / "x", c="night lamp")
+    index = open_index(tmp_path / "index")
+    report = index.sync(docs)
+    assert report.added == ["docs/a.md", "docs/b.md"]
+    assert report.left_out == {"folders of installed packages": 1}
+    assert index.sync(docs, exclude=["b.*"]).removed == ["docs/b.md"]
+    assert index.sync(docs, include=["b.md"]).added == ["docs/b.md"]
+    assert index.sources == ["docs/b.md"]
+
+
+def test_documents_are_removed_by_name_file_or_folder(tmp_path: Path) -> None:
+    docs = write(tmp_path / "docs", a="water pump", b="open door")
+    write(docs / "more", c="night lamp", d="day lamp")
+    (docs / "e.py").write_text('"""Words."""\ndef f():\n    """More words."""\n')
+    index = open_index(tmp_path / "index")
+    index.sync([docs, Document("note", "shut door")])
+    assert index.remove("docs/a.md") == ["docs/a.md"]
+    assert index.remove(["docs/more/", "note"]) == ["docs/more/c.md", "docs/more/d.md", "note"]
+    assert index.remove("docs/e.py") == ["docs/e.py", "docs/e.py#f"]
+    assert index.sources == ["docs/b.md"]
+    assert open_index(tmp_path / "index").sources == ["docs/b.md"]
+    assert [hit.chunk.source for hit in index.search("door", k=9)] == ["docs/b.md"]
+
+
+def test_a_name_that_the_index_does_not_have_removes_nothing(tmp_path: Path) -> None:
+    index = open_index(tmp_path / "index")
+    index.sync(write(tmp_path / "docs", a="water pump"))
+    with pytest.raises(InputError, match=r"nothing named 'docs/b.md' \(did you mean 'docs/a.md'\?"):
+        index.remove(["docs/a.md", "docs/b.md"])
+    assert index.sources == ["docs/a.md"]
+
+
+def test_removing_all_leaves_an_empty_index(tmp_path: Path) -> None:
+    index = open_index(tmp_path / "index")
+    docs = write(tmp_path / "docs", a="water pump")
+    index.sync(docs)
+    assert index.remove("docs") == ["docs/a.md"]
+    assert len(open_index(tmp_path / "index")) == 0
+    assert index.sync(docs).added == ["docs/a.md"]
+
+
+# -- places --------------------------------------------------------------------------------------
+
+
+def test_a_definition_that_moves_is_where_it_is_and_not_changed(tmp_path: Path) -> None:
+    docs = write(tmp_path / "docs")
+    (docs / "a.py").write_text('def f():\n    """Water pump."""\n')
+    index = open_index(tmp_path / "index")
+    index.sync(docs)
+    assert index.search("water pump")[0].place == "line 1"
+    (docs / "a.py").write_text('import os\n\ndef f():\n    """Water pump."""\n')
+    report = index.sync(docs)
+    assert (report.changed, report.embedded) == ([], 0)
+    assert index.search("water pump")[0].place == "line 3"
+    assert open_index(tmp_path / "index").search("water pump")[0].place == "line 3"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from gem_rag.documents.document import Document, PassedOver, Skipped
+from gem_rag.documents.document import Document, LeftOut, Skipped
 from gem_rag.documents.readers import read_paths
 from gem_rag.errors import InputError
 
@@ -63,9 +64,9 @@ def test_hidden_and_unknown_files_in_a_folder_are_passed_over(tmp_path: Path) ->
     (tmp_path / ".hidden.txt").write_text("hidden")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
     (tmp_path / "seen.txt").write_text("seen")
-    seen, passed_over = read(tmp_path, base=tmp_path)
+    seen, left_out = read(tmp_path, base=tmp_path)
     assert seen.source == "seen.txt"
-    assert passed_over == PassedOver({".png": 1})
+    assert left_out == LeftOut(Counter({".png": 1}))
 
 
 def test_python_file_gives_one_document_for_each_docstring(tmp_path: Path) -> None:

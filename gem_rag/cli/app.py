@@ -74,6 +74,17 @@ def index(
     chunk_tokens: Annotated[
         int | None, typer.Option(help="Most tokens in a chunk of a new index.")
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Read only files that this matches, as in .gitignore; may be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave out what this matches; may be repeated.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead: remove this document, file or folder; may be repeated."),
+    ] = None,
     reembed: Annotated[
         bool, typer.Option("--reembed", help="Embed the whole index again, with --model.")
     ] = False,
@@ -82,6 +93,12 @@ def index(
     """Create an index of documents, or bring it in sync with them."""
     from gem_rag.rag.index import Index
 
+    if remove:
+        if paths or reembed:
+            raise InputError("--remove stands alone: sync or re-embed with another command")
+        removed = open_index(index, model).remove(remove)
+        print_result({"removed": removed}, as_json, f"removed {', '.join(removed)}")
+        return
     if not paths and not reembed:
         raise InputError("index needs files or folders: gem-rag index docs/")
     index = index.expanduser()
@@ -95,17 +112,23 @@ def index(
             return
     else:
         document_index = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
-    report = document_index.sync(paths or (), progress=progress)
+    report = document_index.sync(
+        paths or (), include=include or (), exclude=exclude or (), progress=progress
+    )
     for skipped in report.skipped:
         print_notice(f"skipped: {skipped.reason}")
-    if report.passed_over:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in report.passed_over.items())
-        print_notice(f"passed over files of kinds that are not indexed: {kinds}")
+    for what, found in (
+        ("passed over files of kinds that are not indexed", report.passed_over),
+        ("left out", report.left_out),
+    ):
+        if found:
+            numbers = ", ".join(f"{count} {kind}" for kind, count in found.items())
+            print_notice(f"{what}: {numbers}")
     if not document_index.sources:
         raise InputError(
             f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes text, "
-            "Markdown, reStructuredText and Python files, and with gem-rag[files] PDF, Word and "
-            "HTML"
+            "markup, tables and source code, and with gem-rag[files] PDF, office files, notebooks, "
+            "e-mail and HTML"
         )
     counts = ", ".join(
         f"{len(getattr(report, name))} {name}"
@@ -145,7 +168,7 @@ def search(
         return
     for number, hit in enumerate(hits, start=1):
         chunk = hit.chunk
-        print_text(f"[{number}] {hit.score:.3f}  {chunk.source}:{chunk.start}-{chunk.stop}")
+        print_text(f"[{number}] {hit.score:.3f}  {_where(chunk.source, hit.place, chunk.span)}")
         _print_excerpt(chunk.text, 300)
 
 
@@ -182,15 +205,15 @@ def ask(
         return
     print_text(f"{answer.text}\n")
     for citation in answer.citations:
-        start, stop = citation.span
-        print_text(f"[{citation.number}] {citation.source}:{start}-{stop}")
+        where = _where(citation.source, citation.place, citation.span)
+        print_text(f"[{citation.number}] {where}")
         _print_excerpt(f'"{citation.quote}"', 200)
     for sentence in answer.unsupported:
         print_text(f"left out, for no passage supports it: {sentence}")
     if not answer.citations:
         print("No passage holds these words; what was read:")
         for number, hit in enumerate(answer.hits, start=1):
-            print_text(f"[{number}] {hit.chunk.source}:{hit.chunk.start}-{hit.chunk.stop}")
+            print_text(f"[{number}] {_where(hit.chunk.source, hit.place, hit.chunk.span)}")
 
 
 @app.command()
@@ -339,6 +362,11 @@ def info(
     shown.pop("suitability", None)
     lines = (f"{name}: {' '.join(str(value).split())}" for name, value in shown.items())
     print_result(facts, as_json, "\n".join(lines))
+
+
+def _where(source: str, place: str, span: tuple[int, int]) -> str:
+    """A place in a document: its characters, and what a reader of the file looks for."""
+    return f"{source}:{span[0]}-{span[1]}{place and f' ({place})'}"
 
 
 def _print_excerpt(text: str, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""`Converter`: converts PDF, Word and HTML files to Markdown in a child process with limits.
+"""`Converter`: converts files of other programs to Markdown in a child process with limits.
 
 If a file hangs, fills memory or crashes its converter, only that file is lost, not the run.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from gem_rag.errors import InputError
 
@@ -27,10 +28,12 @@ class ConvertedFile:
     Attributes:
         text: Its text as Markdown.
         title: The title recorded in the file, or nothing.
+        places: As of a document.
     """
 
     text: str
     title: str
+    places: tuple[tuple[int, str], ...]
 
 
 class Converter:
@@ -49,7 +52,7 @@ class Converter:
 
         Args:
             path: The file.
-            file_format: "pdf", "docx" or "html".
+            file_format: A key of `converters.CONVERTERS`.
 
         Raises:
             InputError: The converter is not installed, or cannot read the file.
@@ -66,7 +69,8 @@ class Converter:
             reason = answer["error"]
             remedy = "" if ": " in reason else ": save it again, or leave it out"
             raise InputError(f"{path} cannot be converted ({reason}){remedy}")
-        return ConvertedFile(answer["text"], answer["title"])
+        places = tuple((start, name) for start, name in answer["places"])
+        return ConvertedFile(answer["text"], answer["title"], places)
 
     def close(self) -> None:
         """End the child process."""
@@ -86,7 +90,7 @@ class Converter:
     ) -> None:
         self.close()
 
-    def _request(self, request: dict[str, str]) -> dict[str, str]:
+    def _request(self, request: dict[str, str]) -> dict[str, Any]:
         process = self._ensure_process()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -107,7 +111,7 @@ class Converter:
         finally:
             timer.cancel()
         if line:
-            answer: dict[str, str] = json.loads(line)
+            answer: dict[str, Any] = json.loads(line)
             return answer
         self.close()
         if expired.is_set():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -22,6 +24,8 @@ class Document:
         digest: Digest of the file that the text was converted from, so that an unchanged file is
             not converted again; empty for text that is read as it is.
         file: The source of the file it was read from; empty for documents made in Python.
+        places: (first character, "page 3") of each page, slide, row or cell, in order; or the line
+            of a definition; empty for text that has lines alone.
     """
 
     source: str
@@ -30,6 +34,17 @@ class Document:
     kind: Kind = "text"
     digest: str = field(default="", compare=False)
     file: str = field(default="", compare=False)
+    places: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+
+    def place(self, character: int) -> str:
+        """Where a reader of the file finds a character: "page 3", "line 120", or nothing where a
+        converted file has neither."""
+        if self.places:
+            after = bisect_right(self.places, character, key=lambda place: place[0])
+            return self.places[max(after - 1, 0)][1]
+        if self.digest or not self.file:
+            return ""
+        return f"line {self.text.count(chr(10), 0, character) + 1}"
 
 
 @dataclass(frozen=True)
@@ -48,14 +63,19 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class PassedOver:
-    """The files in the folders read that are of kinds which cannot be indexed.
+class LeftOut:
+    """How much of the folders read is not indexed.
 
     Attributes:
-        counts: How many of them have each suffix.
+        kinds: Files of kinds that cannot be indexed, by suffix.
+        rules: Files and whole folders that a rule leaves out, by the rule.
     """
 
-    counts: dict[str, int]
+    kinds: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds or self.rules)
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,11 @@ class Chunk:
     start: int
     stop: int
     text: str
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """[start, stop)."""
+        return self.start, self.stop
 
     @property
     def passage(self) -> str:

@@ -1,57 +1,47 @@
 """Files and folders to documents: what may be indexed, and as what text.
 
-Text, Markdown and reStructuredText are read as they are; Python files give one document for each
-docstring; PDF, Word and HTML files are converted to Markdown. What cannot be read is reported, and
+Text, markup and source code are read as they are; Python files give one document for each
+docstring; files of other programs are converted to Markdown. What cannot be read is reported, and
 reading continues with the rest.
 """
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import hashlib
-import io
 import os
-import re
 import stat
-import tokenize
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from gem_rag.documents.conversion import Converter
-from gem_rag.documents.docstrings import docstrings
-from gem_rag.documents.document import Document, PassedOver, Skipped
-from gem_rag.documents.structure import front_matter_title
+from gem_rag.documents.document import Document, LeftOut, Skipped
+from gem_rag.documents.selection import Selection
+from gem_rag.documents.text_files import BOMS, READERS, Reader, escape_surrogates, find_title
 from gem_rag.errors import InputError
 
 MAX_LINE_LENGTH = 1_000_000  # characters; longer lines are data, and would take hours to embed
-MAX_TEXT_BYTES = 100_000_000  # bytes
-_TITLE_LENGTH = 100  # characters
-_TITLE_LINES = 20  # where a title is looked for
-_REPEATED = 3  # a line that occurs this often is a running header
-_BOMS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
+_CONVERSION = "2"  # counts up when the same file is converted to another text
+_CONVERTED = {
+    ".pdf": "pdf",
+    ".docx": "docx",
+    ".pptx": "pptx",
+    ".xlsx": "spreadsheet",
+    ".xls": "spreadsheet",
+    ".ods": "spreadsheet",
+    ".ipynb": "notebook",
+    ".epub": "epub",
+    ".eml": "mail",
+    ".html": "html",
+    ".htm": "html",
 }
-_CONVERTED = {".pdf": "pdf", ".docx": "docx", ".html": "html", ".htm": "html"}
-INDEXED_SUFFIXES = (".txt", ".text", ".rst", ".md", ".markdown", ".py", *_CONVERTED)
-_MAGIC = {"pdf": b"%PDF-", "docx": b"PK\x03\x04"}
-_TITLE_MARKS = "#=*-~ \t\f"
-
-
-class Reader(Protocol):
-    """Reads one file as documents; raises InputError if it cannot."""
-
-    def __call__(self, file: Path, source: str) -> Iterator[Document]: ...
-
+_ZIP = b"PK\x03\x04"
+_MAGIC = {"pdf": b"%PDF-", "docx": _ZIP, "pptx": _ZIP, "epub": _ZIP}
+_TEXT_FORMATS = ("html", "notebook", "mail")
 
 SourceOf = Callable[[Path], str]
 Lookup = Callable[[str], Document | None]
+_EVERYTHING = Selection()
 
 
 def read_paths(
@@ -59,33 +49,33 @@ def read_paths(
     base: Path,
     source_of: SourceOf | None = None,
     lookup: Lookup | None = None,
-    exclude: Sequence[Path] = (),
-) -> Iterator[Document | Skipped | PassedOver]:
-    """Read files, and all readable files in folders, in order of name.
+    selection: Selection = _EVERYTHING,
+) -> Iterator[Document | Skipped | LeftOut]:
+    """Read files, and the files in folders that can be read, in order of name.
 
     Args:
-        paths: Files and folders. Hidden files and folders inside folders are ignored.
+        paths: Files, which are read whatever they are called, and folders.
         base: The folder that sources are relative to.
         source_of: Names the source of a file or folder instead.
         lookup: Finds a document that was read before, by its source; a file that needs conversion
             is not converted again if its bytes are the same.
-        exclude: Folders that are not read, such as the index itself.
+        selection: Which files of the folders are read.
 
     Yields:
-        `Document`s; `Skipped` for files and folders that cannot be read; finally `PassedOver`, the
-        kinds of file that are not indexed, if there were any.
+        `Document`s; `Skipped` for files and folders that cannot be read; finally `LeftOut`, what
+        the folders have besides, if there is anything.
 
     Raises:
         InputError: A path is not there, or a file named outright cannot be read.
     """
     source_of = source_of or (lambda path: source_name(path, base))
     check_paths(paths)
-    passed_over: Counter[str] = Counter()
+    left_out = LeftOut()
     with Converter() as converter:
         readers = _make_readers(converter, lookup or (lambda source: None))
         for path in paths:
             if path.is_dir():
-                for entry in _walk(path, readers, passed_over, exclude):
+                for entry in selection.files(path, readers, left_out):
                     if isinstance(entry, Skipped):
                         yield Skipped(source_of(Path(entry.source)), entry.reason, entry.unreadable)
                     else:
@@ -96,8 +86,8 @@ def read_paths(
                 )
             else:
                 yield from _read(path, source_of(path), readers)
-    if passed_over:
-        yield PassedOver(dict(passed_over.most_common()))
+    if left_out:
+        yield left_out
 
 
 def check_paths(paths: Sequence[Path]) -> None:
@@ -114,45 +104,6 @@ def source_name(path: Path, base: Path) -> str:
     """
     relative = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
     return os.fsencode(relative).decode("utf-8", "backslashreplace").replace(os.sep, "/")
-
-
-# -- folders -------------------------------------------------------------------------------------
-
-
-def _walk(
-    folder: Path, readers: dict[str, Reader], passed_over: Counter[str], exclude: Sequence[Path]
-) -> Iterator[Path | Skipped]:
-    """Files of known kinds in a folder, and the folders in it that cannot be listed."""
-    denied: list[OSError] = []
-    for root, folders, files in os.walk(folder, onerror=denied.append):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not any(_is_same_folder(Path(root, name), e) for e in exclude)
-        )
-        for error in denied:
-            yield _unreadable(Path(error.filename), error)
-        denied.clear()
-        for name in sorted(files):
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in readers:
-                yield Path(root, name)
-            else:
-                passed_over[suffix or "no suffix"] += 1
-    for error in denied:
-        yield _unreadable(Path(error.filename), error)
-
-
-def _unreadable(path: Path, error: OSError) -> Skipped:
-    reason = f"{path} cannot be read ({error.strerror}): check its permissions"
-    return Skipped(str(path), reason, unreadable=True)
-
-
-def _is_same_folder(path: Path, other: Path) -> bool:
-    return path.name == other.name and other.exists() and path.samefile(other)
 
 
 def _read_or_skip(
@@ -193,107 +144,6 @@ def _check_regular(file: Path) -> None:
         raise InputError(f"{file} is a pipe, a device or a socket, not a file: leave it out")
 
 
-def escape_surrogates(text: str) -> str:
-    """Escape lone surrogates, which cannot be encoded."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-# -- plain text ----------------------------------------------------------------------------------
-
-
-def read_text(file: Path) -> str:
-    """Read a text file: UTF-8, or the encoding of its byte order mark.
-
-    Raises:
-        InputError: It is empty, binary, too large, or in another encoding.
-    """
-    if file.stat().st_size > MAX_TEXT_BYTES:
-        raise InputError(f"{file} has over {MAX_TEXT_BYTES >> 20} MiB of text: split it")
-    data = file.read_bytes()
-    encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), "utf-8")
-    if encoding == "utf-8" and b"\0" in data:
-        raise InputError(
-            f"{file} is binary (it has null bytes): leave it out, or convert it to text"
-        )
-    try:
-        return _clean(data.decode(encoding), file)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file} is not {encoding.upper().removesuffix('-SIG')} (byte {error.start}): convert "
-            "it, for example with 'iconv -f latin1 -t utf-8'"
-        ) from None
-
-
-def _clean(text: str, file: Path) -> str:
-    if not text.strip():
-        raise InputError(f"{file} is empty: there is nothing to index")
-    return escape_surrogates(text.replace("\r\n", "\n"))
-
-
-def _read_plain(file: Path, source: str) -> Iterator[Document]:
-    text = read_text(file)
-    yield Document(source, text, find_title(text))
-
-
-def _read_rst(file: Path, source: str) -> Iterator[Document]:
-    text = read_text(file)
-    yield Document(source, text, find_title(text), "rst")
-
-
-def _read_markdown(file: Path, source: str) -> Iterator[Document]:
-    text = read_text(file)
-    yield Document(source, text, front_matter_title(text) or find_title(text), "markdown")
-
-
-def find_title(text: str) -> str:
-    """Find a title for a text.
-
-    Args:
-        text: The text.
-
-    Returns:
-        The first line with words that is not repeated on every page (as running headers are),
-        without heading marks; empty if there is none, or if it is too long for a title.
-    """
-    lines = [line.strip(_TITLE_MARKS) for line in text.split("\n")]
-    lines = [line for line in lines if any(map(str.isalnum, line))]
-    counts = Counter(re.sub(r"\d+", "0", line) for line in lines)
-    for line in lines[:_TITLE_LINES]:
-        if counts[re.sub(r"\d+", "0", line)] < _REPEATED:
-            return line if len(line) <= _TITLE_LENGTH else ""
-    return ""
-
-
-# -- Python --------------------------------------------------------------------------------------
-
-
-def _read_python(file: Path, source: str) -> Iterator[Document]:
-    try:
-        definitions = list(docstrings(_python_source(file)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError, LookupError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error) or "it is nested too deeply"
-        raise InputError(f"{file} is not Python that can be parsed: {reason}") from None
-    seen: Counter[str] = Counter()
-    for doc in definitions:
-        title = f"# {'.'.join(filter(None, (file.stem, doc.name)))}{doc.signature}"
-        name = f"{source}#{doc.name}" if doc.name else source
-        seen[name] += 1
-        if seen[name] > 1:  # overloads and conditional definitions share a name
-            name += f"@{seen[name]}"
-        yield Document(name, escape_surrogates(f"{title}\n{doc.text}"), escape_surrogates(title))
-
-
-def _python_source(file: Path) -> str:
-    """A module's source, decoded as Python decodes it (PEP 263)."""
-    data = file.read_bytes()
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    if encoding.startswith("utf-8"):
-        return read_text(file)
-    return _clean(data.decode(encoding), file)
-
-
 # -- converted formats ---------------------------------------------------------------------------
 
 
@@ -304,7 +154,7 @@ def _make_readers(converter: Converter, lookup: Lookup) -> dict[str, Reader]:
         file_format = _CONVERTED[file.suffix.lower()]
         _check_format(file, file_format)
         with file.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            digest = f"{_CONVERSION}:{hashlib.file_digest(handle, 'sha256').hexdigest()}"
         previous = lookup(source)
         if previous is not None and previous.digest == digest:
             yield previous
@@ -315,17 +165,9 @@ def _make_readers(converter: Converter, lookup: Lookup) -> dict[str, Reader]:
                 f"{file} holds no text: leave it out, or run text recognition on it first"
             )
         title = result.title or find_title(result.text)
-        yield Document(source, result.text, title, "markdown", digest)
+        yield Document(source, result.text, title, "markdown", digest, places=result.places)
 
-    plain: dict[str, Reader] = {
-        ".txt": _read_plain,
-        ".text": _read_plain,
-        ".rst": _read_rst,
-        ".md": _read_markdown,
-        ".markdown": _read_markdown,
-        ".py": _read_python,
-    }
-    return plain | dict.fromkeys(_CONVERTED, read_converted)
+    return {**READERS, **dict.fromkeys(_CONVERTED, read_converted)}
 
 
 def _check_format(file: Path, file_format: str) -> None:
@@ -338,5 +180,5 @@ def _check_format(file: Path, file_format: str) -> None:
             f"{file} is not a {file_format.upper()} file, despite its name: rename it, or leave it "
             "out"
         )
-    if magic is None and b"\0" in head and not head.startswith(tuple(_BOMS)):
+    if file_format in _TEXT_FORMATS and b"\0" in head and not head.startswith(tuple(BOMS)):
         raise InputError(f"{file} is binary, despite its name: rename it, or leave it out")

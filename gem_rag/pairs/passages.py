@@ -69,8 +69,8 @@ def read_passages(paths: Sequence[Path], tokenizer: Any, max_tokens: int) -> lis
     if not passages:
         raise InputError(
             f"found nothing to read in {', '.join(map(str, paths))}: give documents with text in "
-            "them (text, Markdown, reStructuredText, Python, and with gem-rag[files] PDF, Word, "
-            "HTML)"
+            "them (text, markup, tables, source code, and with gem-rag[files] PDF, office files, "
+            "notebooks, e-mail, HTML)"
         )
     return passages
 

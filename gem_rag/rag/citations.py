@@ -37,12 +37,15 @@ class Citation:
         source: The document's name.
         span: [start, stop) characters of the quote in the document's text.
         quote: Those characters.
+        place: Where in the document's file they begin, as of a `Hit`; known where an `Index`
+            answers.
     """
 
     number: int
     source: str
     span: tuple[int, int]
     quote: str
+    place: str = ""
 
 
 class _Word(NamedTuple):

@@ -94,6 +94,7 @@ def format_record(entry: Entry) -> bytes:
 def _parse_record(line: str, manifest: Manifest) -> Entry:
     record: dict[str, Any] = json.loads(line)
     spans = record.pop("spans")
+    record["places"] = tuple((start, name) for start, name in record.get("places", ()))
     if manifest.format_version == 1:
         document = Document(**record, file=file_of_format_1(record["source"]))
         return Entry(document, list(chunks_of_format_1(document, spans)))

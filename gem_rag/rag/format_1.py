@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from gem_rag.documents.document import Chunk, Document
-from gem_rag.documents.readers import INDEXED_SUFFIXES
 
+_SUFFIXES = (".txt", ".text", ".rst", ".md", ".markdown", ".py", ".pdf", ".docx", ".html", ".htm")
 # "## Heading" of Markdown, or a line and its underline of reStructuredText.
 _HEADING = re.compile(
     r"^(?:#{1,6} +(?P<marked>\S.*)|(?P<underlined>\S.*)\n([=\-*~^\"'#+`])\3{2,}[ \t]*)$",
@@ -35,4 +35,4 @@ def chunks_of_format_1(document: Document, spans: Sequence[Sequence[int]]) -> It
 def file_of_format_1(source: str) -> str:
     """The source of a document's file; empty for documents made in Python."""
     file = source.partition("#")[0]
-    return file if PurePosixPath(file).suffix.lower() in INDEXED_SUFFIXES else ""
+    return file if PurePosixPath(file).suffix.lower() in _SUFFIXES else ""

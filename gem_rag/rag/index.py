@@ -10,18 +10,18 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Unpack, get_args
 
 import numpy as np
 
 from gem_rag._utils.files import create_file
-from gem_rag._utils.suggestions import check_choice
+from gem_rag._utils.suggestions import check_choice, did_you_mean
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
-from gem_rag.documents.document import Chunk, Document, PassedOver, Skipped
+from gem_rag.documents.document import Chunk, Document, LeftOut, Skipped
 from gem_rag.documents.readers import check_paths, read_paths
+from gem_rag.documents.selection import Selection
 from gem_rag.documents.splitting import Splitter
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.sampling import SamplingOptions
@@ -42,39 +42,10 @@ from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest, remove_others
 from gem_rag.rag.roots import Roots, absolute, is_within_any
 from gem_rag.rag.search import Ranking, search
+from gem_rag.rag.sync import SyncReport, find_changes
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What a sync did.
-
-    Attributes:
-        added: Sources of new documents.
-        changed: Sources whose text or title changed.
-        removed: Sources whose file is gone.
-        unchanged: Sources that stayed as they were.
-        skipped: Files and folders that could not be read; what the index has of them stays.
-        passed_over: How many files of other kinds were in the folders, by suffix.
-        chunks: Chunks in the index now.
-        embedded: Chunks whose vectors had to be computed.
-    """
-
-    added: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    passed_over: dict[str, int] = field(default_factory=dict)
-    chunks: int = 0
-    embedded: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether the system let every file and folder be read."""
-        return not any(skipped.unreadable for skipped in self.skipped)
 
 
 class Index:
@@ -288,7 +259,14 @@ class Index:
         hits = self.search(question, k, ranking=ranking)
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
-        return dataclasses.replace(answer, timings={"search": search_time, **answer.timings})
+        documents = self._committed.documents
+        citations = [
+            dataclasses.replace(c, place=documents[c.source].document.place(c.span[0]))
+            for c in answer.citations
+            if c.source in documents  # a sync may have taken one away meanwhile
+        ]
+        timings = {"search": search_time, **answer.timings}
+        return dataclasses.replace(answer, citations=citations, timings=timings)
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -296,6 +274,8 @@ class Index:
         self,
         items: Iterable[str | Path | Document] | str | Path | Document,
         *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         progress: bool = False,
     ) -> SyncReport:
         """Bring the index in sync with files, folders and documents.
@@ -305,8 +285,14 @@ class Index:
         is skipped, and what the index has of it stays. Searches see nothing until all of it is on
         disk; after a crash the index is as it was.
 
+        Hidden files, what a `.gitignore` file names, `node_modules` and virtual environments are
+        left out of folders; what has come to be left out is removed.
+
         Args:
             items: Files, folders and documents.
+            include: Patterns as in a `.gitignore` file, relative to each folder: only files that
+                one matches are read. Default all.
+            exclude: Patterns of what is not read.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -322,13 +308,12 @@ class Index:
         check_paths(paths)
         for path in paths:
             roots.add(path)
+        selection = Selection(include, exclude, [self.folder])
         entries = list(
-            read_paths(
-                paths, self.folder.parent, roots.source, self._known_document, exclude=[self.folder]
-            )
+            read_paths(paths, self.folder.parent, roots.source, self._known_document, selection)
         )
         skipped = [entry for entry in entries if isinstance(entry, Skipped)]
-        counts = [entry.counts for entry in entries if isinstance(entry, PassedOver)]
+        left_out = next((entry for entry in entries if isinstance(entry, LeftOut)), LeftOut())
         documents = {
             document.source: document
             for document in (*entries, *items)
@@ -336,38 +321,66 @@ class Index:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         with write_lock(self.folder):
-            if Manifest.read(self.folder) != self._committed.manifest:  # another process committed
-                self._committed = load_commit(self.folder, self._committed.manifest)
+            self._catch_up()
             self._committed.store.clean()
             indexed = self._committed.documents
             gone = self._find_gone(documents, roots, list(map(absolute, paths)), skipped)
-            added = [source for source in documents if source not in indexed]
-            changed = {
-                source
-                for source, document in documents.items()
-                if source in indexed and indexed[source].document != document
-            }
+            changes = find_changes(indexed, documents, gone)
             embedded = 0
-            if added or changed or gone or roots.recorded() != self._recorded_roots():
+            if changes or roots.recorded() != self._recorded_roots():
                 kept = {source: e for source, e in indexed.items() if source not in gone}
-                new = self._split(
-                    document
-                    for source, document in documents.items()
-                    if source in changed or source not in indexed
-                )
+                new = self._split(documents[s] for s in (*changes.added, *changes.changed))
                 if kept or new or gone:
-                    embedded = self._commit(kept | new, roots.recorded(), progress)
-        unchanged = [s for s in documents if s in indexed and s not in changed]
+                    new_entries = kept | changes.relocated | new
+                    embedded = self._commit(new_entries, roots.recorded(), progress)
         return SyncReport(
-            added,
-            sorted(changed),
-            sorted(gone),
-            unchanged,
+            changes.added,
+            changes.changed,
+            changes.gone,
+            [s for s in documents if s in indexed and s not in changes.changed],
             skipped,
-            counts[0] if counts else {},
+            dict(left_out.kinds.most_common()),
+            dict(left_out.rules.most_common()),
             len(self),
             embedded,
         )
+
+    def remove(self, names: str | Iterable[str]) -> list[str]:
+        """Remove documents.
+
+        A file that is still in a folder comes back when the folder is synced again: exclude it.
+
+        Args:
+            names: Of documents, or of files and folders, whose documents are all removed.
+
+        Returns:
+            The sources of what was removed.
+
+        Raises:
+            InputError: The index has nothing of a name.
+            GemError: Another process is writing, or the disk is full.
+        """
+        with write_lock(self.folder):
+            self._catch_up()
+            indexed = self._committed.documents
+            gone: set[str] = set()
+            for name in [names] if isinstance(names, str) else names:
+                found = {s for s, e in indexed.items() if _is_named(e.document, name)}
+                if not found:
+                    raise InputError(
+                        f"the index in {self.folder} has nothing named {name!r}"
+                        f"{did_you_mean(name, indexed)}"
+                    )
+                gone |= found
+            if gone:
+                kept = {source: e for source, e in indexed.items() if source not in gone}
+                self._commit(kept, self._recorded_roots(), progress=False)
+        return sorted(gone)
+
+    def _catch_up(self) -> None:
+        """Load what another process has committed since."""
+        if Manifest.read(self.folder) != self._committed.manifest:
+            self._committed = load_commit(self.folder, self._committed.manifest)
 
     def _recorded_roots(self) -> dict[str, str]:
         return self._committed.manifest.roots
@@ -460,6 +473,12 @@ class Index:
             texts = [chunks[i].passage for i in new]
             vectors[new] = self.gem.embed_documents(texts, progress=progress)
         return vectors, len(new)
+
+
+def _is_named(document: Document, name: str) -> bool:
+    """Whether a name is the document's, its file's, or that of a folder that the file is in."""
+    name = name.removesuffix("/")
+    return name in (document.source, document.file) or document.file.startswith(f"{name}/")
 
 
 def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> None:

@@ -52,7 +52,7 @@ def _rank(
     if ranking != "words":
         nearest = commit.store.search(queries, candidates)
     if ranking == "vectors":
-        yield from ([Hit(commit.chunks[id], score) for id, score in found] for found in nearest)
+        yield from ([_hit(commit, id, score) for id, score in found] for found in nearest)
         return
     ids = list(commit.chunks)
     rows, scores = commit.words.search(questions, candidates)
@@ -64,7 +64,12 @@ def _rank(
         if others:
             found_otherwise = np.clip(commit.store.vectors(others) @ query, -1, 1).tolist()
             cosines |= dict(zip(others, found_otherwise, strict=True))
-        yield [Hit(commit.chunks[id], cosines[id]) for id in chosen]
+        yield [_hit(commit, id, cosines[id]) for id in chosen]
+
+
+def _hit(commit: Commit, id: str, score: float) -> Hit:
+    chunk = commit.chunks[id]
+    return Hit(chunk, score, commit.documents[chunk.source].document.place(chunk.start))
 
 
 def _drop_equal_texts(hits: Sequence[Hit]) -> list[Hit]:

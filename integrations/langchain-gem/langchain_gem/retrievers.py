@@ -115,6 +115,7 @@ def _to_document(hit: Hit) -> Document:
         "title": chunk.title,
         "start": chunk.start,
         "stop": chunk.stop,
+        "place": hit.place,
         "score": hit.score,
     }
     return Document(chunk.text, id=chunk.id, metadata=metadata)

@@ -25,6 +25,7 @@ def test_documents_carry_their_position(tmp_path: Path, gem: Gem) -> None:
         "title": "",
         "start": 0,
         "stop": len(DOCUMENTS[0].text),
+        "place": "",
         "score": hits[0].score,
     }
 

@@ -64,13 +64,16 @@ async def test_nodes_are_the_hits_of_the_index(retriever: GemRetriever) -> None:
 
 def test_a_node_carries_its_position(retriever: GemRetriever) -> None:
     node = retriever.retrieve(QUESTION)[0].node
-    chunk = retriever.index.search(QUESTION, 1)[0].chunk
+    hit = retriever.index.search(QUESTION, 1)[0]
+    chunk = hit.chunk
     assert node.metadata == {
         "source": chunk.source,
         "title": chunk.title,
         "start": chunk.start,
         "stop": chunk.stop,
+        "place": hit.place,
     }
+    assert hit.place.startswith("line ")
     name = Path(chunk.source).name
     assert FILES[name][node.metadata["start"] : node.metadata["stop"]] == node.get_content()
     assert node.ref_doc_id == chunk.source

@@ -107,7 +107,7 @@ class GemRetriever(BaseRetriever):
 
 def _to_node(hit: Hit) -> TextNode:
     chunk = hit.chunk
-    offsets = ["start", "stop"]  # of no use to a model that reads the node
+    offsets = ["start", "stop", "place"]  # of no use to a model that reads the node
     return TextNode(
         id_=chunk.id,
         text=chunk.text,
@@ -118,6 +118,7 @@ def _to_node(hit: Hit) -> TextNode:
             "title": chunk.title,
             "start": chunk.start,
             "stop": chunk.stop,
+            "place": hit.place,
         },
         excluded_llm_metadata_keys=offsets,
         excluded_embed_metadata_keys=offsets,
