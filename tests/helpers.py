@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from gem_rag.core.adapter_targets import place_adapters
+from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import save_checkpoint
 from gem_rag.core.config import AdapterConfig, GemConfig
 from gem_rag.core.encoder import GemEncoder
@@ -160,13 +161,13 @@ def save_plain(folder: Path, architecture: str, tokenizer: Any, **settings: Any)
 
 def special_config(base: Path, **settings: Any) -> GemConfig:
     """A `special`-scope configuration with adapters on all linear layers of a plain folder."""
-    adapter = AdapterConfig(4, 8.0, place_adapters(AutoModelForCausalLM.from_pretrained(base)).rows)
+    adapter = AdapterConfig(4, 8.0, place_adapters(load_language_model(base)).rows)
     return GemConfig(**{"scope": "special", "adapter": adapter, **settings})
 
 
 def special_tensors(base: Path, config: GemConfig) -> dict[str, Tensor]:
     """Random special-token weights for a plain folder; no adapter is zero."""
-    special = SpecialTokens(AutoModelForCausalLM.from_pretrained(base), config.k, config.adapter)
+    special = SpecialTokens(load_language_model(base), config.k, config.adapter)
     randomise(special)
     return special.tensors()
 

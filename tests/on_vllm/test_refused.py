@@ -63,6 +63,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*has not been GEM-trained")
         ("deepseek_v3", "DeepseekV3ForCausalLM", LATENT, "multi-head latent attention"),
         ("jamba", "JambaForCausalLM", STATE, "carry a state"),
         ("mamba", "MambaForCausalLM", {"state_size": 8}, "carry a state"),
+        ("gemma4_text", "Gemma4ForCausalLM", {}, "feeds token ids into every layer"),
     ],
 )
 def test_architectures_without_plain_attention_are_refused_by_name(
@@ -75,6 +76,14 @@ def test_architectures_without_plain_attention_are_refused_by_name(
     folder = saved(model_type, [architecture], **settings)
     with pytest.raises(GemError, match=f"{architecture}.*{reason}"):
         gem_rag.load(folder, engine="vllm", **IN_PROCESS)
+
+
+def test_what_fails_in_vllm_while_it_starts_is_one_sentence(saved: Callable[..., Path]) -> None:
+    """This model's attention goes around the interface that vLLM replaces."""
+    folder = saved("diffllama", ["DiffLlamaForCausalLM"], weights=True, head_dim=32)
+    with pytest.raises(GemError, match=r"^vLLM did not start: Layer 0 .*attention") as error:
+        gem_rag.load(folder, engine="vllm", **IN_PROCESS)
+    assert "\n" not in str(error.value)
 
 
 def test_soft_capped_attention_is_refused_by_name(saved: Callable[..., Path]) -> None:

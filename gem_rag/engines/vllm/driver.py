@@ -66,7 +66,12 @@ class Driver:
             daemon=True,
         )
         self._thread.start()
-        started.result()
+        try:
+            started.result()
+        except GemError:
+            raise
+        except Exception as error:  # vLLM's models, memory and kernels raise many kinds
+            raise GemError(f"vLLM did not start: {short_reason(error)}") from error
 
     def embed(self, rows: Sequence[Row]) -> Future[FloatArray]:
         """One vector for each span of the rows, in order: [spans, dim]."""

@@ -53,10 +53,17 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
 def check_supported(config: Any) -> None:
     """Raises GemError naming what, in a `VllmConfig`, GEM embeddings cannot be had with."""
     model, parallel = config.model_config, config.parallel_config
+    text_config = model.hf_text_config
     reasons = {
-        "its layers use multi-head latent attention": model.use_mla,
-        "its layers carry a state past attention (state-space or linear attention)": (
+        "its layers use multi-head latent attention, which cannot be told who attends to whom": (
+            model.use_mla
+        ),
+        "its layers carry a state past attention (state-space or linear attention), which cannot "
+        "be told who attends to whom": (
             model.is_hybrid or model.is_attention_free or model.has_inner_state
+        ),
+        "it feeds token ids into every layer, and special tokens have none": (
+            bool(getattr(text_config, "hidden_size_per_layer_input", None))
         ),
         "it has an encoder": model.is_encoder_decoder,
         "vLLM runs it as a multimodal model": model.is_multimodal_model,
@@ -72,8 +79,8 @@ def check_supported(config: Any) -> None:
     for reason, true in reasons.items():
         if true:
             raise GemError(
-                f"{model.architecture} cannot give GEM embeddings on vLLM: {reason}, so GEM cannot "
-                'set who attends to whom; load it with engine="transformers"'
+                f"{model.architecture} cannot give GEM embeddings on vLLM: {reason}; load it with "
+                'engine="transformers"'
             )
     for setting, used in settings.items():
         if used:
