@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,65 @@ def test_the_commands_take_a_ranking(tmp_path: Path) -> None:
     assert answered.exit_code == 0
     wrong = CliRunner().invoke(app, ["search", "xj-900", *options, "hybird"])
     assert wrong.exit_code != 0
+
+
+# -- which documents, how near, how different ----------------------------------------------------
+
+
+@pytest.mark.parametrize("ranking", ["vectors", "words", "hybrid"])
+@pytest.mark.parametrize("store", STORES)
+def test_only_documents_that_a_pattern_matches_are_found(
+    tmp_path: Path, store: str, ranking: str
+) -> None:
+    (tmp_path / "docs" / "old").mkdir(parents=True)
+    for number in range(30):
+        (tmp_path / "docs" / f"{number}.md").write_text(f"A lamp, number {number}.")
+    (tmp_path / "docs" / "old" / "a.md").write_text("A lamp of old.")
+    (tmp_path / "docs" / "b.py").write_text('"""A lamp in code."""\ndef f():\n    """A lamp."""\n')
+    index = open_index(tmp_path / "index", store)
+    index.sync(tmp_path / "docs")
+    options: Any = {"ranking": ranking}
+    assert found(index, "lamp", 9, sources=["old/"], **options) == ["docs/old/a.md"]
+    of_code = found(index, "lamp", 9, sources=["*.py"], **options)
+    assert sorted(of_code) == ["docs/b.py", "docs/b.py#f"]
+    assert found(index, "lamp", 9, sources=["lamp"], **options) == ["lamp"]  # made in Python
+    assert found(index, "lamp", 9, sources=["nowhere"], **options) == []
+    assert len(found(index, "lamp", 40, sources=["/docs/*", "!*.py", "!old"], **options)) == 30
+
+
+def test_no_chunk_of_a_lower_score_is_found(tmp_path: Path) -> None:
+    index = open_index(tmp_path)
+    assert found(index, "anything", min_score=0.4) == ["lamp", "door"]
+    assert found(index, "xj-900", ranking="hybrid", min_score=0.4) == ["lamp", "door"]
+    assert found(index, "xj-900", ranking="words", min_score=0.4) == []
+
+
+def test_diverse_hits_are_unlike_each_other(tmp_path: Path) -> None:
+    """Worked by hand: cosines with the question .9, .5, .1; of the lamp with the door .827, with
+    the pump .524. At .9, .05 - .744 is less than .01 - .472; at .1, .45 - .083 is more."""
+    index = open_index(tmp_path)
+    assert found(index, "x", 2) == ["lamp", "door"]
+    assert found(index, "x", 2, diversity=0.9) == ["lamp", "pump"]
+    assert found(index, "x", 3, diversity=0.9) == ["lamp", "pump", "door"]
+    assert found(index, "x", 2, diversity=0.1) == ["lamp", "door"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_score": 1.5}, "min_score must be a cosine, from -1 to 1, not 1.5"),
+        ({"diversity": 2}, "diversity must be from 0 to 1, not 2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        open_index(tmp_path).search("x", **options)
+
+
+def test_the_command_line_narrows_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = open_index(tmp_path)
+    monkeypatch.setattr(sys.modules["gem_rag.cli.app"], "open_index", lambda *_: index)
+    run = CliRunner().invoke
+    assert "door" not in run(app, ["search", "x", "--min-score", "0.6"]).stdout
+    assert "lamp" not in run(app, ["search", "x", "--source", "door", "--source", "pump"]).stdout
+    assert run(app, ["search", "x", "--diversity", "0.5"]).exit_code == 0

@@ -26,13 +26,16 @@ from gem_rag.cli import pairs_command as pairs
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
+    DiversityOption,
     HitsOption,
     IndexOption,
     JsonOption,
     MarginOption,
+    MinScoreOption,
     ModelNameOption,
     ModelOption,
     RankingOption,
+    SourcesOption,
     StyleOption,
     TemperatureOption,
     load_model,
@@ -159,10 +162,20 @@ def search(
     model: ModelOption = None,
     k: HitsOption = 5,
     ranking: RankingOption = "vectors",
+    source: SourcesOption = None,
+    min_score: MinScoreOption = None,
+    diversity: DiversityOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Print the passages nearest to a question."""
-    hits = open_index(index, model).search(question, k, ranking=ranking)  # type: ignore[arg-type]
+    hits = open_index(index, model).search(
+        question,
+        k,
+        ranking=ranking,  # type: ignore[arg-type]
+        sources=source or (),
+        min_score=min_score,
+        diversity=diversity,
+    )
     if as_json:
         print_result([dataclasses.asdict(hit) for hit in hits], True)
         return
@@ -183,6 +196,9 @@ def ask(
     ] = None,
     temperature: TemperatureOption = 0.0,
     ranking: RankingOption = "vectors",
+    source: SourcesOption = None,
+    min_score: MinScoreOption = None,
+    diversity: DiversityOption = 0.0,
     style: StyleOption = None,
     margin: MarginOption = None,
     as_json: JsonOption = False,
@@ -195,6 +211,9 @@ def ask(
         question,
         k,
         ranking=ranking,  # type: ignore[arg-type]
+        sources=source or (),
+        min_score=min_score,
+        diversity=diversity,
         style=style,  # type: ignore[arg-type]
         margin=margin,
         max_tokens=max_tokens,

@@ -32,6 +32,14 @@ HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to
 RankingOption = Annotated[
     str, typer.Option(help="vectors; words: BM25; hybrid: both, fused by reciprocal rank.")
 ]
+SourcesOption = Annotated[
+    list[str] | None,
+    typer.Option("--source", help="Only documents that this matches, as in .gitignore."),
+]
+MinScoreOption = Annotated[float | None, typer.Option(help="The least cosine of a passage.")]
+DiversityOption = Annotated[
+    float, typer.Option(help="From 0 to 1, against passages that are alike.")
+]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the most likely answer.")]
 StyleOption = Annotated[
     str | None,

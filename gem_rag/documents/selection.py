@@ -6,17 +6,13 @@ Left out are hidden files and folders, what `.gitignore` files name, folders of 
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-
-from dulwich.ignore import Pattern, read_ignore_patterns
-from dulwich.wildmatch import MalformedPattern
+from pathlib import Path
 
 from gem_rag.documents.document import LeftOut, Skipped
-from gem_rag.errors import InputError
+from gem_rag.documents.patterns import Patterns
 
 _PACKAGES = frozenset({"node_modules", "__pycache__"})
 _ENVIRONMENT = "pyvenv.cfg"  # stands in a virtual environment
@@ -50,37 +46,6 @@ class Selection:
         return _Walk(self, folder, suffixes, left_out).files()
 
 
-class _Rules:
-    """The patterns of a `.gitignore` file, or of a caller; of those that match the last one counts.
-
-    Raises:
-        InputError: A caller's pattern cannot be read; git leaves such ones in a file out.
-    """
-
-    def __init__(self, text: bytes, of_caller: bool = False) -> None:
-        self.patterns: list[Pattern] = []
-        for line in read_ignore_patterns(io.BytesIO(text)):
-            try:
-                self.patterns.insert(0, Pattern(line))
-            except MalformedPattern:
-                if of_caller:
-                    raise InputError(
-                        f"the pattern {os.fsdecode(line)!r} cannot be read: write it as in a "
-                        ".gitignore file"
-                    ) from None
-
-    def match(self, path: str, is_folder: bool) -> bool | None:
-        """Whether a path is named, or named with "!"; None if no pattern says anything."""
-        name = os.fsencode(path)
-        return next((p.is_exclude for p in self.patterns if p.matches(name, is_folder)), None)
-
-    def match_above(self, path: str) -> bool:
-        """Whether a file is named, or else a folder that it is in."""
-        folders = [str(parent) for parent in PurePosixPath(path).parents][:-1]
-        said = [self.match(path, False), *(self.match(folder, True) for folder in folders)]
-        return next((bool(one) for one in said if one is not None), False)
-
-
 @dataclass
 class _Walk:
     """One walk through a folder."""
@@ -89,14 +54,11 @@ class _Walk:
     folder: Path
     suffixes: Container[str]
     left_out: LeftOut
-    ignored_by: dict[Path, _Rules] = field(default_factory=dict)  # by the folder it is in
+    ignored_by: dict[Path, Patterns] = field(default_factory=dict)  # by the folder it is in
 
     def __post_init__(self) -> None:
-        include, exclude = (
-            os.fsencode("\n".join(patterns))
-            for patterns in (self.selection.include, self.selection.exclude)
-        )
-        self.include, self.exclude = _Rules(include, True), _Rules(exclude, True)
+        self.include = Patterns.of(self.selection.include)
+        self.exclude = Patterns.of(self.selection.exclude)
         self.root = Path(os.path.abspath(self.folder))
         for parent in _repository(self.root):
             self._read_ignore_file(parent)
@@ -160,7 +122,7 @@ class _Walk:
 
     def _read_ignore_file(self, folder: Path) -> None:
         try:
-            self.ignored_by[folder] = _Rules((folder / _IGNORE_FILE).read_bytes())
+            self.ignored_by[folder] = Patterns((folder / _IGNORE_FILE).read_bytes())
         except OSError:
             return
 

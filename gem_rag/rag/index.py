@@ -16,7 +16,7 @@ from typing import Literal, Unpack, get_args
 import numpy as np
 
 from gem_rag._utils.files import create_file
-from gem_rag._utils.suggestions import check_choice, did_you_mean
+from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
 from gem_rag.documents.document import Chunk, Document, LeftOut, Skipped
@@ -41,7 +41,7 @@ from gem_rag.rag.commit import (
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest, remove_others
 from gem_rag.rag.roots import Roots, absolute, is_within_any
-from gem_rag.rag.search import Ranking, search
+from gem_rag.rag.search import Ranking, SearchSettings, search
 from gem_rag.rag.sync import SyncReport, find_changes
 
 StoreName = Literal["faiss", "chroma"]
@@ -178,33 +178,54 @@ class Index:
             raise InputError(f"there is no document {source!r} in the index")
         return self._committed.documents[source].document
 
-    def search(self, question: str, k: int = 5, *, ranking: Ranking = "vectors") -> list[Hit]:
+    def search(
+        self,
+        question: str,
+        k: int = 5,
+        *,
+        ranking: Ranking = "vectors",
+        sources: Sequence[str] = (),
+        min_score: float | None = None,
+        diversity: float = 0.0,
+    ) -> list[Hit]:
         """Search for the chunks nearest to a question.
 
         Args:
             question: What to look for.
             k: How many chunks to return.
-            ranking: By cosines of "vectors"; by "words" (BM25), where only chunks are found that
-                share some; or "hybrid", by reciprocal ranks in both. The first search by words
-                makes an index of them, in memory.
+            ranking: By "vectors", "words" or "hybrid"; this and the others as of `SearchSettings`.
+            sources: Patterns of the documents to search; default all.
+            min_score: The least cosine of a hit.
+            diversity: From 0 to 1, against hits that are alike.
 
         Returns:
             k hits, or as many as there are, best first; of equal texts only the first.
 
         Raises:
-            InputError: The index or the question is empty, k is below 1, or there is no such
-                ranking.
+            InputError: The index or the question is empty, or a setting is out of range.
             GemError: The store is damaged.
         """
-        return self.search_many([question], k, ranking=ranking)[0]
+        settings = SearchSettings(ranking, sources, min_score, diversity)
+        return self._search([question], k, settings)[0]
 
     def search_many(
-        self, questions: Sequence[str], k: int = 5, *, ranking: Ranking = "vectors"
+        self,
+        questions: Sequence[str],
+        k: int = 5,
+        *,
+        ranking: Ranking = "vectors",
+        sources: Sequence[str] = (),
+        min_score: float | None = None,
+        diversity: float = 0.0,
     ) -> list[list[Hit]]:
         """As `search`, for many questions in one batch."""
+        return self._search(questions, k, SearchSettings(ranking, sources, min_score, diversity))
+
+    def _search(
+        self, questions: Sequence[str], k: int, settings: SearchSettings
+    ) -> list[list[Hit]]:
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
-        check_choice("ranking", ranking, get_args(Ranking))
         if not self._committed.chunks:
             raise InputError(
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
@@ -213,7 +234,7 @@ class Index:
         while True:
             commit = self._committed
             try:
-                return search(commit, questions, queries, k, ranking)
+                return search(commit, questions, queries, k, settings)
             except GemError:
                 # A newer commit may have taken away what this one was to read.
                 if self._committed is commit and not self._reload():
@@ -233,6 +254,9 @@ class Index:
         k: int = 5,
         *,
         ranking: Ranking = "vectors",
+        sources: Sequence[str] = (),
+        min_score: float | None = None,
+        diversity: float = 0.0,
         style: AnswerStyle | None = None,
         margin: float | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -242,7 +266,10 @@ class Index:
         Args:
             question: The question.
             k: How many chunks to retrieve.
-            ranking: As of `search`.
+            ranking: As of `search`, like the next three.
+            sources: Patterns of the documents to search.
+            min_score: The least cosine of a hit.
+            diversity: Against hits that are alike.
             style: "free", "checked", "quote" or "quotes"; default the model's own (see
                 `gem_rag.rag.answer.answer`).
             margin: Chunks that score lower than the best one by more than this are not read;
@@ -256,7 +283,8 @@ class Index:
             InputError: As `search`, or there is no such style, margin or setting.
         """
         start = time.perf_counter()
-        hits = self.search(question, k, ranking=ranking)
+        settings = SearchSettings(ranking, sources, min_score, diversity)
+        hits = self._search([question], k, settings)[0]
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
         documents = self._committed.documents
