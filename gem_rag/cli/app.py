@@ -22,6 +22,7 @@ from gem_rag._utils.terminal import shorten
 from gem_rag.cli import chat_command as chat
 from gem_rag.cli import eval_commands as evaluate
 from gem_rag.cli import hub_commands as hub
+from gem_rag.cli import index_command as indexing
 from gem_rag.cli import pairs_command as pairs
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
@@ -38,7 +39,6 @@ from gem_rag.cli.common import (
     SourcesOption,
     StyleOption,
     TemperatureOption,
-    load_model,
     open_index,
     print_notice,
     print_result,
@@ -46,7 +46,7 @@ from gem_rag.cli.common import (
     require_extra,
     shows_progress,
 )
-from gem_rag.errors import GemError, InputError
+from gem_rag.errors import GemError
 
 app = typer.Typer(
     name="gem-rag",
@@ -56,6 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.command()(indexing.index)
 app.command()(chat.chat)
 app.command()(pairs.make_pairs)
 app.command()(hub.push)
@@ -64,95 +65,6 @@ app.add_typer(evaluate.app, name="eval")
 # typer brings its own copy of click; this is click's UsageError, whichever that is.
 _USAGE_ERRORS: Any = typer.BadParameter.__base__
 _INTERRUPTED = 130
-
-
-@app.command()
-def index(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders to index.")] = None,
-    index: IndexOption = DEFAULT_INDEX,
-    model: ModelOption = None,
-    store: Annotated[
-        str | None, typer.Option(help="faiss or chroma; default faiss for a new index.")
-    ] = None,
-    chunk_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens in a chunk of a new index.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(help="Read only files that this matches, as in .gitignore; may be repeated."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave out what this matches; may be repeated.")
-    ] = None,
-    remove: Annotated[
-        list[str] | None,
-        typer.Option(help="Instead: remove this document, file or folder; may be repeated."),
-    ] = None,
-    reembed: Annotated[
-        bool, typer.Option("--reembed", help="Embed the whole index again, with --model.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Create an index of documents, or bring it in sync with them."""
-    from gem_rag.rag.index import Index
-
-    if remove:
-        if paths or reembed:
-            raise InputError("--remove stands alone: sync or re-embed with another command")
-        removed = open_index(index, model).remove(remove)
-        print_result({"removed": removed}, as_json, f"removed {', '.join(removed)}")
-        return
-    if not paths and not reembed:
-        raise InputError("index needs files or folders: gem-rag index docs/")
-    index = index.expanduser()
-    progress = shows_progress(as_json)
-    gem = load_model(_model_for(index, model))
-    if reembed:
-        document_index = Index.reembed(index, gem, progress=progress)
-        chunks = len(document_index)
-        if not paths:
-            print_result({"chunks": chunks}, as_json, f"re-embedded {chunks} chunks")
-            return
-    else:
-        document_index = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
-    report = document_index.sync(
-        paths or (), include=include or (), exclude=exclude or (), progress=progress
-    )
-    for skipped in report.skipped:
-        print_notice(f"skipped: {skipped.reason}")
-    for what, found in (
-        ("passed over files of kinds that are not indexed", report.passed_over),
-        ("left out", report.left_out),
-    ):
-        if found:
-            numbers = ", ".join(f"{count} {kind}" for kind, count in found.items())
-            print_notice(f"{what}: {numbers}")
-    if not document_index.sources:
-        raise InputError(
-            f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes text, "
-            "markup, tables and source code, and with gem-rag[files] PDF, office files, notebooks, "
-            "e-mail and HTML"
-        )
-    counts = ", ".join(
-        f"{len(getattr(report, name))} {name}"
-        for name in ("added", "changed", "removed", "unchanged", "skipped")
-    )
-    summary = f"{counts}; {report.chunks} chunks in {index}, {report.embedded} embedded now"
-    print_result(dataclasses.asdict(report), as_json, summary)
-    if not report.complete:
-        raise GemError(
-            "some files or folders could not be read, see above; what the index had of them is kept"
-        )
-
-
-def _model_for(index: Path, model: str | None) -> str:
-    """The model that is named, or else the one that the index was made with."""
-    from gem_rag.rag.manifest import Manifest
-
-    if model:
-        return model
-    manifest = Manifest.read(index)
-    return manifest.model if manifest else DEFAULT_MODEL
 
 
 @app.command()

@@ -111,9 +111,11 @@ def _spreadsheet(path: Path) -> Converted:
     text, places = "", cast(Places, [])
     with CalamineWorkbook.from_path(str(path)) as book:
         for name in book.sheet_names:
-            rows = book.get_sheet_by_name(name).to_python(skip_empty_area=False)
+            sheet = book.get_sheet_by_name(name)
+            first_row = 1 + (sheet.start or (0, 0))[0]  # what is empty before it is not read
             heading = f"{text and chr(10) * 2}## {name}\n\n"
-            body, found = table(rows, f"{name}, ", len(text) + len(heading))
+            start = len(text) + len(heading)
+            body, found = table(sheet.to_python(), f"{name}, ", start, first_row)
             if body:
                 text += heading + body
                 places += found

@@ -8,18 +8,21 @@ from typing import Any
 Places = list[tuple[int, str]]
 
 
-def table(rows: Iterable[Sequence[Any]], where: str = "", start: int = 0) -> tuple[str, Places]:
+def table(
+    rows: Iterable[Sequence[Any]], where: str = "", start: int = 0, first_row: int = 1
+) -> tuple[str, Places]:
     """A Markdown table of the rows that are not empty; the first of them is its header.
 
     Args:
-        rows: Rows of cells, from the first one of the sheet or file.
+        rows: Rows of cells.
         where: What stands before "row N" in a place.
         start: The table's first character in the document's text.
+        first_row: Number of the first of the rows.
 
     Returns:
         The table, and (first character, place) of each of its rows.
     """
-    numbered = ((number, _cells(row)) for number, row in enumerate(rows, start=1))
+    numbered = ((number, _cells(row)) for number, row in enumerate(rows, start=first_row))
     kept = [(number, cells) for number, cells in numbered if cells]
     width = max((len(cells) for _, cells in kept), default=0)
     lines: list[str] = []

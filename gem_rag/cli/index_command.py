@@ -1,0 +1,145 @@
+"""`gem-rag index`: documents into an index, once or for as long as they change."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gem_rag.cli.common import (
+    DEFAULT_INDEX,
+    DEFAULT_MODEL,
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    load_model,
+    open_index,
+    print_notice,
+    print_result,
+    require_extra,
+    shows_progress,
+)
+from gem_rag.errors import GemError, InputError
+
+if TYPE_CHECKING:
+    from gem_rag.rag.index import Index
+    from gem_rag.rag.sync import SyncReport
+
+
+def index(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders to index.")] = None,
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    store: Annotated[
+        str | None, typer.Option(help="faiss or chroma; default faiss for a new index.")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens in a chunk of a new index.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Read only files that this matches, as in .gitignore; may be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave out what this matches; may be repeated.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead: remove this document, file or folder; may be repeated."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, and follow what changes, until Ctrl-C.")
+    ] = False,
+    reembed: Annotated[
+        bool, typer.Option("--reembed", help="Embed the whole index again, with --model.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create an index of documents, or bring it in sync with them."""
+    from gem_rag.rag.index import Index
+
+    if remove:
+        if paths or reembed:
+            raise InputError("--remove stands alone: sync or re-embed with another command")
+        removed = open_index(index, model).remove(remove)
+        print_result({"removed": removed}, as_json, f"removed {', '.join(removed)}")
+        return
+    if not paths and not reembed:
+        raise InputError("index needs files or folders: gem-rag index docs/")
+    index = index.expanduser()
+    progress = shows_progress(as_json)
+    gem = load_model(_model_for(index, model))
+    if reembed:
+        document_index = Index.reembed(index, gem, progress=progress)
+        chunks = len(document_index)
+        if not paths:
+            print_result({"chunks": chunks}, as_json, f"re-embedded {chunks} chunks")
+            return
+    else:
+        document_index = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
+    choice: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
+    if watch:
+        _follow(document_index, paths or [], as_json, **choice)
+        return
+    report = document_index.sync(paths or (), progress=progress, **choice)
+    if not document_index.sources:
+        _print_notices(report)
+        raise InputError(
+            f"found nothing to index in {', '.join(map(str, paths or ()))}: it takes text, "
+            "markup, tables and source code, and with gem-rag[files] PDF, office files, notebooks, "
+            "e-mail and HTML"
+        )
+    _print_report(report, index, as_json)
+    if not report.complete:
+        raise GemError(
+            "some files or folders could not be read, see above; what the index had of them is kept"
+        )
+
+
+def _follow(index: Index, paths: Sequence[Path], as_json: bool, **choice: Any) -> None:
+    """Sync, and again whenever something changes."""
+    require_extra("watch", "watchfiles")
+    from gem_rag.rag.watch import follow
+
+    for report in follow(index, paths, **choice):
+        if isinstance(report, GemError):
+            print_notice(report)
+        else:
+            _print_report(report, index.folder, as_json)
+            sys.stdout.flush()
+
+
+def _print_notices(report: SyncReport) -> None:
+    for skipped in report.skipped:
+        print_notice(f"skipped: {skipped.reason}")
+    for what, found in (
+        ("passed over files of kinds that are not indexed", report.passed_over),
+        ("left out", report.left_out),
+    ):
+        if found:
+            numbers = ", ".join(f"{count} {kind}" for kind, count in found.items())
+            print_notice(f"{what}: {numbers}")
+
+
+def _print_report(report: SyncReport, folder: Path, as_json: bool) -> None:
+    _print_notices(report)
+    counts = ", ".join(
+        f"{len(getattr(report, name))} {name}"
+        for name in ("added", "changed", "removed", "unchanged", "skipped")
+    )
+    summary = f"{counts}; {report.chunks} chunks in {folder}, {report.embedded} embedded now"
+    print_result(dataclasses.asdict(report), as_json, summary)
+
+
+def _model_for(index: Path, model: str | None) -> str:
+    """The model that is named, or else the one that the index was made with."""
+    from gem_rag.rag.manifest import Manifest
+
+    if model:
+        return model
+    manifest = Manifest.read(index)
+    return manifest.model if manifest else DEFAULT_MODEL
