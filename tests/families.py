@@ -84,7 +84,7 @@ ONLY_CAUSAL: dict[str, dict[str, Any]] = {
     },
     "gemma2": {"attn_logit_softcapping": 5.0, "sliding_window": 8},
     "gemma3n_text": {
-        "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
+        "vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
         "altup_num_inputs": 2, "num_kv_shared_layers": 0, "sliding_window": 8,
         "activation_sparsity_pattern": [0.5, 0.0],
         "layer_types": ["sliding_attention", "full_attention"],
