@@ -102,6 +102,7 @@ def _try(family: str) -> str:
         except GemError as error:
             return f"no: {_sentence(error)}".replace(str(trained), "it")
     cosine = float((found * wanted).sum(axis=1).min())
+    print(f"least cosine: {cosine:.7f}", file=sys.stderr)
     return "agrees" if cosine >= _ALIKE else f"no: a cosine of {cosine:.3f}"
 
 
