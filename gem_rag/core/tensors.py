@@ -1,4 +1,4 @@
-"""Tensors in safetensors files as bytes, and their hash."""
+"""Tensors in safetensors files: their bytes and hash, and one by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
 
 
 def _read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, str, list[int], memoryview]]:
@@ -41,3 +44,13 @@ def weights_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     hash_tensors(list(folder.glob("*.safetensors")), digest)
     return digest.hexdigest()
+
+
+def read_weight(folder: Path, layer: str) -> Tensor | None:
+    """A layer's weight as a checkpoint stores it; None if it has none of that name."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if f"{layer}.weight" in tensors.keys():  # noqa: SIM118 (it is no dictionary)
+                weight: Tensor = tensors.get_tensor(f"{layer}.weight")
+                return weight
+    return None

@@ -10,10 +10,13 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, SMALL
+from conftest import ARCHITECTURES, SHAPE, SMALL
+from families import build_family
 
 import gem_rag
 from gem_rag.core.layout import Row
+from gem_rag.core.tensors import read_weight
+from gem_rag.errors import GemError
 from gem_rag.model import Gem
 
 MODES = tuple(product((1, 4), ("in process", "multiprocess"), ("eager", "compiled")))
@@ -100,6 +103,35 @@ def test_tensor_parallel_workers_give_the_same_vectors(
         gem_rag.load(folder) as reference,
     ):
         check_same_vectors(gem, reference)
+
+
+@pytest.fixture(params=["gpt2", "glm4"])
+def fused_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A checkpoint whose layers are fused, as vLLM's are, and have an adapter as a whole."""
+    build_family(request.param, **SHAPE).save_pretrained(tmp_path / "base")
+    helpers.build_tokenizer(bos=True).save_pretrained(tmp_path / "base")
+    return helpers.save_gem(tmp_path / "gem", tmp_path / "base", k=1)
+
+
+def test_layers_that_are_fused_in_the_checkpoint_have_adapters(fused_folder: Path) -> None:
+    how = {"in_process": True, "enforce_eager": True}
+    with (
+        gem_rag.load(fused_folder, engine="vllm", **SMALL, **how) as gem,
+        gem_rag.load(fused_folder) as reference,
+    ):
+        check_same_vectors(gem, reference)
+
+
+def test_layers_that_vllm_reorders_are_refused(
+    fused_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does to heads of some models, whose adapters would act on other outputs."""
+    monkeypatch.setattr(
+        "gem_rag.engines.vllm.sharded_adapters.read_weight",
+        lambda *args: read_weight(*args).flip((0, 1)),  # type: ignore[union-attr]
+    )
+    with pytest.raises(GemError, match="so its adapter cannot act there"):
+        gem_rag.load(fused_folder, engine="vllm", in_process=True, enforce_eager=True, **SMALL)
 
 
 def test_spans_inside_a_text_are_read_in_their_context(tiny: Gem, plain_tiny: Gem) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ from vllm.model_executor.layers.linear import (
 
 from gem_rag.core.config import AdapterConfig
 from gem_rag.core.special_tokens import peft_name
+from gem_rag.core.tensors import read_weight
 from gem_rag.errors import GemError
+
+_ALIKE = 0.05  # of the largest output: quantised weights differ by less, other orders by more
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,19 @@ class SpecialRowAdapters:
     model: vLLM's model.
     adapter: rank, scale and targets.
     tensors: the adapter's weights under the names they have on disk.
+    folder: the checkpoint's, where weights are looked up whose order in vLLM is not known.
 
     Raises GemError naming a target that vLLM has in a form that no adapter can act on.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: AdapterConfig, tensors: dict[str, Tensor]
+        self, model: nn.Module, adapter: AdapterConfig, tensors: dict[str, Tensor], folder: Path
     ) -> None:
         updates: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         dtype, device = tensors["special_embeddings"].dtype, _device(model)
         modules = dict(model.named_modules())
         for target in adapter.targets:
-            place = _find(model, modules, target)
+            place = _find(model, modules, target, folder)
             down, up = (
                 tensors[peft_name(target, part)].to(device, dtype) for part in ("lora_A", "lora_B")
             )
@@ -91,7 +96,7 @@ def _hook(down: Tensor, up: Tensor) -> Callable[..., Any]:
     return add_update
 
 
-def _find(model: nn.Module, modules: dict[str, nn.Module], target: str) -> _Place:
+def _find(model: nn.Module, modules: dict[str, nn.Module], target: str, folder: Path) -> _Place:
     """A target's place. Raises GemError where vLLM has no such layer, or stores it in an order of
     its own."""
     name, shard = _vllm_name(model, target)
@@ -100,7 +105,8 @@ def _find(model: nn.Module, modules: dict[str, nn.Module], target: str) -> _Plac
     packed = getattr(model, "packed_modules_mapping", None) or {}
     plain = isinstance(module, ReplicatedLinear | RowParallelLinear)
     plain = plain or type(module) is ColumnParallelLinear or packed.get(last) == [last]
-    if module is None or not (plain or shard is not None):
+    plain = plain or shard is not None or _keeps_order(module, read_weight(folder, target))
+    if module is None or not plain:
         kind = "no layer of its own" if module is None else type(module).__name__
         raise GemError(
             f"the checkpoint adapts {target}, which in vLLM's {type(model).__name__} is {kind}, so "
@@ -108,6 +114,30 @@ def _find(model: nn.Module, modules: dict[str, nn.Module], target: str) -> _Plac
             "targets"
         )
     return _Place(module, shard)
+
+
+@torch.inference_mode()
+def _keeps_order(module: nn.Module | None, weight: Tensor | None) -> bool:
+    """Whether a layer that is fused in the checkpoint too computes what the weight there does, cut
+    by the layer's loader, which then cuts an adapter right: some models reorder heads."""
+    if weight is None or not isinstance(module, ColumnParallelLinear):
+        return False
+    if weight.shape[1] != module.input_size:  # GPT-2 stores its layers the other way round
+        weight = weight.T
+    if weight.shape != (module.output_size, module.input_size):
+        return False
+    like = next(module.parameters())
+    part = _loaded(module, (module.output_size_per_partition, module.input_size), weight,
+                   output_dim=0).to(like.device)  # fmt: skip
+    dtype = like.dtype if like.is_floating_point() else torch.bfloat16
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(8, module.input_size, generator=generator).to(like.device, dtype)
+    rows = torch.cat([probes, torch.zeros_like(probes[:1])])  # the last one gives the bias
+    output = module(rows)
+    output = (output[0] if isinstance(output, tuple) else output).float()
+    wanted = probes.float() @ part.float().T
+    difference = (output[:-1] - output[-1:] - wanted).abs().max()
+    return bool(difference <= _ALIKE * wanted.abs().max())
 
 
 def _vllm_name(model: nn.Module, target: str) -> tuple[str, int | str | None]:

@@ -86,7 +86,9 @@ class VllmEncoder:
         self._adapters = None
         if self.config.adapter is not None and tensors is not None:
             tensors["special_embeddings"] = self._special  # of the model's dtype
-            self._adapters = SpecialRowAdapters(model, self.config.adapter, tensors)
+            self._adapters = SpecialRowAdapters(
+                model, self.config.adapter, tensors, checkpoint.path
+            )
         self._packs_texts = all(
             varlen.is_supported(self.device, self._special.dtype, layer.head_size)
             for layer in self._attention_layers.values()
