@@ -152,7 +152,8 @@ def test_what_a_reader_says_is_one_line(jsonl: Any, monkeypatch: pytest.MonkeyPa
         (".jsonl", "\n \n", "cannot be read: it is empty"),
         (".parquet", "not a table", "cannot be read: Parquet "),
         (".txt", "", "is empty: "),
-        (".csv", "text\nhello", "is of no kind that can be indexed: "),
+        (".csv", "text\nhello", "is not read for its rows: write it as JSONL or Parquet"),
+        (".png", "text", "is of no kind that can be indexed: "),
         ("", None, "holds no rows"),  # a folder
     ],
 )

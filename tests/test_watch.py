@@ -109,7 +109,7 @@ def test_the_command_follows_until_it_is_interrupted(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        killer = threading.Timer(PATIENCE, process.kill)
+        killer = threading.Timer(5 * PATIENCE, process.kill)
         killer.start()
         assert process.stdout is not None
         assert process.stderr is not None
@@ -117,6 +117,6 @@ def test_the_command_follows_until_it_is_interrupted(tmp_path: Path) -> None:
         file.write_text("open door")
         assert process.stdout.readline().startswith("0 added, 1 changed")
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(2 * PATIENCE) == 130
         killer.cancel()
         assert process.stderr.read() == "gem-rag: interrupted; what was committed before is kept\n"

@@ -62,11 +62,17 @@ def map_rows(
     )
 
 
+# What an index reads as a document, and a user may mean as rows.
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
+
+
 def _read(name: str, source: Source) -> datasets.Dataset:
     location = str(source.path)
     path = Path(location).expanduser()
     reader = _READERS.get(path.suffix.lower())
     try:
+        if path.is_file() and path.suffix.lower() in _TABLES:
+            raise InputError(f"{location} is not read for its rows: write it as JSONL or Parquet")
         if path.exists() and reader is None:
             documents = [d for d in read_paths([path], path) if isinstance(d, Document)]
             return datasets.Dataset.from_dict({"text": [document.text for document in documents]})

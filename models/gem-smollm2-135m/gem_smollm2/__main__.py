@@ -64,7 +64,8 @@ def train(
         str, typer.Option(help="a folder, GGUF file or hub name; this one may be installed")
     ] = NAME,
     teacher: Annotated[
-        str | None, typer.Option(help="all-MiniLM-L6-v2 in a folder; default the hub's")
+        str | None,
+        typer.Option(help="align vectors with a sentence-transformers model's too; default none"),
     ] = None,
     work: Work = WORK,
     steps: Steps = None,
@@ -74,7 +75,9 @@ def train(
     """Train the special token; nothing else changes."""
     changes = dict(map(parse_change, settings or ()))
     if teacher:
-        changes["contrastive.teacher"] = teacher
+        names = ("teacher", "teacher_weight", "align")
+        values = (teacher, 0.0, 1.0)
+        changes |= {f"contrastive.{n}": v for n, v in zip(names, values, strict=True)}
     recipe = read_recipe(str(Path(__file__).with_name("recipe.yaml")), changes)
     folder = work / "pairs"
     recipe = recipe.with_data([f"{name}={folder / name}.jsonl" for name in recipe.data])
