@@ -290,8 +290,9 @@ class Index:
         documents = self._committed.documents
         citations = [
             dataclasses.replace(c, place=documents[c.source].document.place(c.span[0]))
+            if c.source in documents  # a sync may have taken it away meanwhile
+            else c
             for c in answer.citations
-            if c.source in documents  # a sync may have taken one away meanwhile
         ]
         timings = {"search": search_time, **answer.timings}
         return dataclasses.replace(answer, citations=citations, timings=timings)
@@ -365,7 +366,7 @@ class Index:
             changes.added,
             changes.changed,
             changes.gone,
-            [s for s in documents if s in indexed and s not in changes.changed],
+            changes.unchanged,
             skipped,
             dict(left_out.kinds.most_common()),
             dict(left_out.rules.most_common()),

@@ -48,12 +48,14 @@ class Changes:
     Attributes:
         added: Sources of new ones.
         changed: Sources whose text or title differs.
+        unchanged: Sources whose text and title do not.
         relocated: Entries whose text is the same, but whose file or places in it differ.
         gone: Sources of those that are to be removed.
     """
 
     added: list[str]
     changed: list[str]
+    unchanged: list[str]
     relocated: dict[str, Entry]
     gone: list[str]
 
@@ -72,14 +74,16 @@ def find_changes(
         gone: Sources to remove.
     """
     known = {source: indexed[source] for source in read if source in indexed}
-    changed = {source for source, entry in known.items() if entry.document != read[source]}
+    is_same = {source: entry.document == read[source] for source, entry in known.items()}
+    changed = sorted(source for source, same in is_same.items() if not same)
+    unchanged = [source for source, same in is_same.items() if same]
     relocated = {
-        source: Entry(read[source], entry.chunks)
-        for source, entry in known.items()
-        if source not in changed and _file(entry.document) != _file(read[source])
+        source: Entry(read[source], known[source].chunks)
+        for source in unchanged
+        if _file(known[source].document) != _file(read[source])
     }
     added = [source for source in read if source not in indexed]
-    return Changes(added, sorted(changed), relocated, sorted(gone))
+    return Changes(added, changed, unchanged, relocated, sorted(gone))
 
 
 def _file(document: Document) -> tuple[object, ...]:
