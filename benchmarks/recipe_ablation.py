@@ -2,10 +2,10 @@
 
 Every row trains for the time that `--steps` steps of `special` take, on the same pairs, from the
 same base and seed, and is measured on docstrings of modules held out from all training: the summary
-line must find the rest of its own. First short runs of every row tell how long its step takes, a
-teacher's vectors included; do nothing else on the machine meanwhile. Then every row trains for as
-many steps as fit, so that other work delays a row and does not change it. Recorded rows are not
-trained again. Pairs have negatives mined by BM25.
+line must find the rest of its own. First short runs of every row tell what its step costs, a
+teacher's vectors included. Then every row trains for as many steps as fit, so that other work on
+the machine delays a row and does not change it. Recorded rows are not trained again. Pairs have
+negatives mined by BM25.
 
     python benchmarks/recipe_ablation.py --base FOLDER [--teacher FOLDER] [--packages FOLDER]
         [--steps N] [--row ...]
@@ -25,6 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
+import torch
 import typer
 from gem_tiny.docstring_pairs import DocstringPair, load_docstring_pairs
 from gem_tiny.texts import is_held_out
@@ -117,14 +118,18 @@ class Ablation:
     work: Path
 
     def step_seconds(self, name: str, trial: int) -> float:
-        """Time of a row's step by two short runs, with all that grows with the number of steps."""
+        """Time of a row's step by two short runs, with all that grows with the number of steps.
+
+        On a CPU in seconds of all its cores, which other work on the machine does not change.
+        """
+        clock = time.perf_counter if torch.cuda.is_available() else time.process_time
         file = self.work / f"{name}-{trial}-steps.json"
         if not file.exists():
-            self.train(name, 1)  # what is imported and compiled once counts for no row
-            times = [time.perf_counter()]
+            self.train(name, trial)  # what is imported and compiled once counts for no row
+            times = [clock()]
             for steps in (trial, 2 * trial):
                 self.train(name, steps)
-                times.append(time.perf_counter())
+                times.append(clock())
             first, second = times[1] - times[0], times[2] - times[1]
             file.write_text(json.dumps((second - first) / trial))
         return float(json.loads(file.read_text()))

@@ -19,13 +19,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import apsw
 from fakes import FakeGem
 
+from gem_rag.rag import database
 from gem_rag.rag.index import Index
 from gem_rag.rag.stores.chroma_store import ChromaStore
 from gem_rag.rag.stores.faiss_store import FaissStore
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
+STATEMENTS = ("BEGIN", "CREATE", "INSERT INTO files", "INSERT INTO manifest", "COMMIT")
 
 
 def sync(folder: Path, store: str, last: int) -> None:
@@ -51,9 +54,19 @@ def sync(folder: Path, store: str, last: int) -> None:
         if event in EVENTS and str(folder / "index") in " ".join(map(str, args)):
             step()
 
+    class SteppingConnection(apsw.Connection):
+        """Steps before and after statements that change what is on disk."""
+
+        def execute(self, statement: str, *args: Any, **kwargs: Any) -> Any:
+            steps = statement.lstrip().startswith(STATEMENTS)
+            run = around(super().execute) if steps else super().execute
+            return run(statement, *args, **kwargs)
+
     index = Index.open(folder / "index", FakeGem(), store)  # type: ignore[arg-type]
+    database.Connection = SteppingConnection  # type: ignore[misc]
     for kind in (FaissStore, ChromaStore):
-        kind.stage = around(kind.stage)  # type: ignore[method-assign]
+        kind.add = around(kind.add)  # type: ignore[method-assign]
+        kind.prepare = around(kind.prepare)  # type: ignore[method-assign]
         kind.clean = around(kind.clean)  # type: ignore[method-assign]
     sys.addaudithook(hook)
     index.sync([folder / "docs"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import json
 import shutil
 import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from gem_rag.documents.document import Document
 from gem_rag.errors import GemError, InputError
+from gem_rag.rag.database import Database
 from gem_rag.rag.index import Index
 
 STORES = ["faiss", "chroma"]
@@ -219,27 +221,39 @@ def test_index_that_is_not_there_is_refused_without_create(tmp_path: Path) -> No
         open_index(tmp_path, create=False)
 
 
-@pytest.mark.parametrize("pattern", ["vectors-*.faiss", "documents-*.jsonl"])
-def test_damaged_and_missing_files_are_named(tmp_path: Path, pattern: str) -> None:
+def test_damaged_and_missing_vectors_are_named(tmp_path: Path) -> None:
     open_index(tmp_path).sync([Document("a", "Text.")])
-    (file,) = (tmp_path / "index").glob(pattern)
+    (file,) = (tmp_path / "index").glob("vectors-*.npy")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    with pytest.raises(GemError, match=f"{file.name} is damaged"):
-        open_index(tmp_path)
+    with pytest.raises(GemError, match=f"{file.name} is damaged.*--reembed"):
+        open_index(tmp_path).search("text")
     file.unlink()
     with pytest.raises(GemError, match=f"{file.name} is missing"):
-        open_index(tmp_path)
+        open_index(tmp_path).search("text")
+    index = Index.reembed(tmp_path / "index", FakeGem())
+    assert found(index, "text") == found(open_index(tmp_path), "text") == ["a"]
 
 
-def test_damaged_manifest_and_newer_format(tmp_path: Path) -> None:
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     open_index(tmp_path).sync([Document("a", "Text.")])
-    manifest = tmp_path / "index" / "manifest.json"
-    state = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**state, "format_version": 99}))
+    file = tmp_path / "index" / "index.db"
+    whole = file.read_bytes()
+    for at in range(10, len(whole), 1009):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with suppress(GemError):  # a page that a search does not read may be anything
+            assert found(open_index(tmp_path), "text") == ["a"]
+    for damaged in (whole[:5000], b"not a database" * 400):
+        file.write_bytes(damaged)
+        with pytest.raises(GemError, match="index.db is damaged"):
+            found(open_index(tmp_path), "text")
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    index = open_index(tmp_path)
+    index.sync([Document("a", "Text.")])
+    with Database(tmp_path / "index").writing() as connection:
+        dataclasses.replace(index.manifest, format_version=99).write(connection)
     with pytest.raises(InputError, match="has index format 99"):
-        open_index(tmp_path)
-    manifest.write_text("{")
-    with pytest.raises(GemError, match="manifest.json is damaged"):
         open_index(tmp_path)
 
 

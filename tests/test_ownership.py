@@ -125,7 +125,7 @@ def test_what_a_commit_will_write_is_never_written_through_a_link(tmp_path: Path
     index.sync([Document("a", "water pump")])
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    for name in ("documents-2.jsonl", "vectors-2.faiss", ".manifest.json.new"):
+    for name in (f".vectors-{FakeGem().fingerprint[:8]}.new", ".nearest.new"):
         (tmp_path / "index" / name).symlink_to(victim)
     index.sync([Document("b", "night lamp")])
     assert victim.read_text() == "mine"

@@ -15,8 +15,8 @@ from gem_rag.cli.app import app
 from gem_rag.core.arrays import FloatArray
 from gem_rag.documents.document import Document
 from gem_rag.errors import InputError
+from gem_rag.evaluation.words import WordIndex
 from gem_rag.rag.index import Index
-from gem_rag.rag.words import WordIndex
 
 STORES = ["faiss", "chroma"]
 TEXTS = {

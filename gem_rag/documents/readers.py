@@ -90,6 +90,17 @@ def read_paths(
         yield left_out
 
 
+def count_files(paths: Sequence[Path], selection: Selection = _EVERYTHING) -> int:
+    """How many files `read_paths` will read."""
+    kinds = {*READERS, *_CONVERTED}
+    return sum(
+        sum(isinstance(entry, Path) for entry in selection.files(path, kinds, LeftOut()))
+        if path.is_dir()
+        else 1
+        for path in paths
+    )
+
+
 def check_paths(paths: Sequence[Path]) -> None:
     """Raise InputError for a path that does not exist."""
     for path in paths:

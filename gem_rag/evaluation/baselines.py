@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.checkpoint import open_checkpoint
 from gem_rag.errors import InputError
-from gem_rag.rag.words import WordIndex
+from gem_rag.evaluation.words import WordIndex
 
 FloatArray = npt.NDArray[np.float32]
 _BATCH = 32

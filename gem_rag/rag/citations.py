@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gem_rag.documents.document import Chunk
+from gem_rag.rag.words import UNSPACED
 
 _MIN_QUOTE = 4.0  # words
 _CHARACTER_WEIGHT = 0.5  # of a word, in scripts without spaces
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\u1100-\u11ff\U00020000-\U0003ffff]"
-)
 _JOINING_JAMO = re.compile("[\u1160-\u11ff]")  # a syllable's vowel and end, where it is decomposed
 _IGNORED = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, joiners, marks of order
 _LINK_TARGET = re.compile(r"(?<=\])\([^()\s]*\)")
@@ -57,7 +54,7 @@ class _Word(NamedTuple):
 
     @property
     def weight(self) -> float:
-        return _CHARACTER_WEIGHT if _UNSPACED.match(self.form) else 1.0
+        return _CHARACTER_WEIGHT if UNSPACED.match(self.form) else 1.0
 
 
 def cite(text: str, chunks: Sequence[Chunk]) -> list[Citation]:
@@ -108,7 +105,7 @@ def split_words(text: str) -> list[_Word]:
         if unicodedata.combining(character) and letters:
             letters.append(character)
             stop = at + 1
-        elif _UNSPACED.match(character):
+        elif UNSPACED.match(character):
             joins = unicodedata.category(character).startswith("M") or _JOINING_JAMO.match(
                 character
             )
@@ -118,7 +115,7 @@ def split_words(text: str) -> list[_Word]:
             letters.append(character)
             stop = at + 1
         elif character.isalnum():
-            if letters and _UNSPACED.match(letters[0]):
+            if letters and UNSPACED.match(letters[0]):
                 end_word()
             if not letters:
                 start = at

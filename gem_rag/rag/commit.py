@@ -1,120 +1,169 @@
-"""What a commit of an index holds: read from its files, and the formats of these files."""
+"""One commit of an index, as a transaction of its database sees it."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+import apsw
 
 from gem_rag.documents.document import Chunk, Document
-from gem_rag.errors import GemError, InputError
-from gem_rag.rag.format_1 import chunks_of_format_1, file_of_format_1
+from gem_rag.errors import InputError
+from gem_rag.rag.citations import Citation
+from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.stores.store import Store
-from gem_rag.rag.words import WordIndex
+from gem_rag.rag.vector_files import PASSAGE_BYTES, VectorFile, VectorFiles
+from gem_rag.rag.words import match_any
 
-_LOAD_ATTEMPTS = 3
+_DOCUMENT = "source, text, title, kind, digest, file, places"
+_BATCH = 10_000  # parameters of a statement
 
 
-class Entry(NamedTuple):
-    """A document and its chunks."""
+class Place(NamedTuple):
+    """Where a chunk is.
 
-    document: Document
-    chunks: list[Chunk]
+    Attributes:
+        document: Its document's number.
+        source: Its document's source.
+        file: Its document's file.
+        start: Its first character.
+        stop: The character after its last one.
+        title: Its title.
+        text: Digest of its text.
+    """
+
+    document: int
+    source: str
+    file: str
+    start: int
+    stop: int
+    title: str
+    text: bytes
+
+
+class Identity(NamedTuple):
+    """What tells whether a document has changed: its content, and where it is."""
+
+    content: bytes
+    place: tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit in memory; never changed, so searches continue while a sync makes the next."""
+    """What a transaction sees.
 
+    Attributes:
+        connection: The transaction's.
+        manifest: The commit's manifest.
+        store: Finds its nearest vectors, and has them all.
+    """
+
+    connection: apsw.Connection
     manifest: Manifest
-    documents: dict[str, Entry]
-    chunks: dict[str, Chunk]
     store: Store
 
-    @cached_property
-    def words(self) -> WordIndex:
-        """The chunks' words, with their titles, in the order of `chunks`."""
-        return WordIndex([chunk.passage for chunk in self.chunks.values()])
+    @property
+    def vectors(self) -> VectorFiles:
+        """The commit's vectors."""
+        return self.store.vectors
 
+    def sources(self) -> list[str]:
+        """Sources of all documents, sorted."""
+        rows = self.connection.execute("SELECT source FROM documents ORDER BY source")
+        return [source for (source,) in rows]
 
-def load_commit(folder: Path, new: Manifest) -> Commit:
-    """The commit on disk; `new` and nothing else if there is none."""
-    for attempt in range(_LOAD_ATTEMPTS):
-        manifest = Manifest.read(folder) or new
-        if manifest.fingerprint != new.fingerprint:
-            raise GemError(
-                f"the index in {folder} has been re-embedded by model {manifest.model!r} since: "
-                "open it with that model"
+    def document(self, source: str) -> Document | None:
+        """A document by its source."""
+        rows = self.connection.execute(
+            f"SELECT {_DOCUMENT} FROM documents WHERE source = ?", (source,)
+        )
+        return next(map(_document_of, rows), None)
+
+    def identity(self, source: str) -> Identity | None:
+        """What tells whether a document has changed; None if the index has none of that source."""
+        rows = self.connection.execute(
+            "SELECT content, file, digest, places FROM documents WHERE source = ?", (source,)
+        )
+        return next((Identity(content, tuple(place)) for content, *place in rows), None)
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """(source, file) of all documents; of those made in Python the file is empty."""
+        yield from self.connection.execute("SELECT source, file FROM documents ORDER BY file")
+
+    def find_live(self, chunks: Sequence[int]) -> set[int]:
+        """Which of some chunks there are."""
+        return set(self.places(chunks))
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, in the order in which they came."""
+        rows = self.connection.execute(f"SELECT {_DOCUMENT} FROM documents ORDER BY number")
+        yield from map(_document_of, rows)
+
+    def places(self, chunks: Sequence[int]) -> dict[int, Place]:
+        """Where chunks are, in order; those that have been removed are left out."""
+        found: dict[int, Place] = {}
+        for start in range(0, len(chunks), _BATCH):
+            batch = chunks[start : start + _BATCH]
+            rows = self.connection.execute(
+                "SELECT chunks.number, document, source, file, start, stop, chunks.title, "
+                "chunks.text "
+                "FROM chunks JOIN documents ON documents.number = document "
+                f"WHERE chunks.number IN ({','.join('?' * len(batch))})",
+                tuple(batch),
             )
-        try:
-            documents = read_documents(folder, manifest)
-            chunks = chunks_by_id(documents)
-            store = open_store(folder, manifest)
-            store.load(list(chunks), manifest.generation)
-        except FileNotFoundError as error:
-            # Another process may have committed since the manifest was read.
-            if attempt == _LOAD_ATTEMPTS - 1:
-                raise GemError(
-                    f"{error.args[0]} is missing: restore it, or delete {folder} and index again"
-                ) from None
-        else:
-            return Commit(manifest, documents, chunks, store)
-    raise AssertionError("the last attempt returns or raises")
+            found |= {row[0]: Place(*row[1:]) for row in rows}
+        return {chunk: found[chunk] for chunk in chunks if chunk in found}
+
+    def hit(self, place: Place, score: float) -> Hit:
+        """A hit, with its place in the document's file."""
+        document = read_document(self.connection, place.document)
+        text = document.text[place.start : place.stop]
+        chunk = Chunk(place.source, place.title, place.start, place.stop, text)
+        return Hit(chunk, score, document.place(place.start))
+
+    def locate(self, citations: Sequence[Citation]) -> list[Citation]:
+        """Citations with their places in the documents' files, but for those of documents that a
+        sync has taken away meanwhile."""
+        located = []
+        for citation in citations:
+            document = self.document(citation.source)
+            place = document.place(citation.span[0]) if document else ""
+            located.append(dataclasses.replace(citation, place=place))
+        return located
+
+    def search_words(self, question: str, depth: int) -> list[int]:
+        """Chunks that share words with a question, best first by BM25."""
+        query = match_any(question)
+        if not query:
+            return []
+        rows = self.connection.execute(
+            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", (query, depth)
+        )
+        return [chunk for (chunk,) in rows]
 
 
-def read_documents(folder: Path, manifest: Manifest, vectors: bool = True) -> dict[str, Entry]:
-    """The documents of a commit. Without `vectors`, only what they are read from is verified."""
-    names = [name for name in manifest.files if name.startswith("documents-")]
-    checked = manifest.files if vectors else {name: manifest.files[name] for name in names}
-    dataclasses.replace(manifest, files=checked).verify(folder)
-    entries: dict[str, Entry] = {}
-    for name in names:
-        with (folder / name).open(encoding="utf-8") as handle:
-            for line in handle:
-                entry = _parse_record(line, manifest)
-                entries[entry.document.source] = entry
-    return entries
+def read_document(connection: apsw.Connection, number: int) -> Document:
+    """A document by its number."""
+    rows = connection.execute(f"SELECT {_DOCUMENT} FROM documents WHERE number = ?", (number,))
+    return next(map(_document_of, rows))
 
 
-def format_record(entry: Entry) -> bytes:
-    """A line of documents-N.jsonl: the document, and [start, stop, title] of each chunk."""
-    spans = [[chunk.start, chunk.stop, chunk.title] for chunk in entry.chunks]
-    record = {**dataclasses.asdict(entry.document), "spans": spans}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+def vector_files(connection: apsw.Connection) -> list[VectorFile]:
+    """The vector files of the commit that a transaction sees."""
+    rows = connection.execute("SELECT name, first, last, rows FROM files ORDER BY first")
+    return [VectorFile(*row) for row in rows]
 
 
-def _parse_record(line: str, manifest: Manifest) -> Entry:
-    record: dict[str, Any] = json.loads(line)
-    spans = record.pop("spans")
-    record["places"] = tuple((start, name) for start, name in record.get("places", ()))
-    if manifest.format_version == 1:
-        document = Document(**record, file=file_of_format_1(record["source"]))
-        return Entry(document, list(chunks_of_format_1(document, spans)))
-    document = Document(**record)
-    return Entry(
-        document,
-        [
-            Chunk(document.source, title, start, stop, document.text[start:stop])
-            for start, stop, title in spans
-        ],
-    )
-
-
-def chunks_by_id(documents: dict[str, Entry]) -> dict[str, Chunk]:
-    """All chunks by id, in order of documents and position."""
-    return {chunk.id: chunk for entry in documents.values() for chunk in entry.chunks}
-
-
-def open_store(folder: Path, manifest: Manifest) -> Store:
-    """The store that an index's vectors are in; raises InputError if it is not installed."""
+def open_store(folder: Path, manifest: Manifest, vectors: VectorFiles) -> Store:
+    """The store that finds a commit's vectors; raises InputError if it is not installed."""
+    files = [name for name in manifest.files if name.startswith("nearest-")]
+    arguments: tuple[Any, ...] = (folder, manifest.fingerprint, vectors, manifest.chunks, files)
     if manifest.store == "chroma":
         try:
             from gem_rag.rag.stores.chroma_store import ChromaStore
@@ -123,17 +172,39 @@ def open_store(folder: Path, manifest: Manifest) -> Store:
                 "the store 'chroma' needs chromadb: pip install 'gem-rag[chroma]', or use "
                 "store='faiss'"
             ) from None
-        return ChromaStore(folder, manifest.dim, manifest.fingerprint)
+        return ChromaStore(*arguments)
     from gem_rag.rag.stores.faiss_store import FaissStore
 
-    return FaissStore(folder, manifest.dim, manifest.fingerprint)
+    return FaissStore(*arguments)
 
 
-@contextmanager
-def write_lock(folder: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with the process that holds it."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise GemError(f"another process is writing to {folder}: wait until it is done") from None
+def passage_digest(passage: str) -> bytes:
+    """Identifies what is embedded of a chunk."""
+    return hashlib.blake2b(passage.encode(), digest_size=PASSAGE_BYTES).digest()
+
+
+def text_digest(text: str) -> bytes:
+    """Identifies a chunk's text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def content_digest(document: Document) -> bytes:
+    """Identifies what makes two documents of a source equal."""
+    parts = json.dumps([document.title, document.kind, document.text])
+    return hashlib.blake2b(parts.encode(), digest_size=PASSAGE_BYTES).digest()
+
+
+def format_places(document: Document) -> str:
+    """A document's places, for its row."""
+    return json.dumps(document.places, ensure_ascii=False)
+
+
+def place_of(document: Document) -> tuple[str, str, str]:
+    """A document's file, its digest, and places in it, as in its row."""
+    return document.file, document.digest, format_places(document)
+
+
+def _document_of(row: tuple[Any, ...]) -> Document:
+    source, text, title, kind, digest, file, places = row
+    parsed = tuple((start, name) for start, name in json.loads(places))
+    return Document(source, text, title, kind, digest, file, parsed)

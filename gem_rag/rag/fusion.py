@@ -32,12 +32,12 @@ def ranks(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     return np.argsort(order, axis=1) + 1
 
 
-def fuse(*rankings: Sequence[str]) -> list[str]:
-    """Fuse rankings of names, best first, that need not have the same: as
+def fuse(*rankings: Sequence[int]) -> list[int]:
+    """Fuse rankings of numbers, best first, that need not have the same: as
     `reciprocal_rank_fusion`. Of equal sums, what stands earlier in the first ranking comes first.
     """
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[int, float] = defaultdict(float)
     for ranking in rankings:
-        for rank, name in enumerate(ranking, start=1):
-            sums[name] += 1 / (_K + rank)
-    return sorted(sums, key=lambda name: -sums[name])
+        for rank, number in enumerate(ranking, start=1):
+            sums[number] += 1 / (_K + rank)
+    return sorted(sums, key=lambda number: -sums[number])

@@ -1,8 +1,4 @@
-"""`Index`: documents made searchable by one model, kept in sync with their files.
-
-An index decides what is committed: which documents, chunks and vectors, by which model. Stores hold
-the vectors, a manifest the commit.
-"""
+"""`Index`: documents made searchable by one model, kept in sync with their files."""
 
 from __future__ import annotations
 
@@ -13,36 +9,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Unpack, get_args
 
-import numpy as np
-
-from gem_rag._utils.files import create_file
+from gem_rag._utils.progress import progress_bar
 from gem_rag._utils.suggestions import did_you_mean
-from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
-from gem_rag.documents.document import Chunk, Document, LeftOut, Skipped
-from gem_rag.documents.readers import check_paths, read_paths
+from gem_rag.documents.document import Document
+from gem_rag.documents.readers import check_paths, count_files, read_paths
 from gem_rag.documents.selection import Selection
-from gem_rag.documents.splitting import Splitter
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.sampling import SamplingOptions
 from gem_rag.model import Gem
 from gem_rag.rag.answer import Answer
 from gem_rag.rag.answer import answer as answer_from_hits
-from gem_rag.rag.commit import (
-    Commit,
-    Entry,
-    chunks_by_id,
-    format_record,
-    load_commit,
-    open_store,
-    read_documents,
-    write_lock,
-)
+from gem_rag.rag.commit import Commit
 from gem_rag.rag.hits import Hit
-from gem_rag.rag.manifest import Manifest, remove_others
-from gem_rag.rag.roots import Roots, absolute, is_within_any
+from gem_rag.rag.manifest import Manifest
+from gem_rag.rag.roots import Roots, absolute
 from gem_rag.rag.search import Ranking, SearchSettings, search
-from gem_rag.rag.sync import SyncReport, find_changes
+from gem_rag.rag.storage import Storage
+from gem_rag.rag.sync import Sync, SyncReport
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
@@ -58,10 +42,10 @@ class Index:
         gem: The model that embeds and answers.
     """
 
-    def __init__(self, folder: Path, gem: Gem, committed: Commit) -> None:
+    def __init__(self, folder: Path, gem: Gem, storage: Storage) -> None:
         self.folder = folder
         self.gem = gem
-        self._committed = committed
+        self._storage = storage
 
     @classmethod
     def open(
@@ -118,7 +102,9 @@ class Index:
                 f"dtype={manifest.dtype!r}",
                 stacklevel=2,
             )
-        return cls(folder, gem, load_commit(folder, manifest))
+        index = cls(folder, gem, Storage(folder, manifest, gem))
+        index._storage.read(lambda commit: None)  # whether it can be
+        return index
 
     @classmethod
     def reembed(cls, folder: str | Path, gem: Gem, *, progress: bool = False) -> Index:
@@ -138,45 +124,43 @@ class Index:
         """
         folder = Path(folder).expanduser().absolute()
         old = Manifest.read_existing(folder)
-        with write_lock(folder):
-            documents = [e.document for e in read_documents(folder, old, vectors=False).values()]
-            blank = Manifest(
-                gem.name,
-                gem.fingerprint,
-                gem.dim,
-                old.store,
-                min(old.chunk_tokens, gem.max_length),
-                generation=old.generation,
-                roots=old.roots,
-                dtype=gem.dtype,
-            )
-            store = open_store(folder, blank)
-            store.reset()
-            index = cls(folder, gem, Commit(blank, {}, {}, store))
-            index._commit(index._split(documents), blank.roots, progress)
-        return index
+        blank = Manifest(
+            gem.name,
+            gem.fingerprint,
+            gem.dim,
+            old.store,
+            min(old.chunk_tokens, gem.max_length),
+            generation=old.generation,
+            roots=old.roots,
+            dtype=gem.dtype,
+        )
+        storage = Storage(folder, blank, gem)
+        with progress_bar("Embedding", old.chunks, progress) as advance:
+            storage.reembed(old, advance)
+        return cls(folder, gem, storage)
 
     # -- reading -----------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """How many chunks the index has."""
-        return len(self._committed.chunks)
+        return self.manifest.chunks
 
     @property
     def manifest(self) -> Manifest:
         """What the index holds."""
-        return self._committed.manifest
+        return self._storage.read(lambda commit: commit.manifest)
 
     @property
     def sources(self) -> list[str]:
         """Names of the documents in the index."""
-        return sorted(self._committed.documents)
+        return self._storage.read(Commit.sources)
 
     def document(self, source: str) -> Document:
         """A document as it was indexed; raises InputError if it is not in the index."""
-        if source not in self._committed.documents:
+        document = self._storage.read(lambda commit: commit.document(source))
+        if document is None:
             raise InputError(f"there is no document {source!r} in the index")
-        return self._committed.documents[source].document
+        return document
 
     def search(
         self,
@@ -226,27 +210,12 @@ class Index:
     ) -> list[list[Hit]]:
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
-        if not self._committed.chunks:
+        if not len(self):
             raise InputError(
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
             )
         queries = self.gem.embed_queries(questions)
-        while True:
-            commit = self._committed
-            try:
-                return search(commit, questions, queries, k, settings)
-            except GemError:
-                # A newer commit may have taken away what this one was to read.
-                if self._committed is commit and not self._reload():
-                    raise
-
-    def _reload(self) -> bool:
-        """Load the commit that is on disk now; False if it is the one in memory."""
-        current, manifest = self._committed.manifest, Manifest.read(self.folder)
-        if manifest is None or manifest.generation == current.generation:
-            return False
-        self._committed = load_commit(self.folder, current)
-        return True
+        return self._storage.read(lambda commit: search(commit, questions, queries, k, settings))
 
     def ask(
         self,
@@ -287,13 +256,7 @@ class Index:
         hits = self._search([question], k, settings)[0]
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
-        documents = self._committed.documents
-        citations = [
-            dataclasses.replace(c, place=documents[c.source].document.place(c.span[0]))
-            if c.source in documents  # a sync may have taken it away meanwhile
-            else c
-            for c in answer.citations
-        ]
+        citations = self._storage.read(lambda commit: commit.locate(answer.citations))
         timings = {"search": search_time, **answer.timings}
         return dataclasses.replace(answer, citations=citations, timings=timings)
 
@@ -332,47 +295,30 @@ class Index:
             GemError: Another process is writing, or the disk is full.
         """
         items = [items] if isinstance(items, str | Path | Document) else list(items)
-        roots = Roots(self._recorded_roots(), self.folder.parent)
         paths = [Path(item).expanduser() for item in items if not isinstance(item, Document)]
         check_paths(paths)
-        for path in paths:
-            roots.add(path)
         selection = Selection(include, exclude, [self.folder])
-        entries = list(
-            read_paths(paths, self.folder.parent, roots.source, self._known_document, selection)
-        )
-        skipped = [entry for entry in entries if isinstance(entry, Skipped)]
-        left_out = next((entry for entry in entries if isinstance(entry, LeftOut)), LeftOut())
-        documents = {
-            document.source: document
-            for document in (*entries, *items)
-            if isinstance(document, Document)
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with write_lock(self.folder):
-            self._catch_up()
-            self._committed.store.clean()
-            indexed = self._committed.documents
-            gone = self._find_gone(documents, roots, list(map(absolute, paths)), skipped)
-            changes = find_changes(indexed, documents, gone)
-            embedded = 0
-            if changes or roots.recorded() != self._recorded_roots():
-                kept = {source: e for source, e in indexed.items() if source not in gone}
-                new = self._split(documents[s] for s in (*changes.added, *changes.changed))
-                if kept or new or gone:
-                    new_entries = kept | changes.relocated | new
-                    embedded = self._commit(new_entries, roots.recorded(), progress)
-        return SyncReport(
-            changes.added,
-            changes.changed,
-            changes.gone,
-            changes.unchanged,
-            skipped,
-            dict(left_out.kinds.most_common()),
-            dict(left_out.rules.most_common()),
-            len(self),
-            embedded,
-        )
+        files = count_files(paths, selection) if progress else 0
+        with (
+            progress_bar("Embedding", files, progress) as advance,
+            self._storage.writing() as (commit, writer),
+        ):
+            roots = Roots(commit.manifest.roots, self.folder.parent)
+            for path in paths:
+                roots.add(path)
+            sync = Sync(commit, writer, advance)
+            for entry in read_paths(
+                paths, self.folder.parent, roots.source, commit.document, selection
+            ):
+                sync.take(entry)
+            for item in items:
+                if isinstance(item, Document):
+                    sync.take(item)
+            sync.remove_gone(roots, list(map(absolute, paths)))
+            is_changed = sync.has_changes or roots.recorded() != commit.manifest.roots
+            if is_changed and (sync.has_changes or commit.manifest.documents):
+                writer.commit(roots.recorded())
+        return sync.report(len(self))
 
     def remove(self, names: str | Iterable[str]) -> list[str]:
         """Remove documents.
@@ -389,125 +335,28 @@ class Index:
             InputError: The index has nothing of a name.
             GemError: Another process is writing, or the disk is full.
         """
-        with write_lock(self.folder):
-            self._catch_up()
-            indexed = self._committed.documents
+        with self._storage.writing() as (commit, writer):
+            indexed = dict(commit.files())
             gone: set[str] = set()
             for name in [names] if isinstance(names, str) else names:
-                found = {s for s, e in indexed.items() if _is_named(e.document, name)}
+                found = {s for s, file in indexed.items() if _is_named(s, file, name)}
                 if not found:
                     raise InputError(
                         f"the index in {self.folder} has nothing named {name!r}"
                         f"{did_you_mean(name, indexed)}"
                     )
                 gone |= found
+            for source in gone:
+                writer.remove(source)
             if gone:
-                kept = {source: e for source, e in indexed.items() if source not in gone}
-                self._commit(kept, self._recorded_roots(), progress=False)
+                writer.commit(commit.manifest.roots)
         return sorted(gone)
 
-    def _catch_up(self) -> None:
-        """Load what another process has committed since."""
-        if Manifest.read(self.folder) != self._committed.manifest:
-            self._committed = load_commit(self.folder, self._committed.manifest)
 
-    def _recorded_roots(self) -> dict[str, str]:
-        return self._committed.manifest.roots
-
-    def _known_document(self, source: str) -> Document | None:
-        entry = self._committed.documents.get(source)
-        return entry.document if entry else None
-
-    def _find_gone(
-        self,
-        documents: dict[str, Document],
-        roots: Roots,
-        paths: Sequence[Path],
-        skipped: Sequence[Skipped],
-    ) -> set[str]:
-        """Sources of files below the synced paths that are not there any more."""
-        unread = [roots.path_of(skip.source) for skip in skipped]
-
-        def is_gone(source: str, document: Document) -> bool:
-            if source in documents or not document.file:
-                return False
-            path = roots.path_of(document.file)
-            return is_within_any(path, paths) and not is_within_any(path, unread)
-
-        return {s for s, e in self._committed.documents.items() if is_gone(s, e.document)}
-
-    def _split(self, documents: Iterable[Document]) -> dict[str, Entry]:
-        splitter = Splitter(self.gem.tokenizer, self._committed.manifest.chunk_tokens)
-        return {d.source: Entry(d, splitter.split(d)) for d in documents}
-
-    def _commit(self, documents: dict[str, Entry], roots: dict[str, str], progress: bool) -> int:
-        """Make these the index's documents, or leave the index as it was if the disk fails.
-
-        Returns:
-            How many chunks had to be embedded.
-
-        Raises:
-            GemError: The disk is full or fails.
-        """
-        chunks = chunks_by_id(documents)
-        new_ids = [id for id in chunks if id not in self._committed.chunks]
-        vectors, embedded = self._embed_chunks([chunks[id] for id in new_ids], progress)
-        try:
-            self._write(documents, chunks, new_ids, vectors, roots)
-        except OSError as error:
-            raise GemError(
-                f"could not write {self.folder} ({error.strerror}): the index is as it was before"
-            ) from error
-        return embedded
-
-    def _write(
-        self,
-        documents: dict[str, Entry],
-        chunks: dict[str, Chunk],
-        new_ids: Sequence[str],
-        vectors: FloatArray,
-        roots: dict[str, str],
-    ) -> None:
-        old = self._committed
-        generation = old.manifest.generation + 1
-        file = self.folder / f"documents-{generation}.jsonl"
-        with create_file(file) as handle:
-            for entry in documents.values():
-                handle.write(format_record(entry))
-        files = old.store.stage(list(chunks), new_ids, vectors, generation)
-        manifest = dataclasses.replace(
-            old.manifest,
-            generation=generation,
-            documents=len(documents),
-            chunks=len(chunks),
-            roots=roots,
-        ).commit(self.folder, [file, *files])
-        store = open_store(self.folder, manifest)
-        store.load(list(chunks), generation)
-        self._committed = Commit(manifest, documents, chunks, store)
-        remove_others(self.folder, "documents-*.jsonl", manifest.files)
-        store.clean()
-
-    def _embed_chunks(self, chunks: list[Chunk], progress: bool) -> tuple[FloatArray, int]:
-        """Vectors of new chunks, reused if the same passage was in the index elsewhere; and how
-        many were computed."""
-        id_of = {chunk.passage: id for id, chunk in self._committed.chunks.items()}
-        vectors = np.empty((len(chunks), self.gem.dim), dtype=np.float32)
-        moved = [i for i, chunk in enumerate(chunks) if chunk.passage in id_of]
-        new = [i for i, chunk in enumerate(chunks) if chunk.passage not in id_of]
-        if moved:
-            known = [id_of[chunks[i].passage] for i in moved]
-            vectors[moved] = self._committed.store.vectors(known)
-        if new:
-            texts = [chunks[i].passage for i in new]
-            vectors[new] = self.gem.embed_documents(texts, progress=progress)
-        return vectors, len(new)
-
-
-def _is_named(document: Document, name: str) -> bool:
+def _is_named(source: str, file: str, name: str) -> bool:
     """Whether a name is the document's, its file's, or that of a folder that the file is in."""
     name = name.removesuffix("/")
-    return name in (document.source, document.file) or document.file.startswith(f"{name}/")
+    return name in (source, file) or file.startswith(f"{name}/")
 
 
 def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> None:

@@ -1,25 +1,23 @@
-"""The index folder on disk: a manifest that names immutable files, replaced atomically.
-
-A commit writes new files, flushes them, then replaces `manifest.json`: a crash at any point leaves
-the old manifest with its old files, or the new one with the new.
-"""
+"""What an index holds, in a few words: by which model, how much, from where."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gem_rag._utils.files import flush_to_disk, write_atomically
 from gem_rag.core.config import from_dict
 from gem_rag.errors import GemError, InputError
+from gem_rag.rag import database
 
-NAME = "manifest.json"
-FORMAT_VERSION = 2
-_READABLE_VERSIONS = (1, 2)
+if TYPE_CHECKING:
+    import apsw
+
+OLD_NAME = "manifest.json"  # until format 2
+FORMAT_VERSION = 3
+_READABLE_VERSIONS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,13 @@ class Manifest:
         generation: Number of the commit, from 1.
         documents: How many.
         chunks: How many.
-        files: Checksum (sha256) of each file of the commit, by name.
+        files: Digest of each file beside the database, by name.
         roots: Absolute paths of the files and folders that were synced, by the name that the
             sources below them begin with.
         dtype: What the model computed in; empty if that was not recorded.
         metric: How vectors are compared.
-        format_version: 1 has no roots, and chunks without titles.
+        format_version: 1 had no roots, and chunks without titles; 2 kept text and vectors in files
+            that each commit wrote anew.
     """
 
     model: str
@@ -68,26 +67,17 @@ class Manifest:
             InputError: The folder holds something else, or an index of another format.
             GemError: The manifest is damaged.
         """
-        path = folder / NAME
-        if not path.exists():
-            if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder} is a file: give a folder for the index")
-            if folder.exists() and not all(map(_may_precede_a_commit, folder.iterdir())):
-                raise InputError(f"{folder} holds other files and no index: give another folder")
-            return None
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            version = state["format_version"]
-        except (ValueError, KeyError, TypeError):
-            raise GemError(
-                f"{path} is damaged: restore it, or delete {folder} and index again"
-            ) from None
-        if version not in _READABLE_VERSIONS:
-            raise InputError(
-                f"{folder} has index format {version} and this gem-rag reads {FORMAT_VERSION}: "
-                "install the gem-rag that made it, or index again into another folder"
-            )
-        return from_dict(cls, state, str(path))
+        if (folder / database.NAME).exists():
+            with database.Database(folder).reading() as connection:
+                if (manifest := cls.of(connection, folder)) is not None:
+                    return manifest
+        if (folder / OLD_NAME).exists():
+            return cls._parse((folder / OLD_NAME).read_text(encoding="utf-8"), folder / OLD_NAME)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file: give a folder for the index")
+        if folder.exists() and not all(map(_may_precede_a_commit, folder.iterdir())):
+            raise InputError(f"{folder} holds other files and no index: give another folder")
+        return None
 
     @classmethod
     def read_existing(cls, folder: Path) -> Manifest:
@@ -97,47 +87,38 @@ class Manifest:
             raise InputError(f"there is no index in {folder}: make one with gem-rag index")
         return manifest
 
-    def commit(self, folder: Path, files: Sequence[Path]) -> Manifest:
-        """Make this, with the checksums of `files`, the folder's manifest."""
-        for file in files:
-            flush_to_disk(file)
-        checksums = {file.name: checksum(file) for file in files}
-        committed = dataclasses.replace(self, files=checksums, format_version=FORMAT_VERSION)
-        state = json.dumps(dataclasses.asdict(committed), indent=2)
-        write_atomically(folder / NAME, state + "\n")
-        return committed
+    @classmethod
+    def of(cls, connection: apsw.Connection, folder: Path) -> Manifest | None:
+        """The manifest of the commit that a transaction sees; None before the first."""
+        states = list(connection.execute("SELECT state FROM manifest"))
+        return cls._parse(states[0][0], folder / database.NAME) if states else None
 
-    def verify(self, folder: Path) -> None:
-        """Check the commit's files.
+    @classmethod
+    def _parse(cls, text: str, path: Path) -> Manifest:
+        try:
+            state = json.loads(text)
+            version = state["format_version"]
+        except (ValueError, KeyError, TypeError):
+            raise GemError(
+                f"{path} is damaged: restore it, or delete {path.parent} and index again"
+            ) from None
+        if version not in _READABLE_VERSIONS:
+            raise InputError(
+                f"{path.parent} has index format {version} and this gem-rag reads "
+                f"{FORMAT_VERSION}: install the gem-rag that made it, or index again into another "
+                "folder"
+            )
+        return from_dict(cls, state, str(path))
 
-        Raises:
-            FileNotFoundError: One is missing.
-            GemError: One has changed.
-        """
-        for name, expected in self.files.items():
-            path = folder / name
-            if not path.exists():
-                raise FileNotFoundError(path)
-            if checksum(path) != expected:
-                raise GemError(
-                    f"{path} is damaged (its checksum is not the manifest's): restore it, or "
-                    f"delete {folder} and index again"
-                )
-
-
-def checksum(file: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def remove_others(folder: Path, pattern: str, keep: Iterable[str]) -> None:
-    """Delete files of earlier commits."""
-    for path in folder.glob(pattern):
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
+    def write(self, connection: apsw.Connection) -> None:
+        """Make this the manifest of the commit that a transaction is about to make."""
+        state = json.dumps(dataclasses.asdict(self))
+        connection.execute("DELETE FROM manifest")
+        connection.execute("INSERT INTO manifest VALUES (?)", (state,))
 
 
 def _may_precede_a_commit(entry: Path) -> bool:
     """Whether this may be in an index folder whose first commit never finished."""
-    return entry.name.startswith((".", "documents-", "vectors-")) or entry.name == "chroma"
+    return entry.name.startswith((".", "documents-", "vectors-", database.NAME)) or (
+        entry.name == "chroma"
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray
 from gem_rag.documents.patterns import Patterns
 from gem_rag.errors import InputError
-from gem_rag.rag.commit import Commit
+from gem_rag.rag.commit import Commit, Place
 from gem_rag.rag.fusion import fuse
 from gem_rag.rag.hits import Hit
 
@@ -27,8 +27,7 @@ class SearchSettings:
 
     Attributes:
         ranking: By cosines of "vectors"; by "words" (BM25), where only chunks are found that share
-            some; or "hybrid", by reciprocal ranks in both. The first search by words makes an
-            index of them, in memory.
+            some; or "hybrid", by reciprocal ranks in both.
         sources: Patterns as in a `.gitignore` file: only documents whose file, or name for those
             made in Python, one of them matches. Empty for all.
         min_score: Only chunks whose cosine with the question is at least this.
@@ -56,17 +55,24 @@ class SearchSettings:
         """The least score of a hit."""
         return -np.inf if self.min_score is None else self.min_score
 
-    def selects(self, commit: Commit) -> Callable[[Hit], bool]:
-        """Whether a hit may be returned."""
+    def make_filter(self) -> Callable[[_Found], bool]:
+        """Whether what was found may be a hit."""
         patterns = Patterns.of(self.sources) if self.sources else None
 
-        def select(hit: Hit) -> bool:
-            if hit.score < self.least or patterns is None:
-                return hit.score >= self.least
-            document = commit.documents[hit.chunk.source].document
-            return patterns.match_above(document.file or document.source)
+        def select(found: _Found) -> bool:
+            if found.score < self.least or patterns is None:
+                return found.score >= self.least
+            return patterns.match_above(found.place.file or found.place.source)
 
         return select
+
+
+class _Found(NamedTuple):
+    """A chunk that may become a hit."""
+
+    chunk: int
+    place: Place
+    score: float
 
 
 def search(
@@ -89,39 +95,31 @@ def search(
         For each question k hits of different texts, best first: as many candidates are ranked as
         that takes. There are fewer where fewer are selected, or share a word.
     """
-    select, ranking = settings.selects(commit), settings.ranking
+    found = _find(commit, questions, queries, k, settings)
+    if settings.diversity:
+        found = [_diverse(commit, one, k, settings.diversity) for one in found]
+    return [[commit.hit(one.place, one.score) for one in ranked] for ranked in found]
+
+
+def _find(
+    commit: Commit,
+    questions: Sequence[str],
+    queries: FloatArray,
+    k: int,
+    settings: SearchSettings,
+) -> list[list[_Found]]:
+    """k different texts for each question, or more to choose diverse ones from."""
+    select, ranking = settings.make_filter(), settings.ranking
     wanted = _POOL * k if settings.diversity else k
     candidates = 2 * wanted if ranking == "vectors" else max(2 * wanted, _FUSED)
     while True:
         ranked = list(_rank(commit, questions, queries, candidates, ranking))
-        hits = [_drop_equal_texts(filter(select, one))[:wanted] for one in ranked]
-        if candidates >= len(commit.chunks) or all(len(one) == wanted for one in hits):
-            break
-        if ranking == "vectors" and all(
-            one[-1].score < (settings.min_score or -1) for one in ranked
-        ):
-            break  # what comes later scores lower still
+        found = [_drop_equal_texts(filter(select, one))[:wanted] for one in ranked]
+        if candidates >= len(commit.vectors) or all(len(one) == wanted for one in found):
+            return found
+        if ranking == "vectors" and all(one and one[-1].score < settings.least for one in ranked):
+            return found  # what comes later scores lower still
         candidates *= 4
-    if not settings.diversity:
-        return hits
-    return [_diverse(commit, one, k, settings.diversity) for one in hits]
-
-
-def _diverse(commit: Commit, hits: list[Hit], k: int, diversity: float) -> list[Hit]:
-    """k hits, each the best by its score less its greatest cosine with those before it."""
-    if not hits:
-        return []
-    vectors = commit.store.vectors([hit.chunk.id for hit in hits])
-    relevance = (1 - diversity) * np.array([hit.score for hit in hits])
-    alike = np.zeros(len(hits))
-    chosen: list[int] = []
-    while len(chosen) < min(k, len(hits)):
-        value = relevance - diversity * alike
-        value[chosen] = -np.inf
-        chosen.append(int(value.argmax()))
-        with_last = vectors @ vectors[chosen[-1]]
-        alike = with_last if len(chosen) == 1 else np.maximum(alike, with_last)
-    return [hits[number] for number in chosen]
 
 
 def _rank(
@@ -130,33 +128,41 @@ def _rank(
     queries: FloatArray,
     candidates: int,
     ranking: Ranking,
-) -> Iterator[list[Hit]]:
-    nearest: list[list[tuple[str, float]]] = [[] for _ in questions]
+) -> Iterator[list[_Found]]:
+    nearest: list[list[tuple[int, float]]] = [[] for _ in questions]
     if ranking != "words":
         nearest = commit.store.search(queries, candidates)
-    if ranking == "vectors":
-        yield from ([_hit(commit, id, score) for id, score in found] for found in nearest)
-        return
-    ids = list(commit.chunks)
-    rows, scores = commit.words.search(questions, candidates)
-    for query, found, own_rows, own_scores in zip(queries, nearest, rows, scores, strict=True):
-        with_words = [ids[row] for row in own_rows[own_scores > 0]]
+    for question, query, found in zip(questions, queries, nearest, strict=True):
         cosines = dict(found)
-        chosen = fuse([id for id, _ in found], with_words)
-        others = [id for id in chosen if id not in cosines]
-        if others:
-            found_otherwise = np.clip(commit.store.vectors(others) @ query, -1, 1).tolist()
-            cosines |= dict(zip(others, found_otherwise, strict=True))
-        yield [_hit(commit, id, cosines[id]) for id in chosen]
+        by_words = [] if ranking == "vectors" else commit.search_words(question, candidates)
+        others = [chunk for chunk in by_words if chunk not in cosines]
+        own = np.clip(commit.vectors.take(others) @ query, -1, 1).tolist()
+        cosines |= dict(zip(others, own, strict=True))
+        places = commit.places(list(cosines))  # of those that have not been removed
+        by_vectors = [chunk for chunk, _ in found if chunk in places]
+        chosen = fuse(by_vectors, by_words)
+        yield [_Found(chunk, places[chunk], cosines[chunk]) for chunk in chosen]
 
 
-def _hit(commit: Commit, id: str, score: float) -> Hit:
-    chunk = commit.chunks[id]
-    return Hit(chunk, score, commit.documents[chunk.source].document.place(chunk.start))
+def _diverse(commit: Commit, found: list[_Found], k: int, diversity: float) -> list[_Found]:
+    """k of them, each the best by its score less its greatest cosine with those before it."""
+    if not found:
+        return []
+    vectors = commit.vectors.take([one.chunk for one in found])
+    relevance = (1 - diversity) * np.array([one.score for one in found])
+    alike = np.zeros(len(found))
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(found)):
+        value = relevance - diversity * alike
+        value[chosen] = -np.inf
+        chosen.append(int(value.argmax()))
+        with_last = vectors @ vectors[chosen[-1]]
+        alike = with_last if len(chosen) == 1 else np.maximum(alike, with_last)
+    return [found[number] for number in chosen]
 
 
-def _drop_equal_texts(hits: Iterable[Hit]) -> list[Hit]:
-    first: dict[str, Hit] = {}
-    for hit in hits:
-        first.setdefault(hit.chunk.text, hit)
+def _drop_equal_texts(found: Iterator[_Found]) -> list[_Found]:
+    first: dict[bytes, _Found] = {}
+    for one in found:
+        first.setdefault(one.place.text, one)
     return list(first.values())

@@ -1,57 +1,30 @@
-"""Search by words: BM25 over texts, by bm25s."""
+"""Search by words in SQLite's full-text index (FTS5): what is put into it, and what is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
 
-import numpy as np
-import numpy.typing as npt
+# Scripts that put no spaces between words: each character is a word.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\u1100-\u11ff\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(r"[^\W_]+")
+# Lucene's. They are in nearly every English text, so they cost much and tell little.
+_STOP_WORDS = frozenset({
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it",
+    "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they",
+    "this", "to", "was", "will", "with",
+})  # fmt: skip
 
-from gem_rag.core.arrays import FloatArray
+
+def separate_words(text: str) -> str:
+    """The text, with spaces around each character of a script that has none."""
+    text = text.replace("\0", " ")  # ends a text in SQLite
+    return text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)
 
 
-class WordIndex:
-    """BM25 over texts, in memory.
-
-    Args:
-        texts: The texts.
-    """
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        import bm25s  # it imports numba, if that is there, which takes seconds
-
-        self._size = len(texts)
-        self._retriever: Any = None
-        words = bm25s.tokenize(list(texts), show_progress=False)
-        if any(words.ids):  # else texts have no words but stop words, of which bm25s makes no index
-            self._retriever = bm25s.BM25()
-            self._retriever.index(words, show_progress=False)
-
-    def search(
-        self, questions: Sequence[str], depth: int
-    ) -> tuple[npt.NDArray[np.int64], FloatArray]:
-        """Rows and scores of the texts found for each question, best first; the score is 0 where a
-        text has none of the words: [questions, depth], or as many as there are."""
-        import bm25s
-
-        depth = min(depth, self._size)
-        if self._retriever is None:
-            shape = (len(questions), depth)
-            return np.broadcast_to(np.arange(depth), shape).copy(), np.zeros(shape, np.float32)
-        words = bm25s.tokenize(list(questions), show_progress=False)
-        rows, scores = self._retriever.retrieve(words, k=depth, show_progress=False)
-        return rows.astype(np.int64), scores
-
-    def scores(self, questions: Sequence[str]) -> FloatArray:
-        """Scores of all texts, [questions, texts]; 0 where a text has none of the words."""
-        import bm25s
-
-        scores = np.zeros((len(questions), self._size), np.float32)
-        if self._retriever is None:
-            return scores
-        words = bm25s.tokenize(list(questions), return_ids=False, show_progress=False)
-        for row, question in zip(scores, words, strict=True):
-            if question:
-                row[:] = self._retriever.get_scores(question)
-        return scores
+def match_any(question: str) -> str:
+    """A query for texts that have some of a question's words; empty if it has none that tell."""
+    words = dict.fromkeys(_WORD.findall(separate_words(question.lower())))
+    return " OR ".join(f'"{word}"' for word in words if word not in _STOP_WORDS)

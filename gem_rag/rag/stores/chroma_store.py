@@ -1,9 +1,8 @@
 """`ChromaStore`: vectors in a Chroma database on disk, where other Chroma users can read them too.
 
-Chroma's files are one mutable database, so a commit is what the manifest's ids say: vectors are
-added before it and stale ones deleted after it, and what the ids do not name is never returned.
-The commit's own vectors are also in a checksummed file, which scores are computed from: a damaged
-database is noticed and never served.
+Chroma's files are one mutable database, so vectors are added before a commit and stale ones deleted
+after it, and what the commit's own files do not hold is never returned. Scores are computed from
+these files: a damaged database is noticed and never served.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from chromadb.api.shared_system_client import SharedSystemClient
 from chromadb.config import Settings
 from chromadb.errors import ChromaError
 
-from gem_rag._utils.files import create_file
-from gem_rag.core.arrays import FloatArray
+from gem_rag.core.arrays import FloatArray, IntArray
 from gem_rag.errors import GemError
-from gem_rag.rag.stores.store import Store
+from gem_rag.rag.stores.store import FindLive, Nearest, Store
 
 FOLDER = "chroma"
 # AttributeError: a client whose start failed lacks its bindings.
@@ -44,22 +42,12 @@ _TOLERANCE = 1e-2  # between Chroma's cosine and ours
 
 
 class ChromaStore(Store):
-    """A persistent collection with cosine distance."""
+    """A persistent collection with cosine distance; an id is a chunk's number."""
 
-    def load(self, ids: Sequence[str], generation: int) -> None:
-        self.ids = list(ids)
-        self._row_of = {id: row for row, id in enumerate(self.ids)}
-        self._file = self._path(generation)
-        # An index of format 1 has no such file.
-        has_file = self.ids and self._file.exists()
-        self._vectors = np.load(self._file, mmap_mode="r") if has_file else None
-        if self.ids:
-            self._check_count()
-
-    def search(self, queries: FloatArray, k: int) -> list[list[tuple[str, float]]]:
-        limit = min(k, len(self.ids))
+    def search(self, queries: FloatArray, k: int) -> list[Nearest]:
+        limit = min(k, self.live)
         count = self._check_count()
-        results = limit + count - len(self.ids)  # those of a write under way may rank too
+        results = min(k, len(self.vectors)) + count - self.live  # of a write under way may rank too
         is_fresh = False
         while True:
             rankings = self._query(queries, min(results, count))
@@ -73,71 +61,55 @@ class ChromaStore(Store):
                 is_fresh = True
             results = count
 
-    def _query(self, queries: FloatArray, results: int) -> list[list[tuple[str, float]]]:
-        """Committed ids and cosines among the nearest `results` of each query."""
+    def _query(self, queries: FloatArray, results: int) -> list[Nearest]:
+        """Committed chunks and cosines among the nearest `results` of each query."""
         with self._readable_errors():
             response = self._collection.query(
                 query_embeddings=queries, n_results=results, include=["distances"]
             )
         return [
-            [
-                (id, self._score(query, id, 1.0 - distance))
-                for id, distance in zip(ids, distances, strict=True)
-                if id in self._row_of
-            ]
+            self._check_scores(query, [int(id) for id in ids], distances)
             for query, ids, distances in zip(
                 queries, response["ids"], response["distances"], strict=True
             )
         ]
 
-    def vectors(self, ids: Sequence[str]) -> FloatArray:
-        if self._vectors is not None:
-            rows = [self._row_of[id] for id in ids]
-            return np.asarray(self._vectors[rows], dtype=np.float32).reshape(-1, self.dim)
-        embeddings: dict[str, Any] = {}
-        with self._readable_errors():
-            for batch in self._batches(ids):
-                result = self._collection.get(ids=list(batch), include=["embeddings"])
-                embeddings |= zip(result["ids"], result["embeddings"], strict=True)
-        if missing := [id for id in ids if id not in embeddings]:
-            raise self._damaged(f"it lacks {len(missing)} vectors that were committed")
-        return np.array([embeddings[id] for id in ids], dtype=np.float32).reshape(-1, self.dim)
+    def _check_scores(
+        self, query: FloatArray, chunks: list[int], distances: Sequence[float]
+    ) -> Nearest:
+        """True cosines of what was committed; raises GemError if Chroma's are of other vectors."""
+        vectors, found = self.vectors.find(chunks)
+        cosines = vectors @ query
+        if np.any(np.abs(1.0 - np.asarray(distances) - cosines)[found] > _TOLERANCE):
+            raise self._damaged("it holds other vectors than were committed")
+        return [
+            (chunk, float(cosine))
+            for chunk, cosine, is_there in zip(chunks, cosines, found, strict=True)
+            if is_there
+        ]
 
-    def stage(
-        self,
-        ids: Sequence[str],
-        new_ids: Sequence[str],
-        new_vectors: FloatArray,
-        generation: int,
-    ) -> list[Path]:
-        new = set(new_ids)
-        kept = [id for id in ids if id not in new]
-        vectors = np.concatenate([self.vectors(kept), new_vectors])
-        row_of = dict(zip([*kept, *new_ids], range(len(ids)), strict=True))
-        path = self._path(generation)
-        with create_file(path) as file:
-            np.save(file, np.asarray(vectors[[row_of[id] for id in ids]], dtype=np.float32))
-        added = 0
+    def add(self, chunks: IntArray, vectors: FloatArray) -> None:
         with self._readable_errors():
-            for batch in self._batches(new_ids):
-                embeddings = new_vectors[added : added + len(batch)]
+            added = 0
+            for batch in self._batches([str(chunk) for chunk in chunks]):
+                embeddings = vectors[added : added + len(batch)]
                 self._collection.upsert(ids=list(batch), embeddings=embeddings)
                 added += len(batch)
-        return [path]
 
-    def clean(self) -> None:
-        for path in self.folder.glob("vectors-*.npy"):
-            if path != self._file:
-                path.unlink(missing_ok=True)
+    def clean(self, removed: Sequence[int], find_live: FindLive) -> None:
         with self._readable_errors():
             for collection in self._client.list_collections():
                 if collection.name != self._name:
                     self._client.delete_collection(collection.name)
-            if self._collection.count() == len(self.ids):
-                return
-            present = self._collection.get(include=[])["ids"]
-            for batch in self._batches([id for id in present if id not in self._row_of]):
-                self._collection.delete(ids=list(batch))
+            self._delete([str(chunk) for chunk in removed])
+            if self._collection.count() != self.live:  # a sync that never ended left some
+                present = self._collection.get(include=[])["ids"]
+                live = find_live([int(id) for id in present])
+                self._delete([id for id in present if int(id) not in live])
+
+    def _delete(self, ids: Sequence[str]) -> None:
+        for batch in self._batches(ids):
+            self._collection.delete(ids=list(batch))
 
     def reset(self) -> None:
         try:
@@ -178,10 +150,7 @@ class ChromaStore(Store):
     @property
     def _name(self) -> str:
         # One for each model, so that re-embedding leaves the old vectors alone until it is done.
-        return f"gem-{self.model[:32]}"
-
-    def _path(self, generation: int) -> Path:
-        return self.folder / f"vectors-{generation}.npy"
+        return f"gem-{self.model[:32]}-3"  # as in format 3, with numbers of chunks
 
     def _check_count(self) -> int:
         """How many vectors the collection holds; raises GemError if some must be missing."""
@@ -189,18 +158,9 @@ class ChromaStore(Store):
             raise self._damaged("it is missing")
         with self._readable_errors():
             count = int(self._collection.count())
-        if count < len(self.ids):
-            raise self._damaged(f"it holds {count} vectors, and {len(self.ids)} were committed")
+        if count < self.live:
+            raise self._damaged(f"it holds {count} vectors, and {self.live} were committed")
         return count
-
-    def _score(self, query: FloatArray, id: str, cosine: float) -> float:
-        """The cosine by the committed vector; raises GemError if Chroma's is of another vector."""
-        if self._vectors is None:
-            return cosine
-        score = float(query @ self._vectors[self._row_of[id]])
-        if abs(score - cosine) > _TOLERANCE:
-            raise self._damaged("it holds other vectors than were committed")
-        return score
 
     def _damaged(self, reason: str) -> GemError:
         return GemError(

@@ -1,69 +1,77 @@
-"""`Store`: what an index needs of a vector store.
+"""`Store`: what finds the vectors nearest to a query's.
 
-A store never decides what is committed; the index's manifest does. So a write has two steps around
-the manifest's: `stage` puts the new vectors next to the old ones, and `clean` removes what the
-committed manifest does not name, whether the write before it ended well or not.
+The vectors themselves are in `VectorFiles`, and the index's database decides which of them count.
+So what a store makes may be ahead of a commit, or behind it: it may return chunks that have been
+removed, and never one that is not in the commit's files.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gem_rag.core.arrays import FloatArray
+from gem_rag.core.arrays import FloatArray, IntArray
+from gem_rag.rag.vector_files import VectorFiles
+
+Nearest = list[tuple[int, float]]  # numbers of chunks and cosines, best first
+FindLive = Callable[[Sequence[int]], set[int]]
 
 
 class Store(ABC):
-    """Unit vectors by chunk id, in the index's folder, compared by cosine.
+    """Search among a commit's vectors, which are unit vectors, by cosine.
 
     Args:
         folder: The index's folder.
-        dim: Length of a vector.
         model: Fingerprint of the model that makes the vectors.
+        vectors: The commit's vectors.
+        live: How many of them are of chunks that have not been removed.
+        files: The store's own files of the commit, as `prepare` named them.
     """
 
-    def __init__(self, folder: Path, dim: int, model: str) -> None:
+    def __init__(
+        self, folder: Path, model: str, vectors: VectorFiles, live: int, files: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
-        self.dim = dim
         self.model = model
-        self.load([], 0)
+        self.vectors = vectors
+        self.live = live
+        self.files = list(files)
 
     @abstractmethod
-    def load(self, ids: Sequence[str], generation: int) -> None:
-        """Load a commit: its ids in order, and its number."""
+    def search(self, queries: FloatArray, k: int) -> list[Nearest]:
+        """The k nearest chunks of each query, float32 [n, dim], of the commit's files.
 
-    @abstractmethod
-    def search(self, queries: FloatArray, k: int) -> list[list[tuple[str, float]]]:
-        """The k nearest ids and cosines of each query, float32 [n, dim], best first."""
-
-    @abstractmethod
-    def vectors(self, ids: Sequence[str]) -> FloatArray:
-        """Vectors of committed ids: float32 [n, dim]."""
-
-    @abstractmethod
-    def stage(
-        self,
-        ids: Sequence[str],
-        new_ids: Sequence[str],
-        new_vectors: FloatArray,
-        generation: int,
-    ) -> list[Path]:
-        """Write what the next commit will hold.
-
-        Args:
-            ids: All ids of the next commit, in order.
-            new_ids: Those that are not committed yet.
-            new_vectors: Their vectors, float32 [new ids, dim].
-            generation: Number of the next commit.
-
-        Returns:
-            The files to name in its manifest.
+        Raises:
+            GemError: The store is damaged.
+            FileNotFoundError: A file of it is missing.
         """
 
-    @abstractmethod
-    def clean(self) -> None:
-        """Remove what the loaded commit does not need; only for the holder of the write lock."""
+    def add(self, chunks: IntArray, vectors: FloatArray) -> None:  # noqa: B027
+        """Take up vectors of a commit in the making, float32 [n, dim]."""
 
-    def reset(self) -> None:  # noqa: B027 (files of their own need no reset)
+    def prepare(self, vectors: VectorFiles, live: int) -> list[str]:
+        """Make what searching a commit needs, before it is committed.
+
+        Args:
+            vectors: All of its vectors.
+            live: How many of them are of chunks that have not been removed.
+
+        Returns:
+            Names of the files that the commit is to keep.
+        """
+        return []
+
+    def clean(self, removed: Sequence[int], find_live: FindLive) -> None:  # noqa: B027
+        """Remove what this commit does not need; only for the holder of the write lock.
+
+        Args:
+            removed: Chunks that the commit removed.
+            find_live: Tells which of some chunks are in the commit.
+        """
+
+    def keep_open(self, earlier: Store) -> None:  # noqa: B027
+        """Keep what the store of an earlier commit has open and this one needs too."""
+
+    def reset(self) -> None:  # noqa: B027
         """Make room for new vectors where the old ones cannot even be opened."""
