@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Scripts that put no spaces between words: each character is a word.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3\u1100-\u11ff\U00020000-\U0003ffff]"
 )
-_WORD = re.compile(r"[^\W_]+")
 # Lucene's. They are in nearly every English text, so they cost much and tell little.
 _STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it",
@@ -26,5 +26,7 @@ def separate_words(text: str) -> str:
 
 def match_any(question: str) -> str:
     """A query for texts that have some of a question's words; empty if it has none that tell."""
-    words = dict.fromkeys(_WORD.findall(separate_words(question.lower())))
-    return " OR ".join(f'"{word}"' for word in words if word not in _STOP_WORDS)
+    letters = separate_words(question.lower())
+    # Letters, their marks and digits, as the index's own words.
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in letters).split()
+    return " OR ".join(f'"{word}"' for word in dict.fromkeys(words) if word not in _STOP_WORDS)
