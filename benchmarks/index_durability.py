@@ -5,6 +5,8 @@ come from the tests' stand-in for a model, so that the index is all that works. 
 was tried and how it ended; anything in the last column is a fault.
 
     python benchmarks/index_durability.py [--kills N] [--flips N] [--reads N] [--limits N]
+
+N flips are in each file, everything else is tried N times with each store.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from fakes import FakeGem
 
 from gem_rag import Document, GemError, Index
+from gem_rag.rag.stores import faiss_store
 
 GEM: Any = FakeGem()
+faiss_store.EXACT = 100  # so that the index has a graph, too
 # Children come from a process that has never used a store: their threads do not outlive a fork.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -44,7 +48,7 @@ QUESTION = "word3 pump3"
 Outcome = tuple[str, bool]  # how it ended, and whether that is a fault
 
 
-def main(kills: int = 60, flips: int = 150, reads: int = 150, limits: int = 30) -> None:
+def main(kills: int = 100, flips: int = 100, reads: int = 150, limits: int = 30) -> None:
     """Print how often each ended how."""
     table = Table("store", "what was tried", "times", "how it ended", "faults")
     for store in ("faiss", "chroma"):
@@ -138,18 +142,19 @@ def kill_syncs(old: Path, times: int) -> list[Outcome]:
 
 
 def flip_bytes(old: Path, times: int) -> list[Outcome]:
-    """Every file has a byte flipped in turn."""
+    """Each file has a byte flipped, many times."""
     wanted = search(old)
     scores = {(source, text): score for source, text, score in wanted}
     files = [p for p in sorted(old.rglob("*")) if p.is_file() and p.stat().st_size]
     rng, outcomes = random.Random(0), list[Outcome]()
-    for number in range(times):
+    for flipped in (file for file in files for _ in range(times)):
         folder = copied(old)
-        file = folder / files[number % len(files)].relative_to(old)
+        file = folder / flipped.relative_to(old)
         data = bytearray(file.read_bytes())
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         file.write_bytes(data)
         found = attempt(lambda folder=folder: search(folder))
+        shutil.rmtree(folder.parent)
         if isinstance(found, str):
             named = found in ("GemError", "InputError")
             outcomes.append(("an error that says so" if named else found, not named))

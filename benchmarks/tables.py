@@ -14,7 +14,7 @@ import typer
 
 HERE = Path(__file__).parent
 # What tells one case of a benchmark from another, and what its table shows.
-CASES = ("shape", "texts", "pairs", "tokens_each", "k", "compiled", "base", "row")
+CASES = ("shape", "texts", "pairs", "tokens_each", "k", "compiled", "base", "row", "chunks")
 INTRODUCTION = """# Figures
 
 Made by `python benchmarks/tables.py` from the lines in [`results/`](results), which the benchmarks
