@@ -35,8 +35,8 @@ def files(folder: Path, pattern: str = "vectors-*.npy") -> set[str]:
     return {path.name for path in (folder / "index").glob(pattern)}
 
 
-def found(index: Index, question: str, k: int = 5, **options: Any) -> list[str]:
-    return [hit.chunk.source for hit in index.search(question, k, **options)]
+def found(index: Index, question: str, k: int = 5, ranking: Any = "vectors") -> list[str]:
+    return [hit.chunk.source for hit in index.search(question, k, ranking=ranking)]
 
 
 def exact(documents: Sequence[Document], question: str, k: int) -> list[str]:
@@ -200,7 +200,7 @@ def test_a_graph_finds_what_comparing_all_finds(tmp_path: Path) -> None:
     assert len(files(tmp_path, "nearest-*.faiss")) == 1
     for question in ("word1", "word7 word9", "number13"):
         assert found(index, question, 10) == exact(documents, question, 10)
-        hit = index.search(question, 1)[0]
+        hit = index.search(question, 1, ranking="vectors")[0]
         true = FakeGem().embed_queries([question, hit.chunk.text])
         assert hit.score == pytest.approx(float(true[0] @ true[1]), abs=1e-6)
 
@@ -251,7 +251,7 @@ def test_flipped_bytes_of_every_file_are_noticed_or_harmless(tmp_path: Path) -> 
     noticed = 0
     for file in sorted((tmp_path / "index").glob("[!.]*")):
         whole = file.read_bytes()
-        for _ in range(25):
+        for _ in range(10):
             at = chance.randrange(len(whole))
             file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             try:
@@ -260,7 +260,7 @@ def test_flipped_bytes_of_every_file_are_noticed_or_harmless(tmp_path: Path) -> 
             except GemError:
                 noticed += 1
         file.write_bytes(whole)
-    assert noticed > 50
+    assert noticed > 20
 
 
 @pytest.mark.usefixtures("small")

@@ -73,7 +73,7 @@ def search(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
-    ranking: RankingOption = "vectors",
+    ranking: RankingOption = "hybrid",
     source: SourcesOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
@@ -107,7 +107,7 @@ def ask(
         int | None, typer.Option(min=1, help="Most tokens in the answer.")
     ] = None,
     temperature: TemperatureOption = 0.0,
-    ranking: RankingOption = "vectors",
+    ranking: RankingOption = "hybrid",
     source: SourcesOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,

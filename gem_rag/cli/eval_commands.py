@@ -225,7 +225,7 @@ def rag(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
-    ranking: RankingOption = "vectors",
+    ranking: RankingOption = "hybrid",
     style: StyleOption = None,
     margin: MarginOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 from gem_rag._utils.progress import progress_bar
 from gem_rag._utils.suggestions import did_you_mean
@@ -24,12 +24,16 @@ from gem_rag.rag.commit import Commit
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.roots import Roots, absolute
-from gem_rag.rag.search import Ranking, SearchSettings, search
+from gem_rag.rag.search import SearchOptions, SearchSettings, search
 from gem_rag.rag.storage import Storage
 from gem_rag.rag.sync import Sync, SyncReport
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
+
+
+class AskOptions(SearchOptions, SamplingOptions, total=False):
+    """Options of a search and of generation."""
 
 
 class Index:
@@ -162,25 +166,13 @@ class Index:
             raise InputError(f"there is no document {source!r} in the index")
         return document
 
-    def search(
-        self,
-        question: str,
-        k: int = 5,
-        *,
-        ranking: Ranking = "vectors",
-        sources: Sequence[str] = (),
-        min_score: float | None = None,
-        diversity: float = 0.0,
-    ) -> list[Hit]:
+    def search(self, question: str, k: int = 5, **options: Unpack[SearchOptions]) -> list[Hit]:
         """Search for the chunks nearest to a question.
 
         Args:
             question: What to look for.
             k: How many chunks to return.
-            ranking: By "vectors", "words" or "hybrid"; this and the others as of `SearchSettings`.
-            sources: Patterns of the documents to search; default all.
-            min_score: The least cosine of a hit.
-            diversity: From 0 to 1, against hits that are alike.
+            **options: Fields of `SearchSettings`: which ranking, which documents, how near.
 
         Returns:
             k hits, or as many as there are, best first; of equal texts only the first.
@@ -189,25 +181,13 @@ class Index:
             InputError: The index or the question is empty, or a setting is out of range.
             GemError: The store is damaged.
         """
-        settings = SearchSettings(ranking, sources, min_score, diversity)
-        return self._search([question], k, settings)[0]
+        return self.search_many([question], k, **options)[0]
 
     def search_many(
-        self,
-        questions: Sequence[str],
-        k: int = 5,
-        *,
-        ranking: Ranking = "vectors",
-        sources: Sequence[str] = (),
-        min_score: float | None = None,
-        diversity: float = 0.0,
+        self, questions: Sequence[str], k: int = 5, **options: Unpack[SearchOptions]
     ) -> list[list[Hit]]:
         """As `search`, for many questions in one batch."""
-        return self._search(questions, k, SearchSettings(ranking, sources, min_score, diversity))
-
-    def _search(
-        self, questions: Sequence[str], k: int, settings: SearchSettings
-    ) -> list[list[Hit]]:
+        settings = SearchSettings(**options)
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
         if not len(self):
@@ -222,28 +202,20 @@ class Index:
         question: str,
         k: int = 5,
         *,
-        ranking: Ranking = "vectors",
-        sources: Sequence[str] = (),
-        min_score: float | None = None,
-        diversity: float = 0.0,
         style: AnswerStyle | None = None,
         margin: float | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[AskOptions],
     ) -> Answer:
         """Answer a question from the k nearest chunks, with citations.
 
         Args:
             question: The question.
             k: How many chunks to retrieve.
-            ranking: As of `search`, like the next three.
-            sources: Patterns of the documents to search.
-            min_score: The least cosine of a hit.
-            diversity: Against hits that are alike.
             style: "free", "checked", "quote" or "quotes"; default the model's own (see
                 `gem_rag.rag.answer.answer`).
             margin: Chunks that score lower than the best one by more than this are not read;
                 default the model's own.
-            **sampling: As for `Gem.generate`.
+            **options: As for `search`, and as for `Gem.generate`.
 
         Returns:
             The answer.
@@ -252,8 +224,8 @@ class Index:
             InputError: As `search`, or there is no such style, margin or setting.
         """
         start = time.perf_counter()
-        settings = SearchSettings(ranking, sources, min_score, diversity)
-        hits = self._search([question], k, settings)[0]
+        searching, sampling = _split_options(options)
+        hits = self.search(question, k, **searching)
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
         citations = self._storage.read(lambda commit: commit.locate(answer.citations))
@@ -351,6 +323,16 @@ class Index:
             if gone:
                 writer.commit(commit.manifest.roots)
         return sorted(gone)
+
+
+def _split_options(options: AskOptions) -> tuple[SearchOptions, SamplingOptions]:
+    """The options of a search, and the others."""
+    given: dict[str, Any] = dict(options)
+    searching: Any = {
+        name: given.pop(name) for name in SearchOptions.__annotations__ & given.keys()
+    }
+    sampling: Any = given
+    return searching, sampling
 
 
 def _is_named(source: str, file: str, name: str) -> bool:

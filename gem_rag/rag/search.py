@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 
@@ -17,8 +17,18 @@ from gem_rag.rag.fusion import fuse
 from gem_rag.rag.hits import Hit
 
 Ranking = Literal["vectors", "words", "hybrid"]
+DEFAULT_RANKING: Ranking = "hybrid"
 _FUSED = 50  # chunks of each ranking, where two are fused
 _POOL = 4  # times k hits, that diverse ones are chosen from
+
+
+class SearchOptions(TypedDict, total=False):
+    """The fields of `SearchSettings` as keyword arguments, all of them optional."""
+
+    ranking: Ranking
+    sources: Sequence[str]
+    min_score: float | None
+    diversity: float
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,8 @@ class SearchSettings:
     """How to search.
 
     Attributes:
-        ranking: By cosines of "vectors"; by "words" (BM25), where only chunks are found that share
-            some; or "hybrid", by reciprocal ranks in both.
+        ranking: By "hybrid", reciprocal ranks by vectors and by words; or by one of them, cosines
+            of "vectors", or "words" (BM25), where only chunks are found that share some.
         sources: Patterns as in a `.gitignore` file: only documents whose file, or name for those
             made in Python, one of them matches. Empty for all.
         min_score: Only chunks whose cosine with the question is at least this.
@@ -38,7 +48,7 @@ class SearchSettings:
         InputError: A setting is out of range.
     """
 
-    ranking: Ranking = "vectors"
+    ranking: Ranking = DEFAULT_RANKING
     sources: Sequence[str] = ()
     min_score: float | None = None
     diversity: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,10 @@ class GemRetriever(GemModel, BaseRetriever):
             not exist. The argument `index` also takes an open `Index`, which has its own model.
         store: "faiss" (default) or "chroma" for a new index; an existing one keeps its own.
         k: Number of passages to retrieve, unless a call says otherwise.
-        ranking: "vectors", "words" (BM25) or "hybrid"; the score is the cosine in any case.
+        ranking: "hybrid", "vectors" or "words" (BM25); the score is the cosine in any case.
+        sources: Patterns, as in a .gitignore file, of the documents to search; default all.
+        min_score: The least cosine of a passage.
+        diversity: From 0 to 1, against passages that repeat each other.
     """
 
     model_config = GemModel.model_config  # BaseRetriever's would ignore unknown fields
@@ -36,7 +39,10 @@ class GemRetriever(GemModel, BaseRetriever):
     folder: str = Field(alias="index")
     store: StoreName | None = None
     k: int = 5
-    ranking: Ranking = "vectors"
+    ranking: Ranking = "hybrid"
+    sources: Sequence[str] = ()
+    min_score: float | None = None
+    diversity: float = 0.0
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -82,7 +88,14 @@ class GemRetriever(GemModel, BaseRetriever):
         return await run_in_thread(self._search, query, k)
 
     def _search(self, query: str, k: int | None) -> list[Document]:
-        hits = self.index.search(query, self.k if k is None else k, ranking=self.ranking)
+        hits = self.index.search(
+            query,
+            self.k if k is None else k,
+            ranking=self.ranking,
+            sources=self.sources,
+            min_score=self.min_score,
+            diversity=self.diversity,
+        )
         return [_to_document(hit) for hit in hits]
 
     @model_validator(mode="wrap")

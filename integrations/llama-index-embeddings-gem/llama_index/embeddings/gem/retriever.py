@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,10 @@ class GemRetriever(BaseRetriever):
         model_kwargs: Further options of `gem_rag.load` for a named model.
         store: "faiss" (default) or "chroma" for a new index; an existing one keeps its own.
         similarity_top_k: Maximum number of passages for a query.
-        ranking: "vectors", "words" (BM25) or "hybrid"; the score is the cosine in any case.
+        ranking: "hybrid", "vectors" or "words" (BM25); the score is the cosine in any case.
+        sources: Patterns, as in a .gitignore file, of the documents to search; default all.
+        min_score: The least cosine of a passage.
+        diversity: From 0 to 1, against passages that repeat each other.
         callback_manager: As in `BaseRetriever`.
         verbose: As in `BaseRetriever`.
 
@@ -60,7 +63,10 @@ class GemRetriever(BaseRetriever):
         model_kwargs: dict[str, Any] | None = None,
         store: StoreName | None = None,
         similarity_top_k: int = 5,
-        ranking: Ranking = "vectors",
+        ranking: Ranking = "hybrid",
+        sources: Sequence[str] = (),
+        min_score: float | None = None,
+        diversity: float = 0.0,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -68,6 +74,7 @@ class GemRetriever(BaseRetriever):
         if isinstance(index, Index) and model is not None:
             raise InputError("an Index has its model: leave model out, or give the index's folder")
         self.similarity_top_k, self.ranking = similarity_top_k, ranking
+        self.sources, self.min_score, self.diversity = sources, min_score, diversity
         self._index_or_folder = index
         self._load = partial(gem_rag.load, model or "gem-tiny", engine, **(model_kwargs or {}))
         self._store = store
@@ -97,7 +104,12 @@ class GemRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = self.index.search(
-            query_bundle.query_str, self.similarity_top_k, ranking=self.ranking
+            query_bundle.query_str,
+            self.similarity_top_k,
+            ranking=self.ranking,
+            sources=self.sources,
+            min_score=self.min_score,
+            diversity=self.diversity,
         )
         return [NodeWithScore(node=_to_node(hit), score=hit.score) for hit in hits]
 
