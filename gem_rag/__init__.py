@@ -19,6 +19,7 @@ _MODULE_OF = {
     "ChatReply": "gem_rag.generation.chat",
     "Chunk": "gem_rag.documents.document",
     "Citation": "gem_rag.rag.citations",
+    "Conversation": "gem_rag.rag.conversation",
     "Document": "gem_rag.documents.document",
     "EngineName": "gem_rag.model",
     "Gem": "gem_rag.model",
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "SyncReport": "gem_rag.rag.sync",
     "TextStream": "gem_rag.generation.sampling",
     "ToolCall": "gem_rag.generation.chat",
+    "Turn": "gem_rag.rag.conversation",
     "load": "gem_rag.model",
 }
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from gem_rag.model import EngineName, Gem, load
     from gem_rag.rag.answer import Answer
     from gem_rag.rag.citations import Citation
+    from gem_rag.rag.conversation import Conversation, Turn
     from gem_rag.rag.hits import Hit
     from gem_rag.rag.index import Index, StoreName
     from gem_rag.rag.search import Ranking
@@ -58,6 +61,7 @@ __all__ = [
     "ChatReply",
     "Chunk",
     "Citation",
+    "Conversation",
     "Document",
     "EngineName",
     "Gem",
@@ -74,6 +78,7 @@ __all__ = [
     "SyncReport",
     "TextStream",
     "ToolCall",
+    "Turn",
     "__version__",
     "load",
 ]

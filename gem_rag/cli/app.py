@@ -18,7 +18,6 @@ import typer
 
 from gem_rag import __version__
 from gem_rag._utils.progress import silence_libraries
-from gem_rag._utils.terminal import shorten
 from gem_rag.cli import chat_command as chat
 from gem_rag.cli import eval_commands as evaluate
 from gem_rag.cli import hub_commands as hub
@@ -39,7 +38,9 @@ from gem_rag.cli.common import (
     SourcesOption,
     StyleOption,
     TemperatureOption,
+    locate,
     open_index,
+    print_excerpt,
     print_notice,
     print_result,
     print_text,
@@ -93,8 +94,8 @@ def search(
         return
     for number, hit in enumerate(hits, start=1):
         chunk = hit.chunk
-        print_text(f"[{number}] {hit.score:.3f}  {_where(chunk.source, hit.place, chunk.span)}")
-        _print_excerpt(chunk.text, 300)
+        print_text(f"[{number}] {hit.score:.3f}  {locate(chunk.source, hit.place, chunk.span)}")
+        print_excerpt(chunk.text, 300)
 
 
 @app.command()
@@ -136,15 +137,15 @@ def ask(
         return
     print_text(f"{answer.text}\n")
     for citation in answer.citations:
-        where = _where(citation.source, citation.place, citation.span)
+        where = locate(citation.source, citation.place, citation.span)
         print_text(f"[{citation.number}] {where}")
-        _print_excerpt(f'"{citation.quote}"', 200)
+        print_excerpt(f'"{citation.quote}"', 200)
     for sentence in answer.unsupported:
         print_text(f"left out, for no passage supports it: {sentence}")
     if not answer.citations:
         print("No passage holds these words; what was read:")
         for number, hit in enumerate(answer.hits, start=1):
-            print_text(f"[{number}] {_where(hit.chunk.source, hit.place, hit.chunk.span)}")
+            print_text(f"[{number}] {locate(hit.chunk.source, hit.place, hit.chunk.span)}")
 
 
 @app.command()
@@ -293,17 +294,6 @@ def info(
     shown.pop("suitability", None)
     lines = (f"{name}: {' '.join(str(value).split())}" for name, value in shown.items())
     print_result(facts, as_json, "\n".join(lines))
-
-
-def _where(source: str, place: str, span: tuple[int, int]) -> str:
-    """A place in a document: its characters, and what a reader of the file looks for."""
-    return f"{source}:{span[0]}-{span[1]}{place and f' ({place})'}"
-
-
-def _print_excerpt(text: str, limit: int) -> None:
-    """Print the beginning of a text, indented and without empty lines."""
-    lines = (line.strip() for line in shorten(text, limit).splitlines())
-    print_text("\n".join(f"    {line}" for line in lines if line))
 
 
 def _print_version(requested: bool) -> None:

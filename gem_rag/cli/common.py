@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gem_rag._utils.progress import silence_libraries
-from gem_rag._utils.terminal import escape_controls, escape_controls_in_json
+from gem_rag._utils.terminal import escape_controls, escape_controls_in_json, shorten
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
 ]
-HitsOption = Annotated[int, typer.Option("-k", min=1, help="How many passages to retrieve.")]
+HitsOption = Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages to retrieve.")]
 RankingOption = Annotated[
     str, typer.Option(help="vectors; words: BM25; hybrid: both, fused by reciprocal rank.")
 ]
@@ -104,6 +104,17 @@ def print_result(value: Any, as_json: bool, text: str = "") -> None:
 def print_text(text: str, end: str = "\n") -> None:
     """Print a text; control characters from documents and models are escaped."""
     print(escape_controls(text), end=end, flush=not end)
+
+
+def locate(source: str, place: str, span: tuple[int, int]) -> str:
+    """A place in a document: its characters, and what a reader of the file looks for."""
+    return f"{source}:{span[0]}-{span[1]}{place and f' ({place})'}"
+
+
+def print_excerpt(text: str, limit: int) -> None:
+    """Print the beginning of a text, indented and without empty lines."""
+    lines = (line.strip() for line in shorten(text, limit).splitlines())
+    print_text("\n".join(f"    {line}" for line in lines if line))
 
 
 def print_notice(message: object) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Unpack, get_args
+from typing import Any, Unpack, get_args
 
 from gem_rag.core.config import AnswerStyle, check_margin
 from gem_rag.documents.document import Chunk
@@ -15,9 +15,10 @@ from gem_rag.errors import InputError
 from gem_rag.generation.grammars import quote_grammar
 from gem_rag.generation.sampling import SamplingOptions, normalize_stop
 from gem_rag.model import Gem
-from gem_rag.rag.citations import Citation, cite, cite_span
+from gem_rag.rag.citations import Citation, cite
 from gem_rag.rag.hits import Hit
-from gem_rag.rag.support import check_sentences
+from gem_rag.rag.quotes import cite_quotes, quotable
+from gem_rag.rag.support import CheckedSentence, SentenceChecker, check_sentences
 
 INSTRUCTIONS = (
     "Answer the question from the passages below, in their own words where you can, and cite "
@@ -28,7 +29,6 @@ _PROMPT = f"{INSTRUCTIONS}\n\n{{passages}}\n\nQuestion: {{question}}\nAnswer:"
 # A base model does not know where to end: a plain prompt's answer is one paragraph.
 _PLAIN_STOP = ("\n\n", "\nQuestion:")
 _MIN_PASSAGE = 40  # characters of a passage that is cut to fit
-_NUMBER = re.compile(r" \[(\d+)\]")
 _QUOTES = {"quote": 1, "quotes": 3}  # at most, by style
 
 
@@ -41,7 +41,7 @@ class Answer:
         citations: Quotes that are verbatim in a passage, or passages cited like [1].
         hits: The passages that were read, in the order of their numbers.
         unsupported: What style "checked" left out: sentences that no passage supports.
-        timings: Seconds spent in "search" and "generate".
+        timings: Seconds spent in "search" and "generate": of a streamed answer, its reader's too.
     """
 
     text: str
@@ -49,6 +49,27 @@ class Answer:
     hits: list[Hit]
     unsupported: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A question as the model gets it.
+
+    Attributes:
+        prompt: Token ids.
+        read: The passages in the prompt; if there are none, the model is not asked.
+        style: How the answer is written.
+        sampling: How it is generated: with the style's grammar, or where a plain one ends.
+    """
+
+    prompt: list[int]
+    read: list[Hit]
+    style: AnswerStyle
+    sampling: SamplingOptions
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [hit.chunk for hit in self.read]
 
 
 def answer(
@@ -77,34 +98,58 @@ def answer(
         **sampling: As for `Gem.generate`.
 
     Returns:
-        The answer.
+        The answer; `REFUSAL` if there are no passages.
 
     Raises:
         InputError: The question is empty, or leaves no room for a passage.
     """
-    check_style(style)
-    check_margin("margin", margin)
+    request = _prepare(gem, question, hits, style, margin, sampling)
+    start = time.perf_counter()
+    text = REFUSAL
+    if request.read:
+        text = gem.generate([request.prompt], **request.sampling)[0].text.strip()
+    if request.style == "checked":
+        return _checked_answer(request, check_sentences(text, request.chunks), start)
+    return _cited_answer(request, text, start)
+
+
+def stream_answer(
+    gem: Gem,
+    question: str,
+    hits: Sequence[Hit],
+    style: AnswerStyle | None = None,
+    *,
+    margin: float | None = None,
+    **sampling: Unpack[SamplingOptions],
+) -> Generator[str, None, Answer]:
+    """As `answer`, piece by piece.
+
+    Style "checked" gives a sentence when it has been checked, so that nothing is shown that is then
+    left out. The others give words as they are generated: what the grammar of quotes has let
+    through is a quote, however it goes on.
+
+    Args:
+        gem: As for `answer`, which raises the same errors, like the rest.
+        question: The question.
+        hits: The passages.
+        style: How answers are written.
+        margin: How far below the best passage one is still read.
+        **sampling: As for `Gem.stream`.
+
+    Returns:
+        A generator of pieces that together are the answer's text; its return value is the `Answer`.
+    """
+    request = _prepare(gem, question, hits, style, margin, sampling)
+    pieces: Generator[str, None, Any] = (text for text in (REFUSAL,))
+    if request.read:
+        pieces = gem.stream(request.prompt, **request.sampling)
+    return _stream(request, pieces)
+
+
+def check_question(question: str) -> None:
+    """Raise InputError if a question is empty."""
     if not question.strip():
         raise InputError("the question is empty: ask something")
-    max_tokens = sampling.get("max_tokens") or max(16, min(256, gem.context_length // 4))
-    sampling["max_tokens"] = max_tokens
-    margin = gem.config.answer_margin if margin is None else margin
-    prompt, read = _fit_prompt(
-        gem, question, _within_margin(hits, margin), gem.context_length - max_tokens
-    )
-    start = time.perf_counter()
-    style = style or gem.config.answer_style
-    unsupported: list[str] = []
-    if style in _QUOTES:
-        text, citations = _generate_quotes(gem, prompt, read, _QUOTES[style], sampling)
-    else:
-        text = _generate_freely(gem, prompt, sampling)
-        chunks = [hit.chunk for hit in read]
-        if style == "checked":
-            text, citations, unsupported = _keep_supported(text, chunks)
-        else:
-            citations = cite(text, chunks)
-    return Answer(text, citations, read, unsupported, {"generate": time.perf_counter() - start})
 
 
 def check_style(style: str | None) -> None:
@@ -129,62 +174,108 @@ def _within_margin(hits: Sequence[Hit], margin: float | None) -> Sequence[Hit]:
     return [hit for hit in hits if hit.score >= best - margin]
 
 
-def _generate_freely(gem: Gem, prompt: list[int], sampling: SamplingOptions) -> str:
-    if gem.config.answer_prompt is not None or not gem.has_chat_template:
+def _prepare(
+    gem: Gem,
+    question: str,
+    hits: Sequence[Hit],
+    style: AnswerStyle | None,
+    margin: float | None,
+    options: SamplingOptions,
+) -> _Request:
+    check_style(style)
+    check_margin("margin", margin)
+    check_question(question)
+    max_tokens = options.get("max_tokens") or max(16, min(256, gem.context_length // 4))
+    sampling: SamplingOptions = {**options, "max_tokens": max_tokens}
+    margin = gem.config.answer_margin if margin is None else margin
+    prompt, read = _fit_prompt(
+        gem, question, _within_margin(hits, margin), gem.context_length - max_tokens
+    )
+    style = style or gem.config.answer_style
+    if style in _QUOTES:
+        sampling["grammar"] = quote_grammar(
+            quotable([hit.chunk for hit in read]), REFUSAL, _QUOTES[style]
+        )
+    elif gem.config.answer_prompt is not None or not gem.has_chat_template:
         sampling["stop"] = [*normalize_stop(sampling.get("stop")), *_PLAIN_STOP]
-    return gem.generate([prompt], **sampling)[0].text.strip()
+    return _Request(prompt, read, style, sampling)
 
 
-def _keep_supported(text: str, chunks: Sequence[Chunk]) -> tuple[str, list[Citation], list[str]]:
-    """The sentences that a passage supports, each with the passage's number, their citations, and
-    the sentences that none supports."""
-    checked = check_sentences(text, chunks)
-    kept = [f"{s.text} [{s.citation.number}]" for s in checked if s.citation]
-    citations = [sentence.citation for sentence in checked if sentence.citation]
-    unsupported = [sentence.text for sentence in checked if not sentence.citation]
-    return " ".join(kept) or REFUSAL, citations, unsupported
+def _stream(request: _Request, pieces: Generator[str, None, Any]) -> Generator[str, None, Answer]:
+    start = time.perf_counter()
+    with closing(pieces):
+        if request.style == "checked":
+            checked = yield from _check_pieces(pieces, request.chunks)
+            return _checked_answer(request, checked, start)
+        text = yield from _strip_pieces(pieces)
+        return _cited_answer(request, text, start)
 
 
-def _generate_quotes(
-    gem: Gem, prompt: list[int], read: Sequence[Hit], most: int, sampling: SamplingOptions
-) -> tuple[str, list[Citation]]:
-    """Words of passages and their numbers, which the grammar leaves no way around, or a refusal."""
-    passages = [" ".join(hit.chunk.passage.split()) for hit in read]
-    sampling["grammar"] = quote_grammar(passages, REFUSAL, most)
-    text = gem.generate([prompt], **sampling)[0].text.strip()
-    if not text or REFUSAL.startswith(text):
-        return text, []
-    quotes = _read_quotes(text, passages)
-    return text, [_cite_quote(number, read[number - 1].chunk, words) for number, words in quotes]
+def _strip_pieces(pieces: Iterable[str]) -> Generator[str, None, str]:
+    """The pieces, without white space before and after the text, which is the return value."""
+    text = held = ""
+    for piece in pieces:
+        held = held + piece if text else piece.lstrip()
+        if shown := held.rstrip():
+            held = held[len(shown) :]
+            text += shown
+            yield shown
+    return text
 
 
-def _read_quotes(text: str, passages: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """The numbers and words of quotes that stand one after another, like `words [1] words [2]`."""
-    while text:
-        for end in reversed(list(_NUMBER.finditer(text))):  # words may hold some [3] themselves
-            number, words = int(end[1]), text[: end.start()]
-            if 1 <= number <= len(passages) and words in passages[number - 1]:
-                break
-        else:  # cut by max_tokens before its number: the words are still one passage's
-            holding = (n for n, passage in enumerate(passages, start=1) if text in passage)
-            yield from ((number, text) for number in islice(holding, 1))
-            return
-        yield number, words
-        text = text[end.end() :].lstrip()
+def _check_pieces(
+    pieces: Iterable[str], chunks: Sequence[Chunk]
+) -> Generator[str, None, list[CheckedSentence]]:
+    """The sentences that a passage supports, as they come; the return value is all of them."""
+    checked: list[CheckedSentence] = []
+    for sentence in SentenceChecker(chunks).check_pieces(pieces):
+        if sentence.citation:
+            yield (" " if _supported(checked) else "") + _numbered(sentence)
+        checked.append(sentence)
+    if not _supported(checked):
+        yield REFUSAL
+    return checked
 
 
-def _cite_quote(number: int, chunk: Chunk, words: str) -> Citation:
-    """Where a quote is in the chunk's text; the whole chunk for words of its title."""
-    pattern = r"\s+".join(map(re.escape, words.split()))
-    match = re.search(pattern, chunk.text)
-    start, stop = match.span() if match else (0, len(chunk.text))
-    return cite_span(number, chunk, start, stop)
+def _checked_answer(request: _Request, checked: Sequence[CheckedSentence], start: float) -> Answer:
+    """The sentences that a passage supports, each with the passage's number."""
+    kept = _supported(checked)
+    text = " ".join(map(_numbered, kept)) or REFUSAL
+    citations = [sentence.citation for sentence in kept if sentence.citation]
+    # A model that refuses in our words has claimed nothing that could be left out.
+    unsupported = [s.text for s in checked if not s.citation and s.text != REFUSAL]
+    return Answer(text, citations, request.read, unsupported, _seconds_since(start))
+
+
+def _supported(checked: Sequence[CheckedSentence]) -> list[CheckedSentence]:
+    return [sentence for sentence in checked if sentence.citation]
+
+
+def _numbered(sentence: CheckedSentence) -> str:
+    return f"{sentence.text} [{sentence.citation.number}]" if sentence.citation else sentence.text
+
+
+def _cited_answer(request: _Request, text: str, start: float) -> Answer:
+    if request.style not in _QUOTES:
+        citations = cite(text, request.chunks)
+    elif REFUSAL.startswith(text):  # some of it, where max_tokens cut it
+        citations = []
+    else:
+        citations = cite_quotes(text, request.chunks)
+    return Answer(text, citations, request.read, [], _seconds_since(start))
+
+
+def _seconds_since(start: float) -> dict[str, float]:
+    return {"generate": time.perf_counter() - start}
 
 
 def _fit_prompt(
     gem: Gem, question: str, hits: Sequence[Hit], room: int
 ) -> tuple[list[int], list[Hit]]:
-    """The prompt with the most passages that fits in `room` tokens, and those passages."""
+    """The prompt with the most passages that fits in `room` tokens, and those passages; nothing if
+    there are none."""
+    if not hits:
+        return [], []
     for count in range(len(hits), 0, -1):
         prompt = _build_prompt(gem, question, [hit.chunk.passage for hit in hits[:count]])
         if len(prompt) <= room:

@@ -23,6 +23,7 @@ _JOINING_JAMO = re.compile("[\u1160-\u11ff]")  # a syllable's vowel and end, whe
 _IGNORED = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, joiners, marks of order
 _LINK_TARGET = re.compile(r"(?<=\])\([^()\s]*\)")
 _NUMBER = re.compile(r"\[(\d+)\]")
+_SPACED_NUMBER = re.compile(r"\s*\[\d+\]")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def cite_span(number: int, chunk: Chunk, start: int, stop: int) -> Citation:
     """A citation of [start, stop) characters of a chunk's text."""
     span = (chunk.start + start, chunk.start + stop)
     return Citation(number, chunk.source, span, chunk.text[start:stop])
+
+
+def drop_numbers(text: str) -> str:
+    """A text without the numbers of passages in it, like [1]."""
+    return _SPACED_NUMBER.sub("", text)
 
 
 def split_words(text: str) -> list[_Word]:

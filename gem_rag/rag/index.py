@@ -20,6 +20,7 @@ from gem_rag.generation.sampling import SamplingOptions
 from gem_rag.model import Gem
 from gem_rag.rag.answer import Answer
 from gem_rag.rag.answer import answer as answer_from_hits
+from gem_rag.rag.citations import Citation
 from gem_rag.rag.commit import Commit
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
@@ -224,13 +225,17 @@ class Index:
             InputError: As `search`, or there is no such style, margin or setting.
         """
         start = time.perf_counter()
-        searching, sampling = _split_options(options)
+        searching, sampling = split_options(options)
         hits = self.search(question, k, **searching)
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
-        citations = self._storage.read(lambda commit: commit.locate(answer.citations))
+        citations = self.locate(answer.citations)
         timings = {"search": search_time, **answer.timings}
         return dataclasses.replace(answer, citations=citations, timings=timings)
+
+    def locate(self, citations: Sequence[Citation]) -> list[Citation]:
+        """Citations with their places in the documents' files, as far as these are in the index."""
+        return self._storage.read(lambda commit: commit.locate(citations))
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -325,7 +330,7 @@ class Index:
         return sorted(gone)
 
 
-def _split_options(options: AskOptions) -> tuple[SearchOptions, SamplingOptions]:
+def split_options(options: AskOptions) -> tuple[SearchOptions, SamplingOptions]:
     """The options of a search, and the others."""
     given: dict[str, Any] = dict(options)
     searching: Any = {

@@ -8,20 +8,18 @@ name with digits, that the passage does not have is not supported.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from uniseg.sentencebreak import sentence_boundaries
 
 from gem_rag.documents.document import Chunk
-from gem_rag.rag.citations import Citation, cite_span, split_words
+from gem_rag.rag.citations import Citation, cite_span, drop_numbers, split_words
 
 _LEAST_SHARED = 0.7  # of a sentence's weight, in one passage
 _STEM = 5  # characters: "evaluate" and "evaluated" are one word
-_NUMBER = re.compile(r"\s*\[\d+\]")
 
 
 @dataclass(frozen=True)
@@ -49,22 +47,71 @@ def check_sentences(text: str, chunks: Sequence[Chunk]) -> list[CheckedSentence]
     Returns:
         The answer's sentences in order. Those without words are left out.
     """
-    passages = [_Passage.of(number, chunk) for number, chunk in enumerate(chunks, start=1)]
-    sentences = [stems for passage in passages for _, stems in passage.sentences]
-    counts = Counter(stem for stems in sentences for stem in stems)
+    return list(SentenceChecker(chunks).check_pieces([text]))
 
-    def weigh(stems: set[str]) -> float:
-        return sum(math.log(1 + (len(sentences) + 1) / (counts[stem] + 1)) for stem in stems)
 
-    checked = []
-    written = _NUMBER.sub("", text)
-    for start, stop in split_sentences(written):
-        if stems := _stems(written[start:stop]):
-            best = max(passages, key=lambda passage: weigh(stems & passage.stems), default=None)
-            supports = best is not None and _supports(best, stems, weigh)
-            citation = best.cite(stems, weigh) if best and supports else None
-            checked.append(CheckedSentence(written[start:stop].strip(), citation))
-    return checked
+class SentenceChecker:
+    """Checks sentences against passages.
+
+    Args:
+        chunks: The passages, in the order of their numbers.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self._passages = [_Passage.of(number, chunk) for number, chunk in enumerate(chunks, 1)]
+        sentences = [stems for passage in self._passages for _, stems in passage.sentences]
+        self._counts = Counter(stem for stems in sentences for stem in stems)
+        self._total = len(sentences)
+
+    def check_pieces(self, pieces: Iterable[str]) -> Iterator[CheckedSentence]:
+        """Check a text as it is written.
+
+        Args:
+            pieces: The text, cut anywhere. Passage numbers in it are left out.
+
+        Yields:
+            The sentences, as for `check_sentences`; each when the next one has begun.
+        """
+        pending = ""
+        for piece in pieces:
+            sentences, pending = _split_complete(drop_numbers(pending + piece))
+            yield from self._check(sentences)
+        yield from self._check(pending[start:stop] for start, stop in split_sentences(pending))
+
+    def _check(self, sentences: Iterable[str]) -> Iterator[CheckedSentence]:
+        for sentence in sentences:
+            if stems := _stems(sentence):
+                yield CheckedSentence(sentence.strip(), self._cite(stems))
+
+    def _cite(self, stems: set[str]) -> Citation | None:
+        """Where the passage with most of some words supports them, if it does."""
+        if not self._passages:
+            return None
+        passage = max(self._passages, key=lambda passage: self._weigh(stems & passage.stems))
+        if not self._supports(passage, stems):
+            return None
+        span, _ = max(passage.sentences, key=lambda sentence: self._weigh(stems & sentence[1]))
+        return passage.cite(span)
+
+    def _supports(self, passage: _Passage, stems: set[str]) -> bool:
+        missing = stems - passage.stems
+        if any(character.isdigit() for stem in missing for character in stem):
+            return False
+        return self._weigh(stems - missing) >= _LEAST_SHARED * self._weigh(stems)
+
+    def _weigh(self, stems: set[str]) -> float:
+        return sum(math.log(1 + (self._total + 1) / (self._counts[stem] + 1)) for stem in stems)
+
+
+def _split_complete(text: str) -> tuple[list[str], str]:
+    """The sentences of a text that more text cannot change, and the rest of it.
+
+    Whether a full stop ends a sentence may depend on the first letter after it ("approx. 3 m"), so
+    what has no letter yet may still belong to the sentence before.
+    """
+    starts = [start for start, _ in split_sentences(text) if any(map(str.isalpha, text[start:]))]
+    sentences = [text[start:stop] for start, stop in pairwise(starts)]
+    return sentences, text[starts[-1] :] if starts else text
 
 
 def split_sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -87,19 +134,12 @@ class _Passage:
         sentences = [((start, stop), _stems(chunk.text[start:stop])) for start, stop in spans]
         return cls(number, chunk, _stems(chunk.passage), sentences)
 
-    def cite(self, stems: set[str], weigh: Callable[[set[str]], float]) -> Citation:
-        """The sentence that has most of some words."""
-        (start, stop), _ = max(self.sentences, key=lambda sentence: weigh(stems & sentence[1]))
+    def cite(self, span: tuple[int, int]) -> Citation:
+        """A citation of one of the sentences, without white space around it."""
+        start, stop = span
         quote = self.chunk.text[start:stop]
         start += len(quote) - len(quote.lstrip())
         return cite_span(self.number, self.chunk, start, start + len(quote.strip()))
-
-
-def _supports(passage: _Passage, stems: set[str], weigh: Callable[[set[str]], float]) -> bool:
-    missing = stems - passage.stems
-    if any(character.isdigit() for stem in missing for character in stem):
-        return False
-    return weigh(stems - missing) >= _LEAST_SHARED * weigh(stems)
 
 
 def _stems(text: str) -> set[str]:
