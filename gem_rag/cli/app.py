@@ -60,6 +60,7 @@ app = typer.Typer(
 app.command()(indexing.index)
 app.command()(chat.chat)
 app.command()(pairs.make_pairs)
+app.command()(indexing.doctor)
 app.command()(hub.push)
 app.command()(hub.pull)
 app.add_typer(evaluate.app, name="eval")

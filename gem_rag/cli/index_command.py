@@ -100,6 +100,26 @@ def index(
         )
 
 
+def doctor(
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be; texts are embedded again.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read all of an index, say what is wrong with it, and repair it."""
+    findings = open_index(index, model).examine(repair=repair)
+    lines = [f"{finding.what}{': repaired' * finding.is_repaired}" for finding in findings]
+    found = [dataclasses.asdict(finding) for finding in findings]
+    print_result(found, as_json, "\n".join(lines) or "the index is whole")
+    left = sum(not finding.is_repaired for finding in findings)
+    if left and not repair:
+        raise GemError(f"the index has {left} faults: put right what can be with --repair")
+    if left:
+        raise GemError(f"{left} faults could not be repaired: index again, or restore a copy")
+
+
 def _follow(index: Index, paths: Sequence[Path], as_json: bool, **choice: Any) -> None:
     """Sync, and again whenever something changes."""
     require_extra("watch", "watchfiles")

@@ -37,6 +37,8 @@ CREATE TABLE chunks (
 );
 CREATE INDEX chunks_by_document ON chunks (document, start);
 CREATE INDEX chunks_by_passage ON chunks (passage);
+"""
+_WORDS = """
 CREATE VIRTUAL TABLE words USING fts5 (
     passage, content = '', contentless_delete = 1, columnsize = 1,
     tokenize = "porter unicode61 remove_diacritics 2 categories 'L* N* Co Mn Mc'"
@@ -191,12 +193,23 @@ class Database:
         )
 
 
+def empty_words(connection: Connection) -> None:
+    """Forget all words of chunks.
+
+    The table is made anew: after FTS5's own "delete-all", connections that had read it before may
+    read what is not there.
+    """
+    connection.execute("DROP TABLE words")
+    connection.execute(_WORDS)
+
+
 def _has_schema(connection: Connection) -> bool:
     return bool(connection.pragma("user_version"))
 
 
 def _create_schema(connection: Connection) -> None:
     connection.execute(_SCHEMA)
+    connection.execute(_WORDS)
     connection.pragma("user_version", 1)
 
 

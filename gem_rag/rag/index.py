@@ -22,12 +22,14 @@ from gem_rag.rag.answer import Answer
 from gem_rag.rag.answer import answer as answer_from_hits
 from gem_rag.rag.citations import Citation
 from gem_rag.rag.commit import Commit
+from gem_rag.rag.doctor import Finding, examine
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.roots import Roots, absolute
 from gem_rag.rag.search import SearchOptions, SearchSettings, search
 from gem_rag.rag.storage import Storage
 from gem_rag.rag.sync import Sync, SyncReport
+from gem_rag.rag.writer import Writer
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
@@ -278,7 +280,7 @@ class Index:
         files = count_files(paths, selection) if progress else 0
         with (
             progress_bar("Embedding", files, progress) as advance,
-            self._storage.writing() as (commit, writer),
+            self._storage.writing(Writer) as (commit, writer),
         ):
             roots = Roots(commit.manifest.roots, self.folder.parent)
             for path in paths:
@@ -312,7 +314,7 @@ class Index:
             InputError: The index has nothing of a name.
             GemError: Another process is writing, or the disk is full.
         """
-        with self._storage.writing() as (commit, writer):
+        with self._storage.writing(Writer) as (commit, writer):
             indexed = dict(commit.files())
             gone: set[str] = set()
             for name in [names] if isinstance(names, str) else names:
@@ -328,6 +330,17 @@ class Index:
             if gone:
                 writer.commit(commit.manifest.roots)
         return sorted(gone)
+
+    def examine(self, *, repair: bool = False) -> list[Finding]:
+        """Read all of the index, and find what is wrong with it; see `gem_rag.rag.doctor.examine`.
+
+        Args:
+            repair: Whether to put right what can be.
+
+        Raises:
+            GemError: The database is damaged; or, to repair, another process is writing.
+        """
+        return examine(self._storage, repair=repair)
 
 
 def split_options(options: AskOptions) -> tuple[SearchOptions, SamplingOptions]:

@@ -25,6 +25,7 @@ from gem_rag.rag.writer import Writer
 
 _ATTEMPTS = 3
 T = TypeVar("T")
+W = TypeVar("W", bound=Writer)
 
 
 class Storage:
@@ -104,11 +105,15 @@ class Storage:
     # -- writing -----------------------------------------------------------------------------
 
     @contextmanager
-    def writing(self, advance: Advance | None = None) -> Iterator[tuple[Commit, Writer]]:
+    def writing(self, kind: type[W], advance: Advance | None = None) -> Iterator[tuple[Commit, W]]:
         """The newest commit, and the writer of the next one.
 
         If the block fails, the index is as it was, and vectors that were computed are kept for the
         next time.
+
+        Args:
+            kind: Of writer.
+            advance: Told of how many chunks have been embedded.
 
         Raises:
             GemError: Another process is writing, or the disk is full or fails.
@@ -119,8 +124,11 @@ class Storage:
                 self._replace_old_files()
             with self._database.writing() as connection:
                 commit = self._commit_of(connection)
-                commit.store.clean([], commit.find_live)
-                writer = Writer(
+                with suppress(
+                    GemError
+                ):  # a damaged store is found out, or made again, by the block
+                    commit.store.clean([], commit.find_live)
+                writer = kind(
                     connection, self.folder, self.gem, commit.manifest, commit.vectors, advance
                 )
                 with _keeping_vectors(writer):

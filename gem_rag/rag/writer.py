@@ -26,6 +26,7 @@ from gem_rag.rag.commit import (
     text_digest,
     vector_files,
 )
+from gem_rag.rag.database import empty_words
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.stores.store import Store
 from gem_rag.rag.vector_files import (
@@ -47,7 +48,7 @@ _SEAL = 60.0  # seconds of embedding that an interruption may cost
 _DEAD = 0.5  # of a file's rows, that may be of removed chunks
 
 
-class _Waiting(NamedTuple):
+class Waiting(NamedTuple):
     """A chunk that needs a vector; its twin, of the same passage, has one or waits too."""
 
     number: int
@@ -99,7 +100,7 @@ class Writer:
         self._splitter = Splitter(gem.tokenizer, manifest.chunk_tokens)
         self._store: Store = open_store(folder, manifest, vectors)
         self._documents, self._chunks = manifest.documents, manifest.chunks
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._rows: list[Rows] = []
         self._sealed = time.monotonic()
         self._new = VectorFiles(folder, manifest.dim, [])
@@ -155,10 +156,12 @@ class Writer:
         """Split and embed all documents anew; what the index had of their chunks is forgotten."""
         for table in ("chunks", "files"):
             self._connection.execute(f"DELETE FROM {table}")
-        self._connection.execute("INSERT INTO words (words) VALUES ('delete-all')")
+        empty_words(self._connection)
         self._chunks = 0
         rows = self._connection.execute("SELECT number FROM documents ORDER BY number")
-        for (number,) in list(rows):
+        numbers = [number for (number,) in rows]
+        self._documents = len(numbers)
+        for number in numbers:
             document = read_document(self._connection, number)
             self._put_chunks(number, self._splitter.split(document))
 
@@ -228,7 +231,7 @@ class Writer:
             "INSERT INTO words (rowid, passage) VALUES (?, ?)",
             (number, separate_words(chunk.passage)),
         )
-        self._waiting.append(_Waiting(number, digest, chunk.passage, twin))
+        self._waiting.append(Waiting(number, digest, chunk.passage, twin))
         self._chunks += 1
 
     def _remove_chunks(self, numbers: Sequence[int]) -> None:
@@ -267,7 +270,7 @@ class Writer:
         if count >= _FILE or time.monotonic() - self._sealed > _SEAL:
             self._seal()
 
-    def _find_known(self, waiting: Sequence[_Waiting]) -> dict[int, FloatArray]:
+    def _find_known(self, waiting: Sequence[Waiting]) -> dict[int, FloatArray]:
         """Vectors of passages that are in the index elsewhere, by place in the batch."""
         known: dict[int, FloatArray] = {}
         twins: dict[int, int] = {}  # place -> a chunk of the same passage
