@@ -38,6 +38,7 @@ from gem_rag.cli.common import (
     SourcesOption,
     StyleOption,
     TemperatureOption,
+    WhereOption,
     locate,
     open_index,
     print_excerpt,
@@ -77,16 +78,20 @@ def search(
     k: HitsOption = 5,
     ranking: RankingOption = "hybrid",
     source: SourcesOption = None,
+    where: WhereOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Print the passages nearest to a question."""
+    from gem_rag.rag.conditions import parse_conditions
+
     hits = open_index(index, model).search(
         question,
         k,
         ranking=ranking,  # type: ignore[arg-type]
         sources=source or (),
+        where=parse_conditions(where or ()),
         min_score=min_score,
         diversity=diversity,
     )
@@ -111,6 +116,7 @@ def ask(
     temperature: TemperatureOption = 0.0,
     ranking: RankingOption = "hybrid",
     source: SourcesOption = None,
+    where: WhereOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
     style: StyleOption = None,
@@ -119,6 +125,7 @@ def ask(
 ) -> None:
     """Answer a question from the index, with sources."""
     from gem_rag.rag.answer import check_style
+    from gem_rag.rag.conditions import parse_conditions
 
     check_style(style)
     answer = open_index(index, model).ask(
@@ -126,6 +133,7 @@ def ask(
         k,
         ranking=ranking,  # type: ignore[arg-type]
         sources=source or (),
+        where=parse_conditions(where or ()),
         min_score=min_score,
         diversity=diversity,
         style=style,  # type: ignore[arg-type]
@@ -138,8 +146,8 @@ def ask(
         return
     print_text(f"{answer.text}\n")
     for citation in answer.citations:
-        where = locate(citation.source, citation.place, citation.span)
-        print_text(f"[{citation.number}] {where}")
+        cited = locate(citation.source, citation.place, citation.span)
+        print_text(f"[{citation.number}] {cited}")
         print_excerpt(f'"{citation.quote}"', 200)
     for sentence in answer.unsupported:
         print_text(f"left out, for no passage supports it: {sentence}")

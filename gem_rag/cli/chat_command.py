@@ -20,6 +20,7 @@ from gem_rag.cli.common import (
     SourcesOption,
     StyleOption,
     TemperatureOption,
+    WhereOption,
     load_model,
     locate,
     open_index,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from gem_rag.rag.conversation import Conversation, Turn
 
 _DEFAULT_MAX_TOKENS = 256
-_ONLY_WITH_INDEX = ("k", "ranking", "source", "min_score", "diversity", "style", "margin")
+_ONLY_WITH_INDEX = ("k", "ranking", "source", "where", "min_score", "diversity", "style", "margin")
 _ONLY_WITHOUT_INDEX = ("system",)
 
 
@@ -57,6 +58,7 @@ def chat(
     k: HitsOption = 5,
     ranking: RankingOption = "hybrid",
     source: SourcesOption = None,
+    where: WhereOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
     style: StyleOption = None,
@@ -73,6 +75,7 @@ def chat(
     if index is None:
         _chat_with_model(load_model(model or DEFAULT_MODEL), system, max_tokens, temperature)
         return
+    from gem_rag.rag.conditions import parse_conditions
     from gem_rag.rag.conversation import Conversation
 
     conversation = Conversation(
@@ -80,6 +83,7 @@ def chat(
         k,
         ranking=ranking,  # type: ignore[arg-type]
         sources=source or (),
+        where=parse_conditions(where or ()),
         min_score=min_score,
         diversity=diversity,
         style=style,  # type: ignore[arg-type]

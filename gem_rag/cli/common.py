@@ -36,6 +36,10 @@ SourcesOption = Annotated[
     list[str] | None,
     typer.Option("--source", help="Only documents that this matches, as in .gitignore."),
 ]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Only documents whose metadata fit, like type=pdf or modified>=2026-01."),
+]
 MinScoreOption = Annotated[float | None, typer.Option(help="The least cosine of a passage.")]
 DiversityOption = Annotated[
     float, typer.Option(help="From 0 to 1, against passages that are alike.")

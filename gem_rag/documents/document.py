@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from gem_rag.errors import InputError
+
 Kind = Literal["text", "markdown", "rst"]
+MetadataValue = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class Document:
         file: The source of the file it was read from; empty for documents made in Python.
         places: (first character, "page 3") of each page, slide, row or cell, in order; or the line
             of a definition; empty for text that has lines alone.
+        metadata: What searches can ask for. Files have "type", their suffix without the dot, and
+            "modified", a time in UTC like "2026-01-31T12:00:00Z".
+
+    Raises:
+        InputError: A value in the metadata is neither text nor a number nor a truth value.
     """
 
     source: str
@@ -35,6 +44,15 @@ class Document:
     digest: str = field(default="", compare=False)
     file: str = field(default="", compare=False)
     places: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value in self.metadata.items():
+            if not isinstance(value, MetadataValue):
+                raise InputError(
+                    f"the metadata of {self.source!r} have {name}={value!r}: give text, a number "
+                    "or a truth value"
+                )
 
     def place(self, character: int) -> str:
         """Where a reader of the file finds a character: "page 3", "line 120", or nothing where a

@@ -8,6 +8,7 @@ reading continues with the rest.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import os
 import stat
@@ -130,8 +131,9 @@ def _read_or_skip(
 def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]:
     try:
         _check_regular(file)
+        facts = {"type": file.suffix.lower().removeprefix("."), "modified": _modified(file)}
         documents = [
-            dataclasses.replace(document, file=source)
+            dataclasses.replace(document, file=source, metadata={**document.metadata, **facts})
             for document in readers[file.suffix.lower()](file, source)
         ]
     except OSError as error:
@@ -146,6 +148,11 @@ def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]
                 f"its lines (at most {MAX_LINE_LENGTH:,}) or leave it out"
             )
     return documents
+
+
+def _modified(file: Path) -> str:
+    time = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _check_regular(file: Path) -> None:

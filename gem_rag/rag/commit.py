@@ -21,7 +21,7 @@ from gem_rag.rag.stores.store import Store
 from gem_rag.rag.vector_files import PASSAGE_BYTES, VectorFile, VectorFiles
 from gem_rag.rag.words import match_any
 
-_DOCUMENT = "source, text, title, kind, digest, file, places"
+_DOCUMENT = "source, text, title, kind, digest, file, places, metadata"
 _BATCH = 10_000  # parameters of a statement
 
 
@@ -36,6 +36,7 @@ class Place(NamedTuple):
         stop: The character after its last one.
         title: Its title.
         text: Digest of its text.
+        metadata: Its document's metadata, in JSON.
     """
 
     document: int
@@ -45,13 +46,14 @@ class Place(NamedTuple):
     stop: int
     title: str
     text: bytes
+    metadata: str
 
 
 class Identity(NamedTuple):
     """What tells whether a document has changed: its content, and where it is."""
 
     content: bytes
-    place: tuple[str, str, str]
+    place: tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Commit:
     def identity(self, source: str) -> Identity | None:
         """What tells whether a document has changed; None if the index has none of that source."""
         rows = self.connection.execute(
-            "SELECT content, file, digest, places FROM documents WHERE source = ?", (source,)
+            "SELECT content, file, digest, places, metadata FROM documents WHERE source = ?",
+            (source,),
         )
         return next((Identity(content, tuple(place)) for content, *place in rows), None)
 
@@ -112,7 +115,7 @@ class Commit:
             batch = chunks[start : start + _BATCH]
             rows = self.connection.execute(
                 "SELECT chunks.number, document, source, file, start, stop, chunks.title, "
-                "chunks.text "
+                "chunks.text, metadata "
                 "FROM chunks JOIN documents ON documents.number = document "
                 f"WHERE chunks.number IN ({','.join('?' * len(batch))})",
                 tuple(batch),
@@ -125,7 +128,7 @@ class Commit:
         document = read_document(self.connection, place.document)
         text = document.text[place.start : place.stop]
         chunk = Chunk(place.source, place.title, place.start, place.stop, text)
-        return Hit(chunk, score, document.place(place.start))
+        return Hit(chunk, score, document.place(place.start), document.metadata)
 
     def locate(self, citations: Sequence[Citation]) -> list[Citation]:
         """Citations with their places in the documents' files, but for those of documents that a
@@ -194,17 +197,14 @@ def content_digest(document: Document) -> bytes:
     return hashlib.blake2b(parts.encode(), digest_size=PASSAGE_BYTES).digest()
 
 
-def format_places(document: Document) -> str:
-    """A document's places, for its row."""
-    return json.dumps(document.places, ensure_ascii=False)
-
-
-def place_of(document: Document) -> tuple[str, str, str]:
-    """A document's file, its digest, and places in it, as in its row."""
-    return document.file, document.digest, format_places(document)
+def place_of(document: Document) -> tuple[str, str, str, str]:
+    """A document's file, its digest, places in it, and metadata, as in its row."""
+    places = json.dumps(document.places, ensure_ascii=False)
+    metadata = json.dumps(dict(document.metadata), ensure_ascii=False)
+    return document.file, document.digest, places, metadata
 
 
 def _document_of(row: tuple[Any, ...]) -> Document:
-    source, text, title, kind, digest, file, places = row
+    source, text, title, kind, digest, file, places, metadata = row
     parsed = tuple((start, name) for start, name in json.loads(places))
-    return Document(source, text, title, kind, digest, file, parsed)
+    return Document(source, text, title, kind, digest, file, parsed, json.loads(metadata))

@@ -28,7 +28,7 @@ CREATE TABLE files (
 CREATE TABLE documents (
     number INTEGER PRIMARY KEY, source TEXT NOT NULL UNIQUE, file TEXT NOT NULL,
     digest TEXT NOT NULL, content BLOB NOT NULL, title TEXT NOT NULL, kind TEXT NOT NULL,
-    places TEXT NOT NULL, text TEXT NOT NULL
+    places TEXT NOT NULL, metadata TEXT NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX documents_by_file ON documents (file, source);
 CREATE TABLE chunks (

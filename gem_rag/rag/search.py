@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from gem_rag.core.arrays import FloatArray
 from gem_rag.documents.patterns import Patterns
 from gem_rag.errors import InputError
 from gem_rag.rag.commit import Commit, Place
+from gem_rag.rag.conditions import Where, check_where, satisfies
 from gem_rag.rag.fusion import fuse
 from gem_rag.rag.hits import Hit
 
@@ -27,6 +29,7 @@ class SearchOptions(TypedDict, total=False):
 
     ranking: Ranking
     sources: Sequence[str]
+    where: Where
     min_score: float | None
     diversity: float
 
@@ -40,6 +43,8 @@ class SearchSettings:
             of "vectors", or "words" (BM25), where only chunks are found that share some.
         sources: Patterns as in a `.gitignore` file: only documents whose file, or name for those
             made in Python, one of them matches. Empty for all.
+        where: Conditions on documents' metadata, all of which must hold: a value, a list of values,
+            or {"gte": value} and the like for each field (see `satisfies`).
         min_score: Only chunks whose cosine with the question is at least this.
         diversity: From 0 to 1, how much hits that are like earlier ones are put behind others
             (maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998).
@@ -50,11 +55,13 @@ class SearchSettings:
 
     ranking: Ranking = DEFAULT_RANKING
     sources: Sequence[str] = ()
+    where: Where = field(default_factory=dict)
     min_score: float | None = None
     diversity: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("ranking", self.ranking, get_args(Ranking))
+        check_where(self.where)
         if self.min_score is not None and not -1 <= self.min_score <= 1:
             raise InputError(f"min_score must be a cosine, from -1 to 1, not {self.min_score}")
         if not 0 <= self.diversity <= 1:
@@ -70,9 +77,12 @@ class SearchSettings:
         patterns = Patterns.of(self.sources) if self.sources else None
 
         def select(found: _Found) -> bool:
-            if found.score < self.least or patterns is None:
-                return found.score >= self.least
-            return patterns.match_above(found.place.file or found.place.source)
+            place = found.place
+            return (
+                found.score >= self.least
+                and (patterns is None or patterns.match_above(place.file or place.source))
+                and (not self.where or satisfies(json.loads(place.metadata), self.where))
+            )
 
         return select
 

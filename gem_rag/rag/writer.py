@@ -19,9 +19,9 @@ from gem_rag.documents.splitting import Splitter
 from gem_rag.model import Gem
 from gem_rag.rag.commit import (
     content_digest,
-    format_places,
     open_store,
     passage_digest,
+    place_of,
     read_document,
     text_digest,
     vector_files,
@@ -41,6 +41,7 @@ from gem_rag.rag.vector_files import (
 )
 from gem_rag.rag.words import separate_words
 
+_COLUMNS = "source, title, kind, text, content, file, digest, places, metadata"
 _BATCH = 2_048  # chunks that are embedded together
 _FILE = 16_384  # rows of a vector file; smaller ones are merged
 _SMALL_FILES = 8  # that may be, before they are merged
@@ -120,28 +121,27 @@ class Writer:
         """As `put`, of a document that has been split."""
         number = self._number(document.source)
         row = (
-            document.source, document.file, document.digest, content_digest(document),
-            document.title, document.kind, format_places(document), document.text,
+            document.source, document.title, document.kind, document.text,
+            content_digest(document), *place_of(document),
         )  # fmt: skip
         if number is None:
             self._documents += 1
             self._connection.execute(
-                "INSERT INTO documents (source, file, digest, content, title, kind, places, text) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row,
-            )  # fmt: skip
+                f"INSERT INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+            )
             number = self._connection.last_insert_rowid()
         else:
             self._connection.execute(
-                "UPDATE documents SET (source, file, digest, content, title, kind, places, text) = "
-                "(?, ?, ?, ?, ?, ?, ?, ?) WHERE number = ?", (*row, number),
-            )  # fmt: skip
+                f"UPDATE documents SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE number = ?",
+                (*row, number),
+            )
         self._put_chunks(number, chunks)
 
     def relocate(self, document: Document) -> None:
-        """Note that a document of the same text is in another file, or at other places in it."""
+        """Note that a document of the same text has another file, other places or metadata."""
         self._connection.execute(
-            "UPDATE documents SET (file, digest, places) = (?, ?, ?) WHERE source = ?",
-            (document.file, document.digest, format_places(document), document.source),
+            "UPDATE documents SET (file, digest, places, metadata) = (?, ?, ?, ?) WHERE source = ?",
+            (*place_of(document), document.source),
         )
 
     def remove(self, source: str) -> None:

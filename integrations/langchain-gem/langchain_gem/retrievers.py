@@ -30,6 +30,7 @@ class GemRetriever(GemModel, BaseRetriever):
         k: Number of passages to retrieve, unless a call says otherwise.
         ranking: "hybrid", "vectors" or "words" (BM25); the score is the cosine in any case.
         sources: Patterns, as in a .gitignore file, of the documents to search; default all.
+        where: Conditions on documents' metadata, as for `Index.search`.
         min_score: The least cosine of a passage.
         diversity: From 0 to 1, against passages that repeat each other.
     """
@@ -41,6 +42,7 @@ class GemRetriever(GemModel, BaseRetriever):
     k: int = 5
     ranking: Ranking = "hybrid"
     sources: Sequence[str] = ()
+    where: dict[str, Any] = Field(default_factory=dict)
     min_score: float | None = None
     diversity: float = 0.0
 
@@ -93,6 +95,7 @@ class GemRetriever(GemModel, BaseRetriever):
             self.k if k is None else k,
             ranking=self.ranking,
             sources=self.sources,
+            where=self.where,
             min_score=self.min_score,
             diversity=self.diversity,
         )
@@ -124,6 +127,7 @@ class GemRetriever(GemModel, BaseRetriever):
 def _to_document(hit: Hit) -> Document:
     chunk = hit.chunk
     metadata = {
+        **hit.metadata,
         "source": chunk.source,
         "title": chunk.title,
         "start": chunk.start,

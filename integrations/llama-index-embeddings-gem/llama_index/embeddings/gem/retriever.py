@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class GemRetriever(BaseRetriever):
         similarity_top_k: Maximum number of passages for a query.
         ranking: "hybrid", "vectors" or "words" (BM25); the score is the cosine in any case.
         sources: Patterns, as in a .gitignore file, of the documents to search; default all.
+        where: Conditions on documents' metadata, as for `Index.search`; default none.
         min_score: The least cosine of a passage.
         diversity: From 0 to 1, against passages that repeat each other.
         callback_manager: As in `BaseRetriever`.
@@ -65,6 +66,7 @@ class GemRetriever(BaseRetriever):
         similarity_top_k: int = 5,
         ranking: Ranking = "hybrid",
         sources: Sequence[str] = (),
+        where: Mapping[str, Any] | None = None,
         min_score: float | None = None,
         diversity: float = 0.0,
         callback_manager: CallbackManager | None = None,
@@ -74,7 +76,8 @@ class GemRetriever(BaseRetriever):
         if isinstance(index, Index) and model is not None:
             raise InputError("an Index has its model: leave model out, or give the index's folder")
         self.similarity_top_k, self.ranking = similarity_top_k, ranking
-        self.sources, self.min_score, self.diversity = sources, min_score, diversity
+        self.sources, self.where = sources, where or {}
+        self.min_score, self.diversity = min_score, diversity
         self._index_or_folder = index
         self._load = partial(gem_rag.load, model or "gem-tiny", engine, **(model_kwargs or {}))
         self._store = store
@@ -108,6 +111,7 @@ class GemRetriever(BaseRetriever):
             self.similarity_top_k,
             ranking=self.ranking,
             sources=self.sources,
+            where=self.where,
             min_score=self.min_score,
             diversity=self.diversity,
         )
@@ -126,6 +130,7 @@ def _to_node(hit: Hit) -> TextNode:
         start_char_idx=chunk.start,
         end_char_idx=chunk.stop,
         metadata={
+            **hit.metadata,
             "source": chunk.source,
             "title": chunk.title,
             "start": chunk.start,
