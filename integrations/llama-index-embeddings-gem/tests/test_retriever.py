@@ -67,6 +67,7 @@ def test_a_node_carries_its_position(retriever: GemRetriever) -> None:
     hit = retriever.index.search(QUESTION, 1)[0]
     chunk = hit.chunk
     assert node.metadata == {
+        **hit.metadata,
         "source": chunk.source,
         "title": chunk.title,
         "start": chunk.start,
