@@ -122,6 +122,15 @@ def fill_prompt(form: str, question: str, passages: Sequence[str]) -> str:
     return "".join(values.get(part, part) for part in parts)
 
 
+def beginnings(passage: str) -> Iterator[str]:
+    """A passage, then what is left of it after cutting a fifth off its end, again and again: the
+    first that fits a prompt is read."""
+    yield passage
+    while len(passage) > _MIN_PASSAGE:
+        passage = passage[: len(passage) * 4 // 5]
+        yield passage
+
+
 def _within_margin(hits: Sequence[Hit], margin: float | None) -> Sequence[Hit]:
     if margin is None or not hits:
         return hits
@@ -185,13 +194,11 @@ def _fit_prompt(
     gem: Gem, question: str, hits: Sequence[Hit], room: int
 ) -> tuple[list[int], list[Hit]]:
     """The prompt with the most passages that fits in `room` tokens, and those passages."""
-    for count in range(len(hits), 0, -1):
+    for count in range(len(hits), 1, -1):
         prompt = _build_prompt(gem, question, [hit.chunk.passage for hit in hits[:count]])
         if len(prompt) <= room:
             return prompt, list(hits[:count])
-    passage = hits[0].chunk.passage
-    while len(passage) > _MIN_PASSAGE:  # one passage, as much of its beginning as fits
-        passage = passage[: len(passage) * 4 // 5]
+    for passage in beginnings(hits[0].chunk.passage):  # as much of one as fits
         prompt = _build_prompt(gem, question, [passage])
         if len(prompt) <= room:
             return prompt, [hits[0]]
