@@ -174,7 +174,7 @@ def _show(title: str, rows: dict[str, dict[str, Any]]) -> None:
     table = Table("setting", *next(iter(rows.values())), title=title)
     for setting, figures in rows.items():
         table.add_row(setting, *map(str, figures.values()))
-    Console().print(table)
+    Console(width=max(110, Console().width)).print(table)
 
 
 if __name__ == "__main__":

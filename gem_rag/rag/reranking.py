@@ -32,9 +32,9 @@ def rerank(
 ) -> list[Hit]:
     """Put hits in the order of their cosine plus their weighted `relevance`.
 
-    The sum was better than cosines with gem-tiny and gem-smollm2-135m on every small sample tried;
-    likelihoods alone, and reciprocal ranks fused, were worse on some. "yes-no" is for models that
-    are large enough to judge: it made the order of both worse.
+    The sum was at least as good as the order found with gem-tiny and gem-smollm2-135m on the small
+    samples that the weight was chosen on; likelihoods alone, and reciprocal ranks fused, were worse
+    on some. "yes-no" is for models that are large enough to judge: it made the order of both worse.
 
     Args:
         gem: The model.
