@@ -141,12 +141,14 @@ def device_name() -> str:
     return f"{platform.machine()} {capability}, {torch.get_num_threads()} threads"
 
 
-def record(benchmark: str, figures: dict[str, Any]) -> None:
-    """Print figures, and add them to this device's results of today."""
-    table = Table("figure", "value", title=benchmark)
-    for name, value in figures.items():
-        table.add_row(name, str(value))
-    Console().print(table)
+def record(benchmark: str, figures: dict[str, Any], shown: bool = True) -> None:
+    """Print figures, unless the benchmark does so itself, and add them to this device's results of
+    today."""
+    if shown:
+        table = Table("figure", "value", title=benchmark)
+        for name, value in figures.items():
+            table.add_row(name, str(value))
+        Console().print(table)
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today().isoformat()
     device = device_name()

@@ -13,8 +13,6 @@ is recorded for each model; `tables.py` makes a table of them.
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from corpora import Task, read_tasks, split
 from measuring import record
 
 import gem_rag
@@ -33,8 +32,7 @@ from gem_rag import Gem, Index
 from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.evaluation.baselines import SentenceTransformer, bm25
-from gem_rag.evaluation.collection import from_documents
-from gem_rag.evaluation.known_item import drop_duplicates, evaluate_known_items
+from gem_rag.evaluation.known_item import evaluate_known_items
 from gem_rag.evaluation.rag_questions import Asked, ask_all, read_questions
 from gem_rag.rag.fusion import reciprocal_rank_fusion
 
@@ -51,37 +49,14 @@ def main(
     count: Annotated[int, typer.Option(help="the most queries of each kind")] = 1500,
 ) -> None:
     """Measure and record every model."""
-    tasks = {name: _read_pairs(Path(file), count) for name, file in _split(pairs)}
-    tasks |= {name: _read_manual(Path(folder), count) for name, folder in _split(manual)}
+    tasks = read_tasks(pairs, manual, count)
     for name in model:
         if name == "bm25":
             record("models", {"row": "BM25", **_retrieval(bm25, tasks)})
         elif (Path(name) / "modules.json").exists():
             record("models", _sentence_transformer(Path(name), tasks))
         else:
-            record("models", _gem(name, tasks, _split(questions)))
-
-
-Task = tuple[list[str], list[str], list[int]]  # queries, documents, each query's document
-
-
-def _split(options: Sequence[str]) -> list[tuple[str, str]]:
-    """(before, after) the last equals sign."""
-    return [(before, after) for before, _, after in (o.rpartition("=") for o in options)]
-
-
-def _read_pairs(file: Path, count: int) -> Task:
-    with file.open(encoding="utf-8") as lines:
-        pairs = [json.loads(line) for line in itertools.islice(lines, count)]
-    documents, right = drop_duplicates([pair["document"] for pair in pairs])
-    return [pair["query"] for pair in pairs], documents, right
-
-
-def _read_manual(folder: Path, count: int) -> Task:
-    collection = from_documents([folder], most=count)
-    places = {id: place for place, id in enumerate(collection.documents)}
-    right = [places[id] for id in collection.queries]
-    return list(collection.queries.values()), list(collection.documents.values()), right
+            record("models", _gem(name, tasks, split(questions)))
 
 
 def _retrieval(search: Search, tasks: dict[str, Task]) -> dict[str, Any]:

@@ -302,14 +302,33 @@ class Gem:
             InputError: A continuation is empty, or does not fit the context.
         """
         ids = self._prompt_ids(prompt)
-        tokens = [self._tokenizer.encode_continuation(text) for text in continuations]
-        for text, own in zip(continuations, tokens, strict=True):
-            if not own or len(ids) + len(own) > self.context_length:
-                raise InputError(
-                    f"{text[:60]!r} has {len(own)} tokens after a prompt of {len(ids)}, and the "
-                    f"model's context is {self.context_length}: give it from 1 to what fits"
-                )
-        return self._engine.score(ids, tokens)
+        return self.score_pairs([(ids, text) for text in continuations])
+
+    def score_pairs(self, pairs: Sequence[tuple[Prompt, str]]) -> FloatArray:
+        """Score how well texts continue prompts of their own, all together.
+
+        Args:
+            pairs: A prompt, as for `generate`, and the text to score after it. What all prompts
+                begin with is read once where the engine can.
+
+        Returns:
+            The mean log-probability of each text's tokens, in nats: float32 [n].
+
+        Raises:
+            InputError: A prompt or text is empty, or the two do not fit the context.
+        """
+        tokens = [self._continuation_ids(prompt, text) for prompt, text in pairs]
+        return self._engine.score(tokens)
+
+    def _continuation_ids(self, prompt: Prompt, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of a text after it, which fit the context together."""
+        ids, own = self._prompt_ids(prompt), self._tokenizer.encode_continuation(text)
+        if not own or len(ids) + len(own) > self.context_length:
+            raise InputError(
+                f"{text[:60]!r} has {len(own)} tokens after a prompt of {len(ids)}, and the "
+                f"model's context is {self.context_length}: give it from 1 to what fits"
+            )
+        return ids, own
 
     def language_model(self) -> AbstractContextManager[Any]:
         """The plain causal language model, for libraries that measure or inspect one.

@@ -35,6 +35,7 @@ from gem_rag.cli.common import (
     ModelNameOption,
     ModelOption,
     RankingOption,
+    RerankedOption,
     SourcesOption,
     StyleOption,
     TemperatureOption,
@@ -81,6 +82,7 @@ def search(
     where: WhereOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
+    rerank: RerankedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Print the passages nearest to a question."""
@@ -94,6 +96,7 @@ def search(
         where=parse_conditions(where or ()),
         min_score=min_score,
         diversity=diversity,
+        reranked=rerank,
     )
     if as_json:
         print_result([dataclasses.asdict(hit) for hit in hits], True)
@@ -119,6 +122,7 @@ def ask(
     where: WhereOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
+    rerank: RerankedOption = 0,
     style: StyleOption = None,
     margin: MarginOption = None,
     as_json: JsonOption = False,
@@ -136,6 +140,7 @@ def ask(
         where=parse_conditions(where or ()),
         min_score=min_score,
         diversity=diversity,
+        reranked=rerank,
         style=style,  # type: ignore[arg-type]
         margin=margin,
         max_tokens=max_tokens,

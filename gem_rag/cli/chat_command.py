@@ -17,6 +17,7 @@ from gem_rag.cli.common import (
     MarginOption,
     MinScoreOption,
     RankingOption,
+    RerankedOption,
     SourcesOption,
     StyleOption,
     TemperatureOption,
@@ -34,7 +35,17 @@ if TYPE_CHECKING:
     from gem_rag.rag.conversation import Conversation, Turn
 
 _DEFAULT_MAX_TOKENS = 256
-_ONLY_WITH_INDEX = ("k", "ranking", "source", "where", "min_score", "diversity", "style", "margin")
+_ONLY_WITH_INDEX = (
+    "k",
+    "ranking",
+    "source",
+    "where",
+    "min_score",
+    "diversity",
+    "rerank",
+    "style",
+    "margin",
+)
 _ONLY_WITHOUT_INDEX = ("system",)
 
 
@@ -61,6 +72,7 @@ def chat(
     where: WhereOption = None,
     min_score: MinScoreOption = None,
     diversity: DiversityOption = 0.0,
+    rerank: RerankedOption = 0,
     style: StyleOption = None,
     margin: MarginOption = None,
 ) -> None:
@@ -86,6 +98,7 @@ def chat(
         where=parse_conditions(where or ()),
         min_score=min_score,
         diversity=diversity,
+        reranked=rerank,
         style=style,  # type: ignore[arg-type]
         margin=margin,
         max_tokens=max_tokens,

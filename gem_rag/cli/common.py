@@ -44,6 +44,10 @@ MinScoreOption = Annotated[float | None, typer.Option(help="The least cosine of 
 DiversityOption = Annotated[
     float, typer.Option(help="From 0 to 1, against passages that are alike.")
 ]
+RerankedOption = Annotated[
+    int,
+    typer.Option("--rerank", min=0, help="How many of the best passages the model puts in order."),
+]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the most likely answer.")]
 StyleOption = Annotated[
     str | None,

@@ -89,15 +89,9 @@ class DecodingBatch:
     def join(self, model: Any, requests: Sequence[Request]) -> None:
         """Read the prompts of further requests, and give each its next token."""
         texts = [[*request.prompt, *request.tokens] for request in requests]
-        width = max(map(len, texts))
-        ids = torch.full((len(texts), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, width - len(text) :] = torch.tensor(text)
-            mask[row, width - len(text) :] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
+        ids, mask = pad_left(texts, self._pad, model.device)
         cache = DynamicCache()
-        logits = _forward(model, ids, mask, cache)
+        logits = forward(model, ids, mask, cache)[:, -1]
         self._append(cache, mask)
         self.requests += requests
         take_next(requests, logits)
@@ -108,7 +102,7 @@ class DecodingBatch:
         last = [[request.tokens[-1]] for request in self.requests]
         self._mask = F.pad(self._mask, (0, 1), value=1)
         ids = torch.tensor(last, device=self._mask.device)
-        take_next(self.requests, _forward(model, ids, self._mask, self._cache))
+        take_next(self.requests, forward(model, ids, self._mask, self._cache)[:, -1])
         self.drop_done()
 
     def drop_done(self) -> None:
@@ -213,20 +207,35 @@ def _forward_alone(model: Any, ids: Sequence[int], cache: Any = None) -> tuple[T
     return logits.float(), output[name]
 
 
-def _forward(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """Scores of each sequence's next token: float32 [B, vocabulary].
+def pad_left(texts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids of texts that end in the same column, and 1 for those that are not padding:
+    int64 [texts, longest] both."""
+    width = max(map(len, texts))
+    ids = torch.full((len(texts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, width - len(text) :] = torch.tensor(text)
+        mask[row, width - len(text) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def forward(model: Any, ids: Tensor, mask: Tensor, cache: Any = None, kept: int = 1) -> Tensor:
+    """Scores of the tokens that come after each sequence's last ones: float32 [B, kept,
+    vocabulary].
 
     Args:
         model: The language model.
         ids: Tokens that are not in the cache, [B, n].
         mask: 1 for tokens, those in the cache included, 0 for padding: [B, T].
-        cache: Gets their keys and values.
+        cache: Gets their keys and values; None if nothing will go on from them.
+        kept: How many of the last positions to give scores for.
     """
-    inputs: dict[str, Any] = {"attention_mask": mask}
+    inputs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
+    if cache is not None:
+        inputs["past_key_values"] = cache
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
-    logits: Tensor = output.logits[:, -1]
+    logits: Tensor = model(ids, logits_to_keep=kept, **inputs).logits[:, -kept:]
     return logits.float().to(ids.device)  # a model may lie on several devices
 
 

@@ -65,8 +65,11 @@ class Engine(ABC):
         gives, and the pieces joined are its text."""
 
     @abstractmethod
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
-        """Mean log-probability of each continuation's tokens after the prompt: float32 [n]."""
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> FloatArray:
+        """Mean log-probability of each second one's tokens after the first: float32 [pairs].
+
+        What the first ones share is read once where the engine can.
+        """
 
     @abstractmethod
     def close(self) -> None:

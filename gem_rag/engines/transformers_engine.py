@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -26,13 +25,14 @@ from gem_rag.core.attention import LoweringName
 from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.encoder import GemEncoder, check_supported, context_length
-from gem_rag.core.layout import Row, plan_batches
+from gem_rag.core.layout import Row
 from gem_rag.core.memory import pass_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.batch_embedder import BatchEmbedder, Compile
 from gem_rag.engines.continuous_batching import ContinuousBatcher
-from gem_rag.engines.decoding import Request, batch_kind
+from gem_rag.engines.decoding import DecodingBatch, Request, batch_kind
 from gem_rag.engines.engine import Engine
+from gem_rag.engines.scoring import mean_log_probs
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
 from gem_rag.generation.sampling import Generation, Sampling
@@ -102,10 +102,11 @@ class TransformersEngine(Engine):
         self._embedder_or_none: BatchEmbedder | None = BatchEmbedder(
             encoder, self.lowering, self.batch_tokens, compile, self._generation_lock
         )
+        self._batch_kind = batch_kind(model)
         self._batcher = ContinuousBatcher(
             lambda: self._model,
             self._generation_lock,
-            partial(batch_kind(model), self._pad),
+            partial(self._batch_kind, self._pad),
             capacity=4 * self._generation_tokens,
             prompt_tokens=self._generation_tokens,
         )
@@ -179,25 +180,14 @@ class TransformersEngine(Engine):
     def _buffer(self, sampling: Sampling) -> StopStringBuffer:
         return StopStringBuffer(self.tokenizer.decode, sampling.stop)
 
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
-        scores = np.empty(len(continuations), dtype=np.float32)
-        lengths = [len(prompt) + len(tokens) for tokens in continuations]
-        for batch in plan_batches(lengths, self._generation_tokens):
-            width = max(lengths[i] for i in batch)
-            ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
-            for row, i in enumerate(batch):
-                ids[row, : lengths[i]] = torch.tensor([*prompt, *continuations[i]])
-            ids = ids.to(self._model.device)
-            # Padding is on the right, where no scored token sees it. Only the positions that
-            # predict a continuation go through the head, whose output is large.
-            positions = torch.arange(len(prompt) - 1, width - 1, device=ids.device)
-            with self._generation_lock, torch.inference_mode():
-                logits = self._model(ids, logits_to_keep=positions, use_cache=False).logits
-                log_probs = logits.float().log_softmax(-1)
-                log_probs = log_probs.gather(-1, ids[:, len(prompt) :, None])[..., 0]
-            for row, i in enumerate(batch):
-                scores[i] = float(log_probs[row, : len(continuations[i])].mean())
-        return scores
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> FloatArray:
+        return mean_log_probs(
+            self._model,
+            pairs,
+            budget=self._generation_tokens,
+            pad=self._pad if self._batch_kind is DecodingBatch else None,
+            turn=self._generation_lock,
+        )
 
     @contextmanager
     def language_model(self) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Unpack, get_args
@@ -167,6 +167,15 @@ def fill_prompt(form: str, question: str, passages: Sequence[str]) -> str:
     return "".join(values.get(part, part) for part in parts)
 
 
+def beginnings(passage: str) -> Iterator[str]:
+    """A passage, then what is left of it after cutting a fifth off its end, again and again: the
+    first that fits a prompt is read."""
+    yield passage
+    while len(passage) > _MIN_PASSAGE:
+        passage = passage[: len(passage) * 4 // 5]
+        yield passage
+
+
 def _within_margin(hits: Sequence[Hit], margin: float | None) -> Sequence[Hit]:
     if margin is None or not hits:
         return hits
@@ -276,13 +285,11 @@ def _fit_prompt(
     there are none."""
     if not hits:
         return [], []
-    for count in range(len(hits), 0, -1):
+    for count in range(len(hits), 1, -1):
         prompt = _build_prompt(gem, question, [hit.chunk.passage for hit in hits[:count]])
         if len(prompt) <= room:
             return prompt, list(hits[:count])
-    passage = hits[0].chunk.passage
-    while len(passage) > _MIN_PASSAGE:  # one passage, as much of its beginning as fits
-        passage = passage[: len(passage) * 4 // 5]
+    for passage in beginnings(hits[0].chunk.passage):  # as much of one as fits
         prompt = _build_prompt(gem, question, [passage])
         if len(prompt) <= room:
             return prompt, [hits[0]]

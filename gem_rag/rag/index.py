@@ -25,6 +25,7 @@ from gem_rag.rag.commit import Commit
 from gem_rag.rag.doctor import Finding, examine
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
+from gem_rag.rag.reranking import rerank
 from gem_rag.rag.roots import Roots, absolute
 from gem_rag.rag.search import SearchOptions, SearchSettings, search
 from gem_rag.rag.storage import Storage
@@ -198,7 +199,20 @@ class Index:
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
             )
         queries = self.gem.embed_queries(questions)
-        return self._storage.read(lambda commit: search(commit, questions, queries, k, settings))
+        depth = max(k, settings.reranked)
+        found = self._storage.read(
+            lambda commit: search(commit, questions, queries, depth, settings)
+        )
+        if settings.reranked:
+            found = [
+                self._rerank(question, hits, settings.reranked)
+                for question, hits in zip(questions, found, strict=True)
+            ]
+        return [hits[:k] for hits in found]
+
+    def _rerank(self, question: str, hits: list[Hit], count: int) -> list[Hit]:
+        """The best hits in a better order, and the others."""
+        return [*rerank(self.gem, question, hits[:count]), *hits[count:]]
 
     def ask(
         self,

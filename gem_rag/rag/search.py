@@ -32,6 +32,7 @@ class SearchOptions(TypedDict, total=False):
     where: Where
     min_score: float | None
     diversity: float
+    reranked: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class SearchSettings:
         min_score: Only chunks whose cosine with the question is at least this.
         diversity: From 0 to 1, how much hits that are like earlier ones are put behind others
             (maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998).
+        reranked: How many of the best hits the model reads together with the question, to put them
+            in a better order (see `rerank`); 0 for none, since it takes a pass for each.
 
     Raises:
         InputError: A setting is out of range.
@@ -58,6 +61,7 @@ class SearchSettings:
     where: Where = field(default_factory=dict)
     min_score: float | None = None
     diversity: float = 0.0
+    reranked: int = 0
 
     def __post_init__(self) -> None:
         check_choice("ranking", self.ranking, get_args(Ranking))
@@ -66,6 +70,8 @@ class SearchSettings:
             raise InputError(f"min_score must be a cosine, from -1 to 1, not {self.min_score}")
         if not 0 <= self.diversity <= 1:
             raise InputError(f"diversity must be from 0 to 1, not {self.diversity}")
+        if self.reranked < 0:
+            raise InputError(f"reranked must be a number from 0, not {self.reranked}")
 
     @property
     def least(self) -> float:

@@ -88,6 +88,12 @@ def test_scores_are_those_of_the_transformers_engine(tiny: Gem, plain_tiny: Gem)
     assert np.allclose(found, wanted, atol=1e-3)
 
 
+def test_scores_after_prompts_of_their_own_are_too(tiny: Gem, plain_tiny: Gem) -> None:
+    pairs = [("Return the", " list"), ("A file is", " opened by its name"), ("Return the", " x y")]
+    found, wanted = (gem.score_pairs(pairs) for gem in (tiny, plain_tiny))
+    assert np.allclose(found, wanted, atol=1e-3)
+
+
 def test_a_continuation_may_fill_the_context(tiny: Gem, plain_tiny: Gem) -> None:
     words = " word" * 400
     ids = tiny._tokenizer.encode_continuation(words)

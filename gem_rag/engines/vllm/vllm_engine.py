@@ -105,12 +105,14 @@ class VllmEngine(Engine):
         with on_cancel(cancel):
             yield
 
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> FloatArray:
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> FloatArray:
         listeners = []
-        for tokens in continuations:
-            # The last token is forced, so that a continuation may fill the whole context.
+        for prompt, tokens in pairs:
+            # The last token is forced, so that a continuation may fill the whole context. vLLM
+            # reads what prompts share once, but not where it is to score tokens of the prompt.
             listener = _ScoreListener(tokens)
-            params = self._params(Sampling(max_tokens=1), prompt_logprobs=0, logprobs=0,
+            params = self._params(Sampling(max_tokens=1), logprobs=0,
+                                  prompt_logprobs=0 if len(tokens) > 1 else None,
                                   allowed_token_ids=[tokens[-1]])  # fmt: skip
             self._driver.generate([*prompt, *tokens[:-1]], params, listener)
             listeners.append(listener)

@@ -33,6 +33,7 @@ class GemRetriever(GemModel, BaseRetriever):
         where: Conditions on documents' metadata, as for `Index.search`.
         min_score: The least cosine of a passage.
         diversity: From 0 to 1, against passages that repeat each other.
+        reranked: How many of the best passages the model puts in a better order.
     """
 
     model_config = GemModel.model_config  # BaseRetriever's would ignore unknown fields
@@ -45,6 +46,7 @@ class GemRetriever(GemModel, BaseRetriever):
     where: dict[str, Any] = Field(default_factory=dict)
     min_score: float | None = None
     diversity: float = 0.0
+    reranked: int = 0
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -98,6 +100,7 @@ class GemRetriever(GemModel, BaseRetriever):
             where=self.where,
             min_score=self.min_score,
             diversity=self.diversity,
+            reranked=self.reranked,
         )
         return [_to_document(hit) for hit in hits]
 

@@ -48,6 +48,7 @@ class GemRetriever(BaseRetriever):
         where: Conditions on documents' metadata, as for `Index.search`; default none.
         min_score: The least cosine of a passage.
         diversity: From 0 to 1, against passages that repeat each other.
+        reranked: How many of the best passages the model puts in a better order.
         callback_manager: As in `BaseRetriever`.
         verbose: As in `BaseRetriever`.
 
@@ -69,6 +70,7 @@ class GemRetriever(BaseRetriever):
         where: Mapping[str, Any] | None = None,
         min_score: float | None = None,
         diversity: float = 0.0,
+        reranked: int = 0,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -77,7 +79,7 @@ class GemRetriever(BaseRetriever):
             raise InputError("an Index has its model: leave model out, or give the index's folder")
         self.similarity_top_k, self.ranking = similarity_top_k, ranking
         self.sources, self.where = sources, where or {}
-        self.min_score, self.diversity = min_score, diversity
+        self.min_score, self.diversity, self.reranked = min_score, diversity, reranked
         self._index_or_folder = index
         self._load = partial(gem_rag.load, model or "gem-tiny", engine, **(model_kwargs or {}))
         self._store = store
@@ -114,6 +116,7 @@ class GemRetriever(BaseRetriever):
             where=self.where,
             min_score=self.min_score,
             diversity=self.diversity,
+            reranked=self.reranked,
         )
         return [NodeWithScore(node=_to_node(hit), score=hit.score) for hit in hits]
 

@@ -1,0 +1,157 @@
+"""Hits in a better order: the model that found them reads each one together with the question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from gem_rag._utils.suggestions import check_choice
+from gem_rag.core.arrays import FloatArray
+from gem_rag.errors import InputError
+from gem_rag.model import Gem
+from gem_rag.rag.answer import beginnings, fill_prompt
+from gem_rag.rag.hits import Hit
+
+Method = Literal["likelihood", "yes-no"]
+RERANKED = 20  # hits of a search that are worth the time
+_WEIGHT = 0.2  # cosines of the best hits lie within .2 or so, likelihoods within 1 or 2 nats
+_PLAIN = "Passages:\n{passages}\n\nQuestion:"
+_WRITE = "Please write a question based on this passage."
+_JUDGE = "Does the passage answer the query?"
+
+
+def rerank(
+    gem: Gem,
+    question: str,
+    hits: Sequence[Hit],
+    *,
+    method: Method = "likelihood",
+    weight: float = _WEIGHT,
+) -> list[Hit]:
+    """Put hits in the order of their cosine plus their weighted `relevance`.
+
+    The sum was at least as good as the order found with gem-tiny and gem-smollm2-135m on the small
+    samples that the weight was chosen on; likelihoods alone, and reciprocal ranks fused, were worse
+    on some. "yes-no" is for models that are large enough to judge: it made the order of both worse.
+
+    Args:
+        gem: The model.
+        question: What was searched for.
+        hits: What was found, best first.
+        method: As of `relevance`.
+        weight: How much a nat of relevance counts; 0 orders by cosine.
+
+    Returns:
+        The same hits, best first, their scores (cosines) as they were. Of equal ones, what came
+        first stays first.
+
+    Raises:
+        InputError: As `relevance`, or the weight is negative or not a number.
+    """
+    if not 0 <= weight < np.inf:
+        raise InputError(f"weight must be a number from 0, not {weight}: leave it out")
+    scores = relevance(gem, question, [hit.chunk.passage for hit in hits], method)
+    sums = np.array([hit.score for hit in hits]) + weight * scores
+    return [hits[place] for place in np.argsort(-sums, kind="stable").tolist()]
+
+
+def relevance(
+    gem: Gem, question: str, passages: Sequence[str], method: Method = "likelihood"
+) -> FloatArray:
+    """How well passages answer a question, by what the model expects to read after them.
+
+    A passage that does not fit the model's context is cut to its beginning.
+
+    Args:
+        gem: The model.
+        question: The question.
+        passages: The passages.
+        method: "likelihood": how likely the question is after the passage (query likelihood, Sachan
+            et al., EMNLP 2022), the mean log-probability of its tokens in nats. "yes-no": by how
+            many nats "Yes" is likelier than "No" where the model is asked whether the passage
+            answers it.
+
+    Returns:
+        Higher is better; only differences between passages mean anything: float32 [passages].
+
+    Raises:
+        InputError: There is no such method, or the question is empty or leaves no room for a
+            passage.
+    """
+    check_choice("method", method, get_args(Method))
+    if not question.strip():
+        raise InputError("the question is empty: ask something")
+    return _METHODS[method](gem, question, passages)
+
+
+def _likelihoods(gem: Gem, question: str, passages: Sequence[str]) -> FloatArray:
+    """The question's mean log-probability after each passage."""
+    before = _before_question(gem)
+    chat = before is None and gem.has_chat_template
+
+    def build(passage: str) -> list[int]:
+        if chat:
+            return _chat(gem, f"Passage: {passage}\n{_WRITE}")
+        return gem.tokenize(fill_prompt(before or _PLAIN, question, [passage]))
+
+    scores = _scores(gem, build, passages, [question if chat else f" {question}"])
+    return scores[0]
+
+
+def _before_question(gem: Gem) -> str | None:
+    """What the checkpoint's own prompt has before the question, if passages are in it."""
+    before, found, _ = (gem.config.answer_prompt or "").partition("{question}")
+    return before.rstrip(" ") if found and "{passages}" in before else None
+
+
+def _yes_over_no(gem: Gem, question: str, passages: Sequence[str]) -> FloatArray:
+    """The log-probability of "Yes" less that of "No"."""
+
+    def build(passage: str) -> list[int]:
+        text = f"Passage: {passage}\n\nQuery: {question}\n\n{_JUDGE}"
+        return _chat(gem, text) if chat else gem.tokenize(text)
+
+    chat = gem.config.answer_prompt is None and gem.has_chat_template
+    words = ["Yes", "No"] if chat else [" Yes", " No"]
+    means = _scores(gem, build, passages, words)
+    yes, no = (mean * _count(gem, word) for mean, word in zip(means, words, strict=True))
+    return yes - no
+
+
+_METHODS: dict[Method, Callable[[Gem, str, Sequence[str]], FloatArray]] = {
+    "likelihood": _likelihoods,
+    "yes-no": _yes_over_no,
+}
+
+
+def _scores(
+    gem: Gem, build: Callable[[str], list[int]], passages: Sequence[str], texts: Sequence[str]
+) -> FloatArray:
+    """Mean log-probabilities of texts after each passage's prompt: float32 [texts, passages]."""
+    room = gem.context_length - max(_count(gem, text) for text in texts)
+    prompts = [_fit(gem, build, passage, room) for passage in passages]
+    scores = gem.score_pairs([(prompt, text) for text in texts for prompt in prompts])
+    return scores.reshape(len(texts), len(passages))
+
+
+def _fit(gem: Gem, build: Callable[[str], list[int]], passage: str, room: int) -> list[int]:
+    """A prompt of at most `room` tokens with as much of a passage's beginning as fits."""
+    for part in beginnings(passage):
+        prompt = build(part)
+        if len(prompt) <= room:
+            return prompt
+    raise InputError(
+        f"the question leaves no room for a passage in the model's {gem.context_length} tokens: "
+        "ask a shorter one"
+    )
+
+
+def _chat(gem: Gem, text: str) -> list[int]:
+    return gem.tokenize_chat([{"role": "user", "content": text}])
+
+
+def _count(gem: Gem, text: str) -> int:
+    """Tokens of a text that continues another."""
+    return len(gem.tokenizer.encode(text, add_special_tokens=False).ids)
