@@ -27,10 +27,11 @@ def rerank(
 ) -> list[Hit]:
     """Put hits in the order of two rankings fused, by reciprocal ranks: theirs, and `relevance`.
 
-    Of what was tried on small samples, only ranks fused with "likelihood" never made the order
-    worse: likelihoods alone did, and their sum with cosines where words had found the hits.
-    "yes-no" is for models that are large enough to judge: it made the order of gem-tiny and of
-    gem-smollm2-135m much worse.
+    On small samples "likelihood" put what vectors had found in a better order (gem-tiny, headings
+    of a manual: MRR .38 before, .47 after), and what vectors and words had found together in
+    about the same (.59 and .57), at twenty passages to read for a question. Likelihoods alone, and
+    their sum with cosines, lost more. "yes-no" is for models that are large enough to judge: it
+    made the order of gem-tiny and of gem-smollm2-135m much worse.
 
     Args:
         gem: The model.
