@@ -174,35 +174,30 @@ class Expecting(FakeGem):
         return np.array(scores, np.float32)
 
 
-def order(likely: dict[str, float], cosines: dict[str, float], **settings: Any) -> list[str]:
+def order(likely: dict[str, float], *texts: str) -> list[str]:
+    """The texts of hits in their new order."""
     model: Any = Expecting(likely)
-    hits = [hit(text, cosine) for text, cosine in cosines.items()]
-    found = rerank(model, QUESTION, hits, **settings)
+    hits = [hit(text, 0.9 - 0.1 * place) for place, text in enumerate(texts)]
+    found = rerank(model, QUESTION, hits)
     assert {id(one) for one in found} == {id(one) for one in hits}  # their scores with them
     return [one.chunk.text for one in found]
 
 
-def test_a_nat_counts_for_a_fifth_of_a_cosine() -> None:
-    likely = {"one": -3.0, "two": -2.0, "three": -1.0}
-    assert order(likely, {"one": 0.5, "two": 0.5, "three": 0.5}) == ["three", "two", "one"]
-    assert order(likely, {"one": 0.9, "two": 0.69, "three": 0.48}) == ["one", "two", "three"]
-    assert order(likely, {"one": 0.9, "two": 0.71, "three": 0.52}) == ["three", "two", "one"]
+def test_the_order_is_that_of_both_rankings() -> None:
+    # Ranks 1 and 3, 2 and 1, 3 and 4, 4 and 2.
+    likely = {"one": -3.0, "two": -1.0, "three": -4.0, "four": -2.0}
+    wanted = {"one": 1 / 61 + 1 / 63, "two": 1 / 62 + 1 / 61, "three": 1 / 63 + 1 / 64,
+              "four": 1 / 64 + 1 / 62}  # fmt: skip
+    assert order(likely, *likely) == sorted(wanted, key=lambda text: -wanted[text])
+    assert order(likely, *likely) == ["two", "one", "four", "three"]
 
 
-def test_the_weight_decides_between_cosine_and_likelihood() -> None:
-    likely, cosines = {"one": -3.0, "two": -2.0}, {"one": 0.9, "two": 0.1}
-    assert order(likely, cosines, weight=0) == ["one", "two"]
-    assert order(likely, cosines, weight=1) == ["two", "one"]
+def test_of_equal_sums_the_first_stays_first() -> None:
+    assert order({"c": -2.0, "a": -1.0}, "c", "a") == ["c", "a"]
 
 
-def test_of_equal_ones_the_first_stays_first() -> None:
-    assert order({"": -1.0}, dict.fromkeys("cab", 0.5)) == ["c", "a", "b"]
-
-
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_a_weight_that_is_none_is_refused(gem: Gem, weight: float) -> None:
-    with pytest.raises(InputError, match="weight must be a number from 0, not"):
-        rerank(gem, QUESTION, [hit("A pump.")], weight=weight)
+def test_of_equally_likely_ones_the_first_stays_first() -> None:
+    assert order({"": -1.0}, "c", "a", "b") == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize("method", ["likelihood", "yes-no"])
