@@ -54,6 +54,10 @@ def index(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on, and follow what changes, until Ctrl-C.")
     ] = False,
+    ray_workers: Annotated[
+        int,
+        typer.Option(min=0, help="Embed by this many copies of the model on a Ray cluster."),
+    ] = 0,
     reembed: Annotated[
         bool, typer.Option("--reembed", help="Embed the whole index again, with --model.")
     ] = False,
@@ -82,6 +86,11 @@ def index(
     else:
         document_index = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
     choice: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
+    if ray_workers:
+        require_extra("ray", "ray")
+        from gem_rag.rag.ray_embedding import RayEmbedder
+
+        choice["embedder"] = RayEmbedder(gem, ray_workers)
     if watch:
         _follow(document_index, paths or [], as_json, **choice)
         return

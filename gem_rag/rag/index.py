@@ -30,7 +30,7 @@ from gem_rag.rag.roots import Roots, absolute
 from gem_rag.rag.search import SearchOptions, SearchSettings, search
 from gem_rag.rag.storage import Storage
 from gem_rag.rag.sync import Sync, SyncReport
-from gem_rag.rag.writer import Writer
+from gem_rag.rag.writer import Embedder, Writer
 
 StoreName = Literal["faiss", "chroma"]
 DEFAULT_CHUNK_TOKENS = 256
@@ -261,6 +261,7 @@ class Index:
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        embedder: Embedder | None = None,
         progress: bool = False,
     ) -> SyncReport:
         """Bring the index in sync with files, folders and documents.
@@ -278,6 +279,7 @@ class Index:
             include: Patterns as in a `.gitignore` file, relative to each folder: only files that
                 one matches are read. Default all.
             exclude: Patterns of what is not read.
+            embedder: Embeds instead of the index's model: a `RayEmbedder` with copies of it.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -294,7 +296,7 @@ class Index:
         files = count_files(paths, selection) if progress else 0
         with (
             progress_bar("Embedding", files, progress) as advance,
-            self._storage.writing(Writer) as (commit, writer),
+            self._storage.writing(Writer, embedder) as (commit, writer),
         ):
             roots = Roots(commit.manifest.roots, self.folder.parent)
             for path in paths:

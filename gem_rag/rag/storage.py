@@ -21,7 +21,7 @@ from gem_rag.rag.manifest import FORMAT_VERSION, Manifest
 from gem_rag.rag.old_formats import read_entries, read_vectors, remove_old_files
 from gem_rag.rag.stores.store import Store
 from gem_rag.rag.vector_files import VectorFiles
-from gem_rag.rag.writer import Writer
+from gem_rag.rag.writer import Embedder, Writer
 
 _ATTEMPTS = 3
 T = TypeVar("T")
@@ -105,7 +105,9 @@ class Storage:
     # -- writing -----------------------------------------------------------------------------
 
     @contextmanager
-    def writing(self, kind: type[W], advance: Advance | None = None) -> Iterator[tuple[Commit, W]]:
+    def writing(
+        self, kind: type[W], embedder: Embedder | None = None
+    ) -> Iterator[tuple[Commit, W]]:
         """The newest commit, and the writer of the next one.
 
         If the block fails, the index is as it was, and vectors that were computed are kept for the
@@ -113,7 +115,7 @@ class Storage:
 
         Args:
             kind: Of writer.
-            advance: Told of how many chunks have been embedded.
+            embedder: Embeds instead of the model.
 
         Raises:
             GemError: Another process is writing, or the disk is full or fails.
@@ -129,8 +131,9 @@ class Storage:
                 ):  # a damaged store is found out, or made again, by the block
                     commit.store.clean([], commit.find_live)
                 writer = kind(
-                    connection, self.folder, self.gem, commit.manifest, commit.vectors, advance
-                )
+                    connection, self.folder, self.gem, commit.manifest, commit.vectors,
+                    embedder=embedder,
+                )  # fmt: skip
                 with _keeping_vectors(writer):
                     yield commit, writer
             if writer.is_done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from watchfiles import Change, DefaultFilter, watch
@@ -11,6 +12,7 @@ from watchfiles import Change, DefaultFilter, watch
 from gem_rag.errors import GemError
 from gem_rag.rag.index import Index
 from gem_rag.rag.sync import SyncReport
+from gem_rag.rag.writer import Embedder
 
 _LOOK = 1000  # milliseconds between two looks at whether to stop
 
@@ -32,6 +34,7 @@ def follow(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    embedder: Embedder | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[SyncReport | GemError]:
     """Sync an index, and again whenever a file below the paths changes, until it is stopped.
@@ -41,6 +44,7 @@ def follow(
         paths: Files and folders.
         include: As of `Index.sync`.
         exclude: As of `Index.sync`.
+        embedder: As of `Index.sync`.
         stop: Ends the watch when it is set; default an interrupt does.
 
     Yields:
@@ -50,7 +54,8 @@ def follow(
     Raises:
         InputError: A path is not there in the beginning.
     """
-    yield index.sync(paths, include=include, exclude=exclude)
+    sync = partial(index.sync, paths, include=include, exclude=exclude, embedder=embedder)
+    yield sync()
     changes_of = watch(
         *paths,
         watch_filter=_Filter(index.folder.resolve()),
@@ -63,7 +68,7 @@ def follow(
         if number and not changes:
             continue
         try:
-            report = index.sync(paths, include=include, exclude=exclude)
+            report = sync()
         except GemError as error:  # a folder that is gone for now, or another writer
             yield error
         else:

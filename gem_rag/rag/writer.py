@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import apsw
 import numpy as np
@@ -49,6 +49,22 @@ _SEAL = 60.0  # seconds of embedding that an interruption may cost
 _DEAD = 0.5  # of a file's rows, that may be of removed chunks
 
 
+class Embedder(Protocol):
+    """What computes vectors of passages: float32 [n, dim], `shard` of them at a time."""
+
+    shard: int
+
+    def embed_documents(self, texts: Sequence[str]) -> FloatArray: ...
+
+
+class _Local:
+    """The model itself."""
+
+    def __init__(self, gem: Gem) -> None:
+        self.shard = _BATCH
+        self.embed_documents = gem.embed_documents
+
+
 class Waiting(NamedTuple):
     """A chunk that needs a vector; its twin, of the same passage, has one or waits too."""
 
@@ -71,6 +87,7 @@ class Writer:
         manifest: Of the commit before, or of a new index.
         vectors: Of the commit before.
         advance: Told of how many chunks have been embedded.
+        embedder: Embeds instead of the model.
         known: Vectors that need not be computed; default those of an interrupted sync.
 
     Attributes:
@@ -87,6 +104,7 @@ class Writer:
         manifest: Manifest,
         vectors: VectorFiles,
         advance: Advance | None = None,
+        embedder: Embedder | None = None,
         known: KnownVectors | None = None,
     ) -> None:
         self.embedded = 0
@@ -94,7 +112,7 @@ class Writer:
         self.is_done = False
         self._connection = connection
         self._folder = folder
-        self._gem = gem
+        self._embedder: Embedder = embedder or _Local(gem)
         self._manifest = manifest
         self._before = vectors
         self._advance = advance or (lambda count, label=None: None)
@@ -213,7 +231,7 @@ class Writer:
             else:
                 self._add_chunk(document, chunk, digest)
         self._remove_chunks([number for numbers in before.values() for number in numbers])
-        if len(self._waiting) >= _BATCH:
+        if len(self._waiting) >= self._embedder.shard:
             self._embed()
 
     def _add_chunk(self, document: int, chunk: Chunk, digest: bytes) -> None:
@@ -258,7 +276,7 @@ class Writer:
                 first.setdefault(one.digest, place)
         new = list(first.values())
         if new:
-            computed = self._gem.embed_documents([waiting[place].passage for place in new])
+            computed = self._embedder.embed_documents([waiting[place].passage for place in new])
             known |= dict(zip(new, computed, strict=True))
             self.embedded += len(new)
         for place, one in enumerate(waiting):
