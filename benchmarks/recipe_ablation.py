@@ -186,13 +186,14 @@ def main(
     ablation = Ablation(model, data, common, teacher, work)
     names = row or [name for name in ROWS if teacher or name not in TAUGHT]
     seconds = {name: ablation.step_seconds(name, trial) for name in ("special", *names)}
+    unit = "step_seconds" if torch.cuda.is_available() else "step_cpu_seconds"
     settings = {"base": base, "batch": batch, "tokens_each": length, "docstrings": count}
     for name in names:
         file = work / f"{name}-{steps}.json"
         if not file.exists():
             fit = round(steps * seconds["special"] / seconds[name])
             figures = ablation.measure(ablation.train(name, fit))
-            figures = {"step_seconds": round(seconds[name], 3), "steps": fit, **figures}
+            figures = {unit: round(seconds[name], 3), "steps": fit, **figures}
             file.write_text(json.dumps(figures))
             record("recipe_ablation", {"row": name, **settings, **figures})
 
