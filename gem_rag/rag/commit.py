@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,7 @@ class Commit:
     connection: apsw.Connection
     manifest: Manifest
     store: Store
+    _read: dict[int, Document] = field(default_factory=dict)  # by number, for hits of one document
 
     @property
     def vectors(self) -> VectorFiles:
@@ -125,7 +126,9 @@ class Commit:
 
     def hit(self, place: Place, score: float) -> Hit:
         """A hit, with its place in the document's file."""
-        document = read_document(self.connection, place.document)
+        if place.document not in self._read:
+            self._read[place.document] = read_document(self.connection, place.document)
+        document = self._read[place.document]
         text = document.text[place.start : place.stop]
         chunk = Chunk(place.source, place.title, place.start, place.stop, text)
         return Hit(chunk, score, document.place(place.start), document.metadata)

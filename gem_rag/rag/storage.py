@@ -20,7 +20,7 @@ from gem_rag.rag.database import Database, write_lock
 from gem_rag.rag.manifest import FORMAT_VERSION, Manifest
 from gem_rag.rag.old_formats import read_entries, read_vectors, remove_old_files
 from gem_rag.rag.stores.store import Store
-from gem_rag.rag.vector_files import VectorFiles
+from gem_rag.rag.vector_files import VectorFiles, remove_unneeded
 from gem_rag.rag.writer import Embedder, Writer
 
 _ATTEMPTS = 3
@@ -171,7 +171,7 @@ class Storage:
             commit.store.clean(writer.removed, commit.find_live)
             for path in self.folder.glob("vectors-*.npy"):
                 if path.name not in commit.manifest.files:
-                    path.unlink(missing_ok=True)
+                    remove_unneeded(path)
 
     # -- older formats -----------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,13 @@ def publish(temporary: Path, path: Path) -> None:
     flush_to_disk(temporary)
     temporary.replace(path)
     flush_to_disk(path.parent)
+
+
+def remove_unneeded(path: Path) -> None:
+    """Remove a file that no commit names; on Windows, one that is mapped stays until the next
+    time."""
+    with suppress(PermissionError):
+        path.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

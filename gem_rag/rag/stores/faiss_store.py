@@ -19,7 +19,13 @@ import numpy as np
 
 from gem_rag.core.arrays import FloatArray, IntArray
 from gem_rag.rag.stores.store import FindLive, Nearest, Store
-from gem_rag.rag.vector_files import VectorFiles, check_digest, file_digest, publish
+from gem_rag.rag.vector_files import (
+    VectorFiles,
+    check_digest,
+    file_digest,
+    publish,
+    remove_unneeded,
+)
 
 EXACT = 50_000  # vectors that are compared one by one
 GRAPH = 4_000_000  # vectors in a graph; more are too many for memory while it is made
@@ -59,7 +65,7 @@ class FaissStore(Store):
     def clean(self, removed: Sequence[int], find_live: FindLive) -> None:
         for path in self.folder.glob("nearest-*.faiss"):
             if path.name not in self.files:
-                path.unlink(missing_ok=True)
+                remove_unneeded(path)
 
     def keep_open(self, earlier: Store) -> None:
         if self.files == earlier.files and "_file" in vars(earlier):
