@@ -56,22 +56,27 @@ class Storage:
             GemError: The index is damaged, or was embedded by another model since.
         """
         for attempt in range(_ATTEMPTS):
+            is_last = attempt == _ATTEMPTS - 1
+            generation = -1
             try:
                 with self._reading() as commit:
                     generation = commit.manifest.generation
                     return do(commit)
             except FileNotFoundError as error:
                 # Another process may have committed since, and removed what is not needed now.
-                if attempt == _ATTEMPTS - 1:
+                if is_last:
                     raise GemError(
                         f"{error.filename or error.args[0]} is missing: restore it, or delete "
                         f"{self.folder} and index again"
                     ) from None
             except GemError:
-                with self._reading() as commit:
-                    if commit.manifest.generation == generation:
-                        raise
+                if is_last or generation == self._generation():
+                    raise
         raise AssertionError("the last attempt returns or raises")
+
+    def _generation(self) -> int:
+        with self._reading() as commit:
+            return commit.manifest.generation
 
     @contextmanager
     def _reading(self) -> Iterator[Commit]:
