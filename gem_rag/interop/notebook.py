@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ def setup_notebook(**requirements: str) -> None:
         raise InputError(f"this notebook needs {', '.join(missing)}: pip install {packages}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm asks for widgets
+    logging.getLogger("ray.widgets").setLevel(logging.WARNING)  # and so does Ray, for vLLM
     silence_libraries()
 
 

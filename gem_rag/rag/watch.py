@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from watchfiles import Change, DefaultFilter, watch
@@ -54,7 +53,10 @@ def follow(
     Raises:
         InputError: A path is not there in the beginning.
     """
-    sync = partial(index.sync, paths, include=include, exclude=exclude, embedder=embedder)
+
+    def sync() -> SyncReport:
+        return index.sync(paths, include=include, exclude=exclude, embedder=embedder)
+
     yield sync()
     changes_of = watch(
         *paths,
