@@ -120,3 +120,31 @@ def test_the_command_follows_until_it_is_interrupted(tmp_path: Path) -> None:
         assert process.wait(2 * PATIENCE) == 130
         killer.cancel()
         assert process.stderr.read() == "gem-rag: interrupted; what was committed before is kept\n"
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_is_lost_ends_the_command_all_the_same(tmp_path: Path) -> None:
+    """As one is that comes in a finalizer: Python prints it and goes on."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("water pump")
+    code = (
+        "import os, signal\n"
+        "from gem_rag.cli import index_command\n"
+        "from gem_rag.cli.app import main\n"
+        "def lose(*_):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('lost', flush=True)\n"
+        "index_command._print_report = lose\n"
+        "main(['index', 'docs', '--watch'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=5 * PATIENCE,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("lost\n", 130)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,12 +137,32 @@ def _follow(index: Index, paths: Sequence[Path], as_json: bool, **choice: Any) -
     require_extra("watch", "watchfiles")
     from gem_rag.rag.watch import follow
 
-    for report in follow(index, paths, **choice):
-        if isinstance(report, GemError):
-            print_notice(report)
-        else:
-            _print_report(report, index.folder, as_json)
-            sys.stdout.flush()
+    with _stopped_by_interrupt() as stop:
+        for report in follow(index, paths, stop=stop, **choice):
+            if isinstance(report, GemError):
+                print_notice(report)
+            else:
+                _print_report(report, index.folder, as_json)
+                sys.stdout.flush()
+
+
+@contextmanager
+def _stopped_by_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that it ends a watch even if it comes where an exception is
+    lost, as in a finalizer."""
+    stop = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        stop.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+        if stop.is_set():
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_notices(report: SyncReport) -> None:
