@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 import typer
 from measuring import RESULTS, record
+from tables import read_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -290,8 +291,7 @@ def draw(file: Path) -> None:
     """The newest figures of each system and size, by size."""
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl"))
-             for line in path.read_text().splitlines()]  # fmt: skip
+    lines = read_lines(sorted(RESULTS.glob("*.jsonl")))
     newest = {(line["row"], line["chunks"]): line
               for line in lines if line["benchmark"] == "index_scale"}  # fmt: skip
     figure = Figure(figsize=(12, 6), layout="constrained")

@@ -1,9 +1,9 @@
 """A process that syncs indexes in children that kill themselves, for `test_index_crash.py`.
 
-Usage: crash_child.py STORE. It imports everything once and forks a child for each line of standard
-input, which is [FOLDER, STEP] in JSON. The child makes FOLDER/docs the documents of FOLDER/index
-and dies by SIGKILL at that step of those that touch the disk. A line of standard output is the
-child's exit code: 0 if it lived.
+Usage: crash_child.py STORE, where "graph" is FAISS's with a graph of vectors. It imports everything
+once and forks a child for each line of standard input, which is [FOLDER, STEP] in JSON. The child
+makes FOLDER/docs the documents of FOLDER/index and dies by SIGKILL at that step of those that touch
+the disk. A line of standard output is the child's exit code: 0 if it lived.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import apsw
+import faiss
 from fakes import FakeGem
 
 from gem_rag.rag import database
 from gem_rag.rag.index import Index
+from gem_rag.rag.stores import faiss_store
 from gem_rag.rag.stores.chroma_store import ChromaStore
 from gem_rag.rag.stores.faiss_store import FaissStore
 
@@ -62,6 +64,9 @@ def sync(folder: Path, store: str, last: int) -> None:
             run = around(super().execute) if steps else super().execute
             return run(statement, *args, **kwargs)
 
+    if store == "graph":
+        store, faiss_store.EXACT = "faiss", 1
+        faiss.omp_set_num_threads(1)  # a process that has forked
     index = Index.open(folder / "index", FakeGem(), store)  # type: ignore[arg-type]
     database.Connection = SteppingConnection  # type: ignore[misc]
     for kind in (FaissStore, ChromaStore):

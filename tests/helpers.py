@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,3 +307,13 @@ def close_to(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> 
 def written(gem: Gem, tokens: Sequence[int]) -> list[str]:
     """What each token says."""
     return [gem._tokenizer.decode([token]) for token in tokens]
+
+
+def run_out(stream: Generator[str, None, Any]) -> tuple[list[str], Any]:
+    """The pieces that a generator yields, and what it returns."""
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            return pieces, end.value

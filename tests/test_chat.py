@@ -215,18 +215,9 @@ def test_a_streamed_conversation_is_the_same(tiny: Gem) -> None:
         ([user("What is the weather in Oslo?")], [WEATHER]),
         ([user("Oslo?"), CALLED, RESULT], [WEATHER]),
     ):
-        pieces, reply = run_out(tiny.stream_chat(messages, tools, max_tokens=20))
+        pieces, reply = helpers.run_out(tiny.stream_chat(messages, tools, max_tokens=20))
         assert reply == tiny.chat(messages, tools, max_tokens=20)
         assert "".join(pieces) == reply.text
-
-
-def run_out(stream: Any) -> tuple[list[str], Any]:
-    pieces = []
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as end:
-            return pieces, end.value
 
 
 @pytest.mark.parametrize(
@@ -253,7 +244,7 @@ def test_what_was_written_is_read(written: str, text: str, calls: list[ToolCall]
         yield from written
         return generation
 
-    shown_pieces, streamed = run_out(tools.parse_stream(pieces()))
+    shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
     assert streamed == reply
     assert "".join(shown_pieces) == text
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeGem
+from helpers import run_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,15 +107,6 @@ def talk(tmp_path: Path, docs: Path) -> Callable[..., Conversation]:
         return Conversation(index, **options)
 
     return start
-
-
-def run_out(stream: Generator[str, None, Any]) -> tuple[list[str], Any]:
-    pieces = []
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as end:
-            return pieces, end.value
 
 
 # -- follow-ups --------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class ForkingChild:
     """`crash_child.py`, which forks a process for each sync."""
 
     def __init__(self, store: str) -> None:
-        self.store = store
+        self.store = "chroma" if store == "chroma" else "faiss"
         self._process = subprocess.Popen(
             [sys.executable, str(CHILD), store],
             stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ class ForkingChild:
         self._process.communicate()
 
 
-@pytest.fixture(scope="module", params=["faiss", "chroma"])
+@pytest.fixture(scope="module", params=["faiss", "graph", "chroma"])
 def child(request: pytest.FixtureRequest) -> Iterator[ForkingChild]:
     child = ForkingChild(request.param)
     yield child

@@ -23,8 +23,12 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.unlink(missing_ok=True)
     with temporary.open("x", encoding="utf-8") as handle:  # never through a link
         handle.write(text)
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Flush a file to disk, and only then give it its name, which is flushed too."""
     flush_to_disk(temporary)
-    flush_to_disk(path.parent)  # names of other new files, before anything refers to them
     os.replace(temporary, path)
     flush_to_disk(path.parent)
 

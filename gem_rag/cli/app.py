@@ -26,6 +26,7 @@ from gem_rag.cli import pairs_command as pairs
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
+    DEFAULT_RANKING,
     DiversityOption,
     HitsOption,
     IndexOption,
@@ -47,6 +48,7 @@ from gem_rag.cli.common import (
     print_result,
     print_text,
     require_extra,
+    search_options,
     shows_progress,
 )
 from gem_rag.errors import GemError
@@ -77,7 +79,7 @@ def search(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
-    ranking: RankingOption = "hybrid",
+    ranking: RankingOption = DEFAULT_RANKING,
     source: SourcesOption = None,
     where: WhereOption = None,
     min_score: MinScoreOption = None,
@@ -86,17 +88,10 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Print the passages nearest to a question."""
-    from gem_rag.rag.conditions import parse_conditions
-
     hits = open_index(index, model).search(
         question,
         k,
-        ranking=ranking,  # type: ignore[arg-type]
-        sources=source or (),
-        where=parse_conditions(where or ()),
-        min_score=min_score,
-        diversity=diversity,
-        reranked=rerank,
+        **search_options(ranking, source, where, min_score, diversity, rerank),
     )
     if as_json:
         print_result([dataclasses.asdict(hit) for hit in hits], True)
@@ -117,7 +112,7 @@ def ask(
         int | None, typer.Option(min=1, help="Most tokens in the answer.")
     ] = None,
     temperature: TemperatureOption = 0.0,
-    ranking: RankingOption = "hybrid",
+    ranking: RankingOption = DEFAULT_RANKING,
     source: SourcesOption = None,
     where: WhereOption = None,
     min_score: MinScoreOption = None,
@@ -129,18 +124,12 @@ def ask(
 ) -> None:
     """Answer a question from the index, with sources."""
     from gem_rag.rag.answer import check_style
-    from gem_rag.rag.conditions import parse_conditions
 
     check_style(style)
     answer = open_index(index, model).ask(
         question,
         k,
-        ranking=ranking,  # type: ignore[arg-type]
-        sources=source or (),
-        where=parse_conditions(where or ()),
-        min_score=min_score,
-        diversity=diversity,
-        reranked=rerank,
+        **search_options(ranking, source, where, min_score, diversity, rerank),
         style=style,  # type: ignore[arg-type]
         margin=margin,
         max_tokens=max_tokens,

@@ -12,6 +12,7 @@ import typer
 
 from gem_rag.cli.common import (
     DEFAULT_MODEL,
+    DEFAULT_RANKING,
     DiversityOption,
     HitsOption,
     MarginOption,
@@ -27,6 +28,7 @@ from gem_rag.cli.common import (
     open_index,
     print_notice,
     print_text,
+    search_options,
 )
 from gem_rag.errors import InputError
 
@@ -67,7 +69,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in an answer.")] = None,
     temperature: TemperatureOption = 0.0,
     k: HitsOption = 5,
-    ranking: RankingOption = "hybrid",
+    ranking: RankingOption = DEFAULT_RANKING,
     source: SourcesOption = None,
     where: WhereOption = None,
     min_score: MinScoreOption = None,
@@ -87,18 +89,12 @@ def chat(
     if index is None:
         _chat_with_model(load_model(model or DEFAULT_MODEL), system, max_tokens, temperature)
         return
-    from gem_rag.rag.conditions import parse_conditions
     from gem_rag.rag.conversation import Conversation
 
     conversation = Conversation(
         open_index(index, model),
         k,
-        ranking=ranking,  # type: ignore[arg-type]
-        sources=source or (),
-        where=parse_conditions(where or ()),
-        min_score=min_score,
-        diversity=diversity,
-        reranked=rerank,
+        **search_options(ranking, source, where, min_score, diversity, rerank),
         style=style,  # type: ignore[arg-type]
         margin=margin,
         max_tokens=max_tokens,

@@ -19,6 +19,7 @@ from gem_rag.errors import InputError
 if TYPE_CHECKING:
     from gem_rag.model import Gem
     from gem_rag.rag.index import Index
+    from gem_rag.rag.search import SearchOptions
 
 IndexOption = Annotated[Path, typer.Option("--index", "-i", help="Folder of the index.")]
 ModelNameOption = Annotated[
@@ -67,6 +68,7 @@ MarginOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 DEFAULT_INDEX = Path("gem-index")
 DEFAULT_MODEL = "gem-tiny"
+DEFAULT_RANKING = "hybrid"
 
 
 def open_index(folder: Path, model: str | None) -> Index:
@@ -77,6 +79,27 @@ def open_index(folder: Path, model: str | None) -> Index:
     folder = folder.expanduser()
     own_model = Manifest.read_existing(folder).model
     return Index.open(folder, load_model(model or own_model), create=False)
+
+
+def search_options(
+    ranking: str,
+    source: list[str] | None,
+    where: list[str] | None,
+    min_score: float | None,
+    diversity: float,
+    rerank: int,
+) -> SearchOptions:
+    """What the options of a command say of a search."""
+    from gem_rag.rag.conditions import parse_conditions
+
+    return {
+        "ranking": ranking,  # type: ignore[typeddict-item]
+        "sources": source or (),
+        "where": parse_conditions(where or ()),
+        "min_score": min_score,
+        "diversity": diversity,
+        "reranked": rerank,
+    }
 
 
 def load_model(model: str, engine: Any = "auto") -> Gem:

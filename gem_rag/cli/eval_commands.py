@@ -16,6 +16,7 @@ import typer
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
+    DEFAULT_RANKING,
     HitsOption,
     IndexOption,
     JsonOption,
@@ -225,7 +226,7 @@ def rag(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
-    ranking: RankingOption = "hybrid",
+    ranking: RankingOption = DEFAULT_RANKING,
     style: StyleOption = None,
     margin: MarginOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,

@@ -130,8 +130,8 @@ def _read_or_skip(
 
 def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]:
     try:
-        _check_regular(file)
-        facts = {"type": file.suffix.lower().removeprefix("."), "modified": _modified(file)}
+        modified = _utc(_check_regular(file).st_mtime)
+        facts = {"type": file.suffix.lower().removeprefix("."), "modified": modified}
         documents = [
             dataclasses.replace(document, file=source, metadata={**document.metadata, **facts})
             for document in readers[file.suffix.lower()](file, source)
@@ -150,16 +150,16 @@ def _read(file: Path, source: str, readers: dict[str, Reader]) -> list[Document]
     return documents
 
 
-def _modified(file: Path) -> str:
-    time = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC)
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _utc(time: float) -> str:
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _check_regular(file: Path) -> None:
+def _check_regular(file: Path) -> os.stat_result:
     """Refuse anything but a regular file: reading a pipe blocks, and a device may never end."""
-    mode = file.stat().st_mode
-    if not stat.S_ISREG(mode):
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{file} is a pipe, a device or a socket, not a file: leave it out")
+    return status
 
 
 # -- converted formats ---------------------------------------------------------------------------

@@ -104,11 +104,6 @@ class Commit:
         """Which of some chunks there are."""
         return set(self.places(chunks))
 
-    def documents(self) -> Iterator[Document]:
-        """All documents, in the order in which they came."""
-        rows = self.connection.execute(f"SELECT {_DOCUMENT} FROM documents ORDER BY number")
-        yield from map(_document_of, rows)
-
     def places(self, chunks: Sequence[int]) -> dict[int, Place]:
         """Where chunks are, in order; those that have been removed are left out."""
         found: dict[int, Place] = {}
@@ -184,20 +179,31 @@ def open_store(folder: Path, manifest: Manifest, vectors: VectorFiles) -> Store:
     return FaissStore(*arguments)
 
 
+def chunk_numbers(connection: apsw.Connection, first: int, last: int) -> list[int]:
+    """The chunks that there are from one number to another."""
+    rows = connection.execute(
+        "SELECT number FROM chunks WHERE number BETWEEN ? AND ?", (first, last)
+    )
+    return [number for (number,) in rows]
+
+
 def passage_digest(passage: str) -> bytes:
     """Identifies what is embedded of a chunk."""
-    return hashlib.blake2b(passage.encode(), digest_size=PASSAGE_BYTES).digest()
+    return _digest(passage, PASSAGE_BYTES)
 
 
 def text_digest(text: str) -> bytes:
     """Identifies a chunk's text."""
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return _digest(text, 8)
 
 
 def content_digest(document: Document) -> bytes:
     """Identifies what makes two documents of a source equal."""
-    parts = json.dumps([document.title, document.kind, document.text])
-    return hashlib.blake2b(parts.encode(), digest_size=PASSAGE_BYTES).digest()
+    return _digest(json.dumps([document.title, document.kind, document.text]), PASSAGE_BYTES)
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()
 
 
 def place_of(document: Document) -> tuple[str, str, str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import apsw
@@ -12,7 +14,7 @@ import numpy as np
 
 from gem_rag.documents.document import Chunk
 from gem_rag.errors import GemError
-from gem_rag.rag.commit import Commit, read_document
+from gem_rag.rag.commit import Commit, chunk_numbers, read_document
 from gem_rag.rag.database import empty_words
 from gem_rag.rag.storage import Storage
 from gem_rag.rag.vector_files import VectorFile
@@ -81,8 +83,7 @@ def _find(commit: Commit) -> Iterator[str]:
 
 
 def _count(commit: Commit, table: str) -> int:
-    rows = commit.connection.execute(f"SELECT count(*) FROM {table}")
-    return int(next(iter(rows))[0])
+    return int(commit.connection.execute(f"SELECT count(*) FROM {table}").get)
 
 
 def _words_are_whole(connection: apsw.Connection) -> bool:
@@ -102,10 +103,8 @@ def _damage_of(commit: Commit, file: VectorFile) -> str | None:
         return f"{file.name} is missing"
     except GemError:
         return f"{file.name} is damaged"
-    chunks = commit.connection.execute(
-        "SELECT number FROM chunks WHERE number BETWEEN ? AND ?", (file.first, file.last)
-    )
-    lost = np.setdiff1d([number for (number,) in chunks], rows["chunk"])
+    chunks = chunk_numbers(commit.connection, file.first, file.last)
+    lost = np.setdiff1d(chunks, rows["chunk"])
     return f"{file.name} lacks the vectors of {len(lost)} chunks" if len(lost) else None
 
 
@@ -162,15 +161,17 @@ class _Repairer(Writer):
         self._store.reset()
         self._store.files = []
         for chunks, vectors in commit.vectors.blocks():
-            live = np.isin(chunks, list(commit.find_live(chunks.tolist())))
+            there = chunk_numbers(self._connection, int(chunks[0]), int(chunks[-1]))
+            live = np.isin(chunks, there)
             self._store.add(chunks[live], vectors[live])
 
     def _passages(self, first: int, last: int) -> Iterator[tuple[int, bytes, str]]:
         """(number, digest, passage) of the chunks from one number to another."""
         rows = self._connection.execute(
-            "SELECT number, document, start, stop, title, passage FROM chunks "
+            "SELECT document, number, start, stop, title, passage FROM chunks "
             "WHERE number BETWEEN ? AND ? ORDER BY number", (first, last),
         )  # fmt: skip
-        for number, document, start, stop, title, digest in list(rows):
-            text = read_document(self._connection, document).text[start:stop]
-            yield number, digest, Chunk("", title, start, stop, text).passage
+        for document, chunks in itertools.groupby(list(rows), itemgetter(0)):
+            text = read_document(self._connection, document).text
+            for _, number, start, stop, title, digest in chunks:
+                yield number, digest, Chunk("", title, start, stop, text[start:stop]).passage

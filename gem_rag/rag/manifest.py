@@ -119,6 +119,6 @@ class Manifest:
 
 def _may_precede_a_commit(entry: Path) -> bool:
     """Whether this may be in an index folder whose first commit never finished."""
-    return entry.name.startswith((".", "documents-", "vectors-", database.NAME)) or (
+    return entry.name.startswith((".", "documents-", "vectors-", "nearest-", database.NAME)) or (
         entry.name == "chroma"
     )

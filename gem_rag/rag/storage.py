@@ -131,12 +131,10 @@ class Storage:
                 self._replace_old_files()
             with self._database.writing() as connection:
                 commit = self._commit_of(connection)
-                with suppress(
-                    GemError
-                ):  # a damaged store is found out, or made again, by the block
+                with suppress(GemError):  # what is damaged, the block finds out
                     commit.store.clean([], commit.find_live)
                 writer = kind(
-                    connection, self.folder, self.gem, commit.manifest, commit.vectors,
+                    connection, self.folder, self.gem, commit.manifest, commit.store,
                     embedder=embedder,
                 )  # fmt: skip
                 with _keeping_vectors(writer):
@@ -155,11 +153,10 @@ class Storage:
             GemError: As `writing`.
         """
         with write_lock(self.folder):
-            database = Database(self.folder)
-            with database.writing() as connection:
-                none = VectorFiles(self.folder, self._new.dim, [])
-                open_store(self.folder, self._new, none).reset()
-                writer = Writer(connection, self.folder, self.gem, self._new, none, advance)
+            with self._database.writing() as connection:
+                store = _empty_store(self.folder, self._new)
+                store.reset()
+                writer = Writer(connection, self.folder, self.gem, self._new, store, advance)
                 with _keeping_vectors(writer):
                     if old.format_version < FORMAT_VERSION:
                         for entry in read_entries(self.folder, old):
@@ -201,12 +198,16 @@ class Storage:
         )
         database = Database(target)
         with database.writing() as connection:
-            none = VectorFiles(target, old.dim, [])
-            writer = Writer(connection, target, self.gem, manifest, none, known=known)
+            store = _empty_store(target, manifest)
+            writer = Writer(connection, target, self.gem, manifest, store, known=known)
             for entry in entries:
                 writer.put_split(entry.document, entry.chunks)
             writer.commit(old.roots)
         return database
+
+
+def _empty_store(folder: Path, manifest: Manifest) -> Store:
+    return open_store(folder, manifest, VectorFiles(folder, manifest.dim, []))
 
 
 @contextmanager

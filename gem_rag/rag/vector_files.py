@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from gem_rag._utils.files import create_file, flush_to_disk
+from gem_rag._utils.files import create_file, publish
 from gem_rag.core.arrays import BoolArray, FloatArray, IntArray
 from gem_rag.errors import GemError
 
@@ -65,13 +65,6 @@ def write_vectors(folder: Path, model: str, rows: Rows) -> VectorFile:
     name = f"vectors-{model[:8]}-{first}-{file_digest(temporary)}.npy"
     publish(temporary, folder / name)
     return VectorFile(name, first, last, len(rows))
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Flush a file to disk, and only then give it its name."""
-    flush_to_disk(temporary)
-    temporary.replace(path)
-    flush_to_disk(path.parent)
 
 
 def remove_unneeded(path: Path) -> None:

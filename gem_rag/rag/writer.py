@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,8 +20,8 @@ from gem_rag.documents.document import Chunk, Document
 from gem_rag.documents.splitting import Splitter
 from gem_rag.model import Gem
 from gem_rag.rag.commit import (
+    chunk_numbers,
     content_digest,
-    open_store,
     passage_digest,
     place_of,
     read_document,
@@ -85,7 +87,7 @@ class Writer:
         folder: The index's folder.
         gem: The model that embeds.
         manifest: Of the commit before, or of a new index.
-        vectors: Of the commit before.
+        store: Of the commit before, with its vectors.
         advance: Told of how many chunks have been embedded.
         embedder: Embeds instead of the model.
         known: Vectors that need not be computed; default those of an interrupted sync.
@@ -102,7 +104,7 @@ class Writer:
         folder: Path,
         gem: Gem,
         manifest: Manifest,
-        vectors: VectorFiles,
+        store: Store,
         advance: Advance | None = None,
         embedder: Embedder | None = None,
         known: KnownVectors | None = None,
@@ -114,10 +116,10 @@ class Writer:
         self._folder = folder
         self._embedder: Embedder = embedder or _Local(gem)
         self._manifest = manifest
-        self._before = vectors
+        self._store = store
+        self._before = store.vectors
         self._advance = advance or (lambda count, label=None: None)
         self._splitter = Splitter(gem.tokenizer, manifest.chunk_tokens)
-        self._store: Store = open_store(folder, manifest, vectors)
         self._documents, self._chunks = manifest.documents, manifest.chunks
         self._waiting: list[Waiting] = []
         self._rows: list[Rows] = []
@@ -210,8 +212,10 @@ class Writer:
     # -- chunks ------------------------------------------------------------------------------
 
     def _number(self, source: str) -> int | None:
-        rows = self._connection.execute("SELECT number FROM documents WHERE source = ?", (source,))
-        return next((number for (number,) in rows), None)
+        number: int | None = self._connection.execute(
+            "SELECT number FROM documents WHERE source = ?", (source,)
+        ).get
+        return number
 
     def _put_chunks(self, document: int, chunks: Sequence[Chunk]) -> None:
         """Make these a document's chunks; those whose passage it had before keep their vectors."""
@@ -235,10 +239,9 @@ class Writer:
             self._embed()
 
     def _add_chunk(self, document: int, chunk: Chunk, digest: bytes) -> None:
-        twins = self._connection.execute(
+        twin = self._connection.execute(
             "SELECT number FROM chunks WHERE passage = ? ORDER BY number LIMIT 1", (digest,)
-        )
-        twin = next((number for (number,) in twins), None)
+        ).get
         self._connection.execute(
             "INSERT INTO chunks (document, start, stop, title, text, passage) "
             "VALUES (?, ?, ?, ?, ?, ?)",
@@ -317,10 +320,8 @@ class Writer:
 
     def _record(self, rows: Rows) -> None:
         file = write_vectors(self._folder, self._manifest.fingerprint, rows)
-        self._new = VectorFiles(
-            self._folder, self._manifest.dim, sorted([*self._new.files, file], key=_first),
-            self._new,
-        )  # fmt: skip
+        files = sorted([*self._new.files, file], key=attrgetter("first"))
+        self._new = VectorFiles(self._folder, self._manifest.dim, files, self._new)
         self._connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", (*file, file.rows))
 
     # -- files -------------------------------------------------------------------------------
@@ -338,14 +339,15 @@ class Writer:
 
     def _tidy_files(self) -> None:
         """Write files that are small, or mostly of removed chunks, anew."""
-        rows = self._connection.execute("SELECT name, first, last, rows, live FROM files")
+        rows = self._connection.execute(
+            "SELECT name, first, last, rows, live FROM files ORDER BY first"
+        )
         live = {VectorFile(*row[:4]): row[4] for row in rows}
-        files = sorted(live, key=_first)
-        vectors = VectorFiles(self._folder, self._manifest.dim, files, self._before)
-        for run in _runs(files, lambda file: file.rows < _FILE):
-            if len(run) > _SMALL_FILES:
-                self._rewrite(run, vectors)
-                live = {file: count for file, count in live.items() if file not in run}
+        vectors = VectorFiles(self._folder, self._manifest.dim, list(live), self._before)
+        for is_small, run in itertools.groupby(list(live), lambda file: file.rows < _FILE):
+            if is_small and len(files := list(run)) > _SMALL_FILES:
+                self._rewrite(files, vectors)
+                live = {file: count for file, count in live.items() if file not in files}
         for file, count in live.items():
             if count < (1 - _DEAD) * file.rows:
                 self._rewrite([file], vectors)
@@ -353,31 +355,9 @@ class Writer:
     def _rewrite(self, files: Sequence[VectorFile], vectors: VectorFiles) -> None:
         """Make one file of these, without the rows of removed chunks."""
         rows = np.concatenate([vectors.rows(file) for file in files])
-        present = self._connection.execute(
-            "SELECT number FROM chunks WHERE number BETWEEN ? AND ?",
-            (files[0].first, files[-1].last),
-        )
-        live = np.isin(rows["chunk"], [number for (number,) in present])
+        present = chunk_numbers(self._connection, files[0].first, files[-1].last)
+        live = np.isin(rows["chunk"], present)
         for file in files:
             self._connection.execute("DELETE FROM files WHERE name = ?", (file.name,))
         if live.any():
             self._record(rows[live])
-
-
-def _first(file: VectorFile) -> int:
-    return file.first
-
-
-def _runs(
-    files: Sequence[VectorFile], belongs: Callable[[VectorFile], bool]
-) -> Iterator[list[VectorFile]]:
-    """Files that follow one another and belong."""
-    run: list[VectorFile] = []
-    for file in files:
-        if belongs(file):
-            run.append(file)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run

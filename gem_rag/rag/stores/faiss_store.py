@@ -17,13 +17,13 @@ from typing import Any
 import faiss
 import numpy as np
 
+from gem_rag._utils.files import publish
 from gem_rag.core.arrays import FloatArray, IntArray
 from gem_rag.rag.stores.store import FindLive, Nearest, Store
 from gem_rag.rag.vector_files import (
     VectorFiles,
     check_digest,
     file_digest,
-    publish,
     remove_unneeded,
 )
 
