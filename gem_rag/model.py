@@ -27,10 +27,10 @@ from gem_rag.core.layout import Row, plan_batches
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.core.truncation import (
     Truncation,
-    group_spans_into_windows,
     prefix_length,
     token_spans,
     truncate_or_split,
+    window_rows,
 )
 from gem_rag.engines.engine import Engine
 from gem_rag.errors import GemError, InputError
@@ -131,18 +131,32 @@ class Gem:
         Raises:
             InputError: A span is empty, outside the document, or longer than `max_length`.
         """
+        return self.embed_chunks_batch([(document, spans)])
+
+    def embed_chunks_batch(
+        self, documents: Sequence[tuple[str, Sequence[tuple[int, int]]]]
+    ) -> FloatArray:
+        """As `embed_chunks`, of many documents together: one vector for each span, in order."""
         prompt = self.config.prompts["document"]
-        encoding = self._tokenizer.encode([prompt + document])[0]
-        ids, head = encoding.ids, prefix_length(encoding, prompt)
-        parts = token_spans(encoding, spans, len(prompt), len(document))
-        windows = group_spans_into_windows(parts, head, len(ids), self.max_length)
-        vectors = np.empty((len(parts), self.dim), dtype=np.float32)
-        for indices, (start, stop) in windows:
-            shift = head - start
-            local = [(parts[i][0] + shift, parts[i][1] + shift) for i in indices]
-            row = Row(ids[:head] + ids[start:stop], tuple(local))
-            vectors[indices] = self._engine.embed([row])
-        check_finite(vectors, [document[start:end] for start, end in spans])
+        encodings = self._tokenizer.encode([prompt + document for document, _ in documents])
+        rows: list[Row] = []
+        places: list[int] = []  # of the rows' vectors, among all spans
+        first = 0
+        for encoding, (document, spans) in zip(encodings, documents, strict=True):
+            parts = token_spans(encoding, spans, len(prompt), len(document))
+            head = prefix_length(encoding, prompt)
+            for indices, row in window_rows(encoding.ids, parts, head, self.max_length):
+                rows.append(row)
+                places += [first + index for index in indices]
+            first += len(spans)
+        vectors = np.empty((first, self.dim), dtype=np.float32)
+        starts = np.cumsum([0, *(len(row.spans) for row in rows)])
+        for batch, embedded in self._embed_batches(rows):
+            found = [place for i in batch for place in places[starts[i] : starts[i + 1]]]
+            vectors[found] = embedded
+        check_finite(
+            vectors, [text[start:end] for text, spans in documents for start, end in spans]
+        )
         return vectors
 
     def embed_tokens(self, token_ids: Sequence[Sequence[int]]) -> FloatArray:

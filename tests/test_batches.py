@@ -289,6 +289,35 @@ def test_right_documents_do_not_count_as_wrong(
         assert all(contrast.false_negatives[row].tolist() == wanted for contrast in contrasts)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_special_tokens_see_a_document_without_its_context(processes: int) -> None:
+    """Which makes two documents equal that were read after different contexts."""
+    documents = [[7, 8, 1, 2], [9, 1, 2], [1, 2, 3], [4, 5]]
+    columns = {"query": texts(4, 20_000), "document": documents, "start": [2, 1, 0, 1]}
+    seen = {(7, 8, 1, 2): (2, 4), (9, 1, 2): (1, 3), (1, 2, 3): (0, 3), (4, 5): (1, 2)}
+    data = [corpus("pairs", columns, kind="pairs")]
+    contrasts = [
+        share[0].contrast for share in all_shares(World(contrastive_only(), data), processes)
+    ]
+    for contrast in contrasts:
+        assert contrast is not None
+        for part in contrast.passes:
+            tokens = part.layout.tokens
+            for row in range(len(part.raw)):
+                is_special = tokens.role[row] == Role.SPECIAL
+                text = tuple(part.layout.ids[row][tokens.role[row] == Role.TEXT].tolist())
+                span = seen.get(text, (0, len(text)))
+                assert {*zip(tokens.start[row][is_special], tokens.stop[row][is_special])} == {span}  # noqa: B905
+    found = gathered(contrasts)[1]
+    equal = {(7, 8, 1, 2), (9, 1, 2)}
+    for row, own in enumerate(contrasts[0].positive.tolist()):
+        wanted = [
+            column != own and {document, found[own]} == equal
+            for column, document in enumerate(found)
+        ]
+        assert contrasts[0].false_negatives[row].tolist() == wanted
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_teachers_vectors_are_in_the_order_of_their_texts(processes: int) -> None:
     """In the order of all processes' queries; the same in each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -277,14 +277,36 @@ def test_neighbouring_chunks_share_a_window(
     assert parts[0][0] >= first
     local = tuple((start - first + head, stop - first + head) for start, stop in parts)
     expected = vectors_of(short_gem, Row(ids[:head] + ids[first : parts[2][1]], local))
-    batches: list[Any] = []
-    embed = short_gem._engine.embed
-    monkeypatch.setattr(
-        short_gem._engine, "embed", lambda rows: batches.append(rows) or embed(rows)
-    )
+    read = spy_on_rows(short_gem, monkeypatch)
     assert close_to(short_gem.embed_chunks(TEXT, [(72, 76), (66, 68), (68, 72)]),
                     expected[[2, 0, 1]])  # fmt: skip
-    assert len(batches) == 1
+    assert len(read) == 1
+
+
+def test_chunks_of_many_documents_are_embedded_in_one_batch(
+    gem: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [(TEXT, [(49, 76), (0, 49)]), (TEXT[:30], [(3, 20)]), ("none", []),
+                 (TEXT[5:], [(0, 20), (8, 30), (30, 40)])]  # fmt: skip
+    expected = np.concatenate([gem.embed_chunks(text, spans) for text, spans in documents])
+    read = spy_on_rows(gem, monkeypatch)
+    assert close_to(gem.embed_chunks_batch(documents), expected)
+    assert sorted(len(row.spans) for row in read) == [1, 2, 3]
+    assert gem.embed_chunks_batch([]).shape == (0, gem.dim)
+
+
+def spy_on_rows(gem: Gem, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+    """The rows that an engine reads from now on."""
+    rows: list[Row] = []
+    embed = gem._engine.embed_batches
+
+    def spy(batches: Iterable[Sequence[Row]]) -> Iterator[Any]:
+        kept = [list(batch) for batch in batches]
+        rows.extend(row for batch in kept for row in batch)
+        return embed(kept)
+
+    monkeypatch.setattr(gem._engine, "embed_batches", spy)
+    return rows
 
 
 @pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (0, 77), (76, 80)])

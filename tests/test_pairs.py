@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from gem_rag.pairs.filters import says_something, without_duplicates
 from gem_rag.pairs.kinds import KINDS
 from gem_rag.pairs.make import held_out_file, make_pairs, refresh_negatives
 from gem_rag.pairs.negatives import mine_negatives
-from gem_rag.pairs.pair import Pair, read_pairs
+from gem_rag.pairs.pair import Pair, read_pairs, write_pairs
 from gem_rag.pairs.passages import Passage, read_passages
 from gem_rag.pairs.searchers import Found, ModelSearcher, bm25, found_again
 from gem_rag.pairs.settings import PairSettings
@@ -77,8 +78,8 @@ def facts(tmp_path: Path) -> Path:
     return folder
 
 
-def passages_of(*paths: Path, tokens: int = 64) -> list[Passage]:
-    return read_passages(paths, FakeGem().tokenizer, tokens)
+def passages_of(*paths: Path, tokens: int = 64, context: int = 0) -> list[Passage]:
+    return read_passages(paths, FakeGem().tokenizer, tokens, context)
 
 
 # -- structure ---------------------------------------------------------------------------------
@@ -102,6 +103,25 @@ def test_a_title_asks_for_the_beginning_of_a_document_without_headings(tmp_path:
     (tmp_path / "memo.txt").write_text("Water in the house\n\n" + FACTS["pump"])
     [pair] = structure_pairs(passages_of(tmp_path))
     assert (pair.kind, pair.query) == ("title", "Water in the house")
+
+
+def test_pairs_know_what_an_index_reads_before_their_text(manual: Path, tmp_path: Path) -> None:
+    passages = passages_of(manual, context=120)
+    chunks = [passage.chunk for passage in passages]
+    assert len(chunks) > 2
+    for number, passage in enumerate(passages):
+        before = "\n\n".join(chunks[:number])
+        assert before.endswith(passage.context)
+        assert passage.context or not number
+    pairs = list(structure_pairs(passages))
+    contexts = {passage.context for passage in passages}
+    assert {pair.context for pair in pairs} <= contexts
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+    alone = [dataclasses.replace(pair, context="") for pair in pairs]
+    write_pairs(tmp_path / "pairs.jsonl", alone)
+    assert "context" not in (tmp_path / "pairs.jsonl").read_text()
+    assert read_pairs(tmp_path / "pairs.jsonl") == alone
 
 
 def test_nothing_to_read_is_an_error_that_names_the_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import gem_rag
 from gem_rag import Document, Index, InputError
 from gem_rag.rag import writer
 from gem_rag.rag.ray_embedding import RayEmbedder
+from gem_rag.rag.reading import Reading, embed_readings
 
 pytestmark = pytest.mark.slow
 TEXTS = [f"A pump of size {n} moves water to floor {n % 9}." for n in range(120)]
@@ -94,11 +95,11 @@ def test_shards_are_kept_when_a_later_one_fails(
         def __init__(self, gem: FakeGem, most: int) -> None:
             self.gem, self.left = gem, most
 
-        def embed_documents(self, texts: list[str]) -> object:
+        def embed(self, readings: list[Reading]) -> object:
             self.left -= 1
             if self.left < 0:
                 raise gem_rag.GemError("the cluster is gone")
-            return self.gem.embed_documents(texts)
+            return embed_readings(self.gem, readings)
 
     gem = FakeGem()
     documents = [Document(f"{n:03}", text) for n, text in enumerate(TEXTS)]

@@ -25,9 +25,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gem_rag.core.tokenizer import SafeTokenizer
+from gem_rag.core.truncation import prefix_length
 from gem_rag.errors import InputError
 from gem_rag.training.batches import StepDataset, rows_drawn
-from gem_rag.training.corpus import Corpus, HeldOut, load_corpus
+from gem_rag.training.corpus import Corpus, HeldOut, _RowTokenizer, load_corpus
 from gem_rag.training.data import add_teacher, load_data
 from gem_rag.training.recipe import COLUMNS, Recipe, Source, from_state
 from gem_rag.training.sources import read_source
@@ -269,6 +270,58 @@ def test_too_few_negatives_are_named_by_their_row(
         f"data 'mine', row {row} of {path}: it has {count} negatives that are texts, and 2 are "
         "asked for"
     )
+
+
+@pytest.mark.parametrize("encoder", [PLAIN, BOS], ids=["plain", "bos"])
+@pytest.mark.parametrize("prompt", ["", "passage: "])
+def test_a_document_is_read_after_its_context(
+    encoder: SafeTokenizer, prompt: str, jsonl: Any
+) -> None:
+    """As in an index: prompt, context, an empty line, and the document, whose start is noted."""
+    rows = [
+        {"query": "q", "document": "the lamp", "context": "a pump\n\na door"},
+        {"query": "q", "document": "the lamp", "context": ""},
+        {"query": "q", "document": "the lamp", "context": None},
+    ]
+    corpus = loaded(
+        jsonl(rows), {"kind": "pairs"}, encoder, prompts={"query": "", "document": prompt}
+    )
+    in_context, *alone = [list(ids) for ids in corpus.rows["document"]]
+    starts = corpus.rows["start"]
+    assert in_context == encoder.encode([f"{prompt}a pump\n\na door\n\nthe lamp"])[0].ids
+    assert encoder.decode(in_context[starts[0] :]).strip() == "the lamp"
+    assert alone == [encoder.encode([f"{prompt}the lamp"])[0].ids] * 2
+    assert starts[1:] == [0, 0]
+
+
+@given(
+    before=st.text("ab ", max_size=40), own=st.text("xy", min_size=1, max_size=30),
+    most=st.integers(12, 40),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_contexts_are_as_long_as_there_is_room(before: str, own: str, most: int) -> None:
+    """What is nearest to the document stays; of a document that is too long, its beginning."""
+    prompt = "p: "
+    tokenize = _RowTokenizer("mine", Source(), BOS, [1])
+    columns = tokenize.after_contexts([own], [before], most, prompt)
+    [ids], [start] = columns["document"], columns["start"]
+    shift = prompt + (f"{before}\n\n" if before else "")
+    encoding = BOS.encode([shift + own])[0]
+    own_ids = [
+        token
+        for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        if end > len(shift)
+    ]
+    head = prefix_length(encoding, prompt)
+    room = most - head
+    assert len(ids) <= most
+    assert list(ids[:head]) == encoding.ids[:head]
+    assert tokenize.truncated == [int(len(own_ids) > room)]
+    assert list(ids[head:]) == encoding.ids[head:][-max(room, len(own_ids)) :][:room]
+    if before:
+        assert list(ids[start:]) == own_ids[:room]
+    else:
+        assert start == 0
 
 
 @pytest.mark.parametrize("negatives", [["a"], 5, [5], None], ids=str)

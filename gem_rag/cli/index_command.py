@@ -43,6 +43,14 @@ def index(
     chunk_tokens: Annotated[
         int | None, typer.Option(help="Most tokens in a chunk of a new index.")
     ] = None,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Embed chunks of a new index after those before them, up to so many tokens "
+            "together; default 0, each by itself.",
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(help="Read only files that this matches, as in .gitignore; may be repeated."),
@@ -87,7 +95,13 @@ def index(
             print_result({"chunks": chunks}, as_json, f"re-embedded {chunks} chunks")
             return
     else:
-        document_index = Index.open(index, gem, store, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
+        document_index = Index.open(
+            index,
+            gem,
+            store,  # type: ignore[arg-type]
+            chunk_tokens=chunk_tokens,
+            context_tokens=context_tokens,
+        )
     choice: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
     if ray_workers:
         require_extra("ray", "ray")

@@ -38,6 +38,9 @@ def make_pairs(
         int | None, typer.Option(min=1, help="The most questions altogether.")
     ] = None,
     passage_tokens: Annotated[int | None, typer.Option(help="Most tokens in a passage.")] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a passage and those read before it; 0 alone.")
+    ] = None,
     round_trip: Annotated[
         int | None, typer.Option(help="A question must find its passage among so many.")
     ] = None,
@@ -62,6 +65,7 @@ def make_pairs(
         "kinds": None if kinds is None else tuple(kind.strip() for kind in kinds.split(",")),
         "max_questions": max_questions,
         "passage_tokens": passage_tokens,
+        "context_tokens": context_tokens,
         "round_trip": round_trip,
         "search": search,
         "negatives": negatives,

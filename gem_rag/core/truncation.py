@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from gem_rag.core.layout import Row
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
     import tokenizers
 
 Truncation = Literal["truncate", "windows", "error"]
+BETWEEN = "\n\n"  # passages that are read one after another
 
 
 def prefix_length(encoding: tokenizers.Encoding, prompt: str) -> int:
@@ -95,6 +97,30 @@ def token_spans(
             )
         token_ranges.append((0 if start == 0 else int(inside[0]), int(inside[-1]) + 1))
     return token_ranges
+
+
+def window_rows(
+    ids: list[int], spans: Sequence[tuple[int, int]], prefix: int, max_length: int
+) -> Iterator[tuple[list[int], Row]]:
+    """Rows that read spans of a text, each after as much of the text as fits one row.
+
+    Args:
+        ids: The text.
+        spans: [start, stop) tokens.
+        prefix: How many of the first tokens precede every row.
+        max_length: The most tokens in a row.
+
+    Yields:
+        Indices of spans, and the row whose special tokens see them.
+
+    Raises:
+        InputError: As `group_spans_into_windows`.
+    """
+    windows = group_spans_into_windows(spans, prefix, len(ids), max_length)
+    for indices, (start, stop) in windows:
+        shift = prefix - start
+        own = tuple((spans[i][0] + shift, spans[i][1] + shift) for i in indices)
+        yield indices, Row(ids[:prefix] + ids[start:stop], own)
 
 
 def group_spans_into_windows(

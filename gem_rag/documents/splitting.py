@@ -82,10 +82,10 @@ class Splitter:
 
     def _split_part(self, part: _Part) -> Iterator[Chunk]:
         """Chunks of one section, the heading together with the first piece of its body."""
-        heading_tokens = self._count(part.document.text[part.start : part.body])
+        heading_tokens = self.count_tokens(part.document.text[part.start : part.body])
         if heading_tokens > self._size // 2:  # a paragraph that is marked as a heading
             part, heading_tokens = part._replace(body=part.start), 0
-        room = self._size - self._added - self._count(part.title) - 1 - heading_tokens
+        room = self._size - self._added - self.count_tokens(part.title) - 1 - heading_tokens
         start = part.start
         for piece_start, piece_stop in self._pieces(part, max(_CAPACITY_STEP, room)):
             first = start if start < part.body else piece_start
@@ -111,7 +111,7 @@ class Splitter:
         if not part.has_headings and text.startswith(title):
             title = ""  # the first line of a text without headings
         chunk = Chunk(part.document.source, title, start, start + len(text), text)
-        if self._added + self._count(chunk.passage) <= self._size or len(text) == 1:
+        if self._added + self.count_tokens(chunk.passage) <= self._size or len(text) == 1:
             yield chunk
             return
         middle = start + _middle(text)
@@ -126,7 +126,7 @@ class Splitter:
         names = (" ".join(name.split()) for name in (document_title, *section.path))
         parts = list(dict.fromkeys(filter(None, names)))
         limit = self._size // _TITLE_SHARE
-        while len(parts) > 1 and self._count(TITLE_SEPARATOR.join(parts)) > limit:
+        while len(parts) > 1 and self.count_tokens(TITLE_SEPARATOR.join(parts)) > limit:
             parts.pop(0)
         return self._shorten(TITLE_SEPARATOR.join(parts), limit)
 
@@ -136,7 +136,7 @@ class Splitter:
             if table.body <= start < table.stop:
                 header = part.document.text[table.start : table.body].strip()
                 title = f"{part.title}\n{header}" if part.title else header
-                return title if self._count(title) <= self._size // 2 else part.title
+                return title if self.count_tokens(title) <= self._size // 2 else part.title
         return part.title
 
     def _shorten(self, text: str, limit: int) -> str:
@@ -145,14 +145,14 @@ class Splitter:
         if len(encoding.ids) <= limit:
             return text
         end = encoding.offsets[limit - 1][0]
-        while end and self._count(text[:end]) > limit:  # a character may be several tokens
+        while end and self.count_tokens(text[:end]) > limit:  # a character may be several tokens
             end -= 1
         words, _, _ = text[:end].rpartition(" ")
         return (words if len(words) > end // 2 else text[:end]).rstrip()
 
     # -- tokens ------------------------------------------------------------------------------
 
-    def _count(self, text: str) -> int:
+    def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _make_splitter(self, markdown: bool, capacity: int) -> Any:

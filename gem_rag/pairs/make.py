@@ -86,8 +86,11 @@ def make_pairs(
         raise InputError(f"{out} exists already: choose another name, or remove it")
     with load(model) as gem:
         run = _Run(gem, settings, progress)
-        passages = read_passages([Path(p).expanduser() for p in paths], gem.tokenizer,
-                                 min(settings.passage_tokens, gem.max_length))  # fmt: skip
+        passages = read_passages(
+            [Path(p).expanduser() for p in paths], gem.tokenizer,
+            min(settings.passage_tokens, gem.max_length),
+            min(settings.context_tokens, gem.max_length),
+        )  # fmt: skip
         to_measure = [p for p in passages if is_held_out(p, settings.held_out)]
         to_train = [p for p in passages if not is_held_out(p, settings.held_out)]
         notice(f"{len(passages)} passages, {len(to_measure)} of them held out")

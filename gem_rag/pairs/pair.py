@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gem_rag._utils.files import write_atomically
 from gem_rag.errors import InputError
@@ -22,6 +23,7 @@ class Pair:
         source: Name of the document that the text is of.
         section: Name of its section.
         negatives: Texts that look right and are not.
+        context: What precedes the text in its document, for models that read chunks in context.
     """
 
     query: str
@@ -30,11 +32,16 @@ class Pair:
     source: str
     section: str
     negatives: tuple[str, ...] = ()
+    context: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The columns of its line; without a context where there is none."""
+        return {name: value for name, value in vars(self).items() if name != "context" or value}
 
 
 def write_pairs(file: Path, pairs: Iterable[Pair]) -> None:
     """Write pairs as JSON lines, all or none."""
-    lines = (json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs)
+    lines = (json.dumps(pair.row(), ensure_ascii=False) + "\n" for pair in pairs)
     write_atomically(file, "".join(lines))
 
 

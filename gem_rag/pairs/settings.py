@@ -24,6 +24,8 @@ class PairSettings:
         kinds: Their kinds, by turns.
         max_questions: The most questions altogether, of passages drawn at random; None for all.
         passage_tokens: The most tokens of a passage.
+        context_tokens: The most tokens that a passage is read with, itself and those before it, as
+            in an index with this setting; 0 for passages by themselves.
         round_trip: A question stays if its passage is among the first so many found for it.
         search: What finds passages, for the round trip and for negatives: "bm25", "model" (the
             model's own embeddings), "both" (either is enough), or "auto": both if the model is
@@ -47,6 +49,7 @@ class PairSettings:
     kinds: tuple[str, ...] = tuple(KINDS)
     max_questions: int | None = None
     passage_tokens: int = 192
+    context_tokens: int = 0
     round_trip: int = 10
     search: Search = "auto"
     negatives: int = 4
@@ -62,6 +65,8 @@ class PairSettings:
         _check_range("questions", self.questions, 0, MAX_QUESTIONS)
         _check_range("negatives", self.negatives, 0, MAX_NEGATIVES)
         _check_range("passage_tokens", self.passage_tokens, 32, 2**20)
+        if self.context_tokens:
+            _check_range("context_tokens", self.context_tokens, self.passage_tokens, 2**20)
         _check_range("round_trip", self.round_trip, 1, 2**20)
         _check_range("first_rank", self.first_rank, 1, self.last_rank)
         _check_range("batch", self.batch, 1, 2**20)

@@ -63,4 +63,6 @@ def _plain(heading: str) -> str:
 
 
 def _pair(passage: Passage, query: str, document: str, kind: str) -> Pair:
-    return Pair(query, document.strip(), kind, passage.source, passage.section)
+    return Pair(
+        query, document.strip(), kind, passage.source, passage.section, context=passage.context
+    )

@@ -92,7 +92,14 @@ def write_questions(
                 notice(f"{len(jobs)} questions, about {max(1, round(seconds / 60))} min")
     read = ((job, read_question(text)) for job, text in zip(jobs, answers, strict=True))
     return [
-        Pair(question, job.passage.chunk, job.kind, job.passage.source, job.passage.section)
+        Pair(
+            question,
+            job.passage.chunk,
+            job.kind,
+            job.passage.source,
+            job.passage.section,
+            context=job.passage.context,
+        )
         for job, question in read
         if question
     ]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 import apsw
@@ -143,17 +140,28 @@ class _Repairer(Writer):
 
     def _write_words_again(self) -> None:
         empty_words(self._connection)
-        for number, _, passage in self._passages(0, sys.maxsize):
-            self._connection.execute(
-                "INSERT INTO words (rowid, passage) VALUES (?, ?)",
-                (number, separate_words(passage)),
-            )
+        documents = self._connection.execute("SELECT number FROM documents ORDER BY number")
+        for (document,) in list(documents):
+            for number, _, chunk in self._read_chunks(document):
+                self._connection.execute(
+                    "INSERT INTO words (rowid, passage) VALUES (?, ?)",
+                    (number, separate_words(chunk.passage)),
+                )
 
     def _embed_again(self, file: VectorFile) -> None:
         """Put another file in a file's place."""
         self._connection.execute("DELETE FROM files WHERE name = ?", (file.name,))
-        for number, digest, passage in self._passages(file.first, file.last):
-            self._waiting.append(Waiting(number, digest, passage, None))
+        chunks = self._connection.execute(
+            "SELECT DISTINCT document FROM chunks WHERE number BETWEEN ? AND ?",
+            (file.first, file.last),
+        )
+        for (document,) in list(chunks):
+            rows = list(self._read_chunks(document))
+            for (number, digest, _), reading in zip(
+                rows, self._read([chunk for _, _, chunk in rows]), strict=True
+            ):
+                if file.first <= number <= file.last:
+                    self._waiting.append(Waiting(number, digest, reading, None))
         self._embed()
         self._seal()
 
@@ -165,13 +173,12 @@ class _Repairer(Writer):
             live = np.isin(chunks, there)
             self._store.add(chunks[live], vectors[live])
 
-    def _passages(self, first: int, last: int) -> Iterator[tuple[int, bytes, str]]:
-        """(number, digest, passage) of the chunks from one number to another."""
+    def _read_chunks(self, document: int) -> Iterator[tuple[int, bytes, Chunk]]:
+        """(number, digest, chunk) of a document's chunks, in order."""
         rows = self._connection.execute(
-            "SELECT document, number, start, stop, title, passage FROM chunks "
-            "WHERE number BETWEEN ? AND ? ORDER BY number", (first, last),
+            "SELECT number, passage, title, start, stop FROM chunks WHERE document = ? "
+            "ORDER BY start", (document,),
         )  # fmt: skip
-        for document, chunks in itertools.groupby(list(rows), itemgetter(0)):
-            text = read_document(self._connection, document).text
-            for _, number, start, stop, title, digest in chunks:
-                yield number, digest, Chunk("", title, start, stop, text[start:stop]).passage
+        text = read_document(self._connection, document).text
+        for number, digest, title, start, stop in list(rows):
+            yield number, digest, Chunk("", title, start, stop, text[start:stop])

@@ -63,6 +63,7 @@ class Index:
         store: StoreName | None = None,
         *,
         chunk_tokens: int | None = None,
+        context_tokens: int | None = None,
         create: bool = True,
     ) -> Index:
         """Open an index, or create an empty one.
@@ -73,6 +74,9 @@ class Index:
             store: "faiss" (default) or "chroma"; for an existing index, what it was made with.
             chunk_tokens: The most tokens in a chunk, its title included; default 256, or the most
                 that the model reads.
+            context_tokens: A chunk's vector is made after reading those before it in its document,
+                up to so many tokens together, in one pass for all of them; default 0, each chunk
+                by itself. For models that were trained to (`context` of pairs).
             create: Whether a missing index is created (on disk at the first sync).
 
         Returns:
@@ -83,14 +87,16 @@ class Index:
             GemError: The index was made with another model, or is damaged.
         """
         folder = Path(folder).expanduser().absolute()
-        _check_settings(gem, store, chunk_tokens)
+        _check_settings(gem, store, chunk_tokens, context_tokens)
         manifest = Manifest.read(folder) if create else Manifest.read_existing(folder)
         if manifest is None:
             tokens = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
             manifest = Manifest(
-                gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens, dtype=gem.dtype
-            )
-        for name, value in (("store", store), ("chunk_tokens", chunk_tokens)):
+                gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens,
+                dtype=gem.dtype, context_tokens=context_tokens or 0,
+            )  # fmt: skip
+        given = {"store": store, "chunk_tokens": chunk_tokens, "context_tokens": context_tokens}
+        for name, value in given.items():
             if value not in (None, getattr(manifest, name)):
                 raise InputError(
                     f"the index in {folder} was made with {name}={getattr(manifest, name)}, not "
@@ -141,6 +147,7 @@ class Index:
             generation=old.generation,
             roots=old.roots,
             dtype=gem.dtype,
+            context_tokens=min(old.context_tokens, gem.max_length),
         )
         storage = Storage(folder, blank, gem)
         with progress_bar("Embedding", old.chunks, progress) as advance:
@@ -375,11 +382,19 @@ def _is_named(source: str, file: str, name: str) -> bool:
     return name in (source, file) or file.startswith(f"{name}/")
 
 
-def _check_settings(gem: Gem, store: str | None, chunk_tokens: int | None) -> None:
+def _check_settings(
+    gem: Gem, store: str | None, chunk_tokens: int | None, context_tokens: int | None
+) -> None:
     if store is not None and store not in get_args(StoreName):
         raise InputError(f"there is no store {store!r}: use {' or '.join(get_args(StoreName))}")
     if chunk_tokens is not None and not 16 <= chunk_tokens <= gem.max_length:
         raise InputError(
             f"chunk_tokens must be from 16 to {gem.max_length}, what the model reads at once; "
             f"not {chunk_tokens}"
+        )
+    least = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
+    if context_tokens and not least < context_tokens <= gem.max_length:
+        raise InputError(
+            f"context_tokens must be 0, or more than chunk_tokens ({least}) and at most "
+            f"{gem.max_length}, what the model reads at once; not {context_tokens}"
         )

@@ -30,6 +30,8 @@ class Manifest:
         dim: Length of a vector.
         store: "faiss" or "chroma".
         chunk_tokens: The most tokens in a chunk.
+        context_tokens: The most tokens that chunks of a document are read in together; 0 if each
+            is read by itself.
         generation: Number of the commit, from 1.
         documents: How many.
         chunks: How many.
@@ -53,6 +55,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     dtype: str = ""
+    context_tokens: int = 0
     metric: str = "cosine"
     format_version: int = FORMAT_VERSION
 

@@ -14,6 +14,7 @@ import ray.data
 
 from gem_rag.core.arrays import FloatArray
 from gem_rag.errors import GemError, InputError
+from gem_rag.rag.reading import Reading, embed_readings
 
 if TYPE_CHECKING:
     from gem_rag.model import Gem
@@ -54,13 +55,13 @@ class RayEmbedder:
         self._gpus = gpus
         self._batch = batch
 
-    def embed_documents(self, texts: Sequence[str]) -> FloatArray:
-        """Unit vectors of texts, float32 [n, dim].
+    def embed(self, readings: Sequence[Reading]) -> FloatArray:
+        """Unit vectors of readings' passages, float32 [n, dim].
 
         Raises:
             GemError: The workers load other weights than the index's, or embedding failed.
         """
-        rows = [{"place": place, "text": text} for place, text in enumerate(texts)]
+        rows = [{"place": place, **one._asdict()} for place, one in enumerate(readings)]
         found = ray.data.from_items(rows).map_batches(
             _Worker,
             fn_constructor_args=(self._gem.name, self._gem.fingerprint, self._gem.dtype),
@@ -68,7 +69,7 @@ class RayEmbedder:
             compute=ray.data.ActorPoolStrategy(size=self._workers),
             num_gpus=self._gpus or None,
         )
-        vectors = np.full((len(texts), self._gem.dim), np.nan, dtype=np.float32)
+        vectors = np.full((len(readings), self._gem.dim), np.nan, dtype=np.float32)
         try:
             for batch in found.iter_batches(batch_format="numpy"):
                 own: Any = batch
@@ -95,4 +96,5 @@ class _Worker:
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"place": batch["place"], "vector": self._gem.embed_documents(list(batch["text"]))}
+        readings = map(Reading, batch["text"], map(int, batch["start"]))
+        return {"place": batch["place"], "vector": embed_readings(self._gem, list(readings))}

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,7 +23,6 @@ from gem_rag.model import Gem
 from gem_rag.rag.commit import (
     chunk_numbers,
     content_digest,
-    passage_digest,
     place_of,
     read_document,
     text_digest,
@@ -30,6 +30,7 @@ from gem_rag.rag.commit import (
 )
 from gem_rag.rag.database import empty_words
 from gem_rag.rag.manifest import Manifest
+from gem_rag.rag.reading import Reading, embed_readings, make_readings
 from gem_rag.rag.stores.store import Store
 from gem_rag.rag.vector_files import (
     KnownVectors,
@@ -56,7 +57,7 @@ class Embedder(Protocol):
 
     shard: int
 
-    def embed_documents(self, texts: Sequence[str]) -> FloatArray: ...
+    def embed(self, readings: Sequence[Reading]) -> FloatArray: ...
 
 
 class _Local:
@@ -64,15 +65,15 @@ class _Local:
 
     def __init__(self, gem: Gem) -> None:
         self.shard = _BATCH
-        self.embed_documents = gem.embed_documents
+        self.embed = partial(embed_readings, gem)
 
 
 class Waiting(NamedTuple):
-    """A chunk that needs a vector; its twin, of the same passage, has one or waits too."""
+    """A chunk that needs a vector; its twin, read likewise, has one or waits too."""
 
     number: int
     digest: bytes
-    passage: str
+    reading: Reading
     twin: int | None
 
 
@@ -218,27 +219,33 @@ class Writer:
         return number
 
     def _put_chunks(self, document: int, chunks: Sequence[Chunk]) -> None:
-        """Make these a document's chunks; those whose passage it had before keep their vectors."""
+        """Make these a document's chunks; those that it had before, read likewise, keep their
+        vectors."""
         before: dict[bytes, list[int]] = defaultdict(list)
         rows = self._connection.execute(
             "SELECT passage, number FROM chunks WHERE document = ? ORDER BY start DESC", (document,)
         )
         for digest, number in rows:
             before[digest].append(number)
-        for chunk in chunks:
-            digest = passage_digest(chunk.passage)
-            if kept := before[digest]:
+        for chunk, reading in zip(chunks, self._read(chunks), strict=True):
+            if kept := before[reading.digest]:
                 self._connection.execute(
                     "UPDATE chunks SET (start, stop, title, text) = (?, ?, ?, ?) WHERE number = ?",
                     (chunk.start, chunk.stop, chunk.title, text_digest(chunk.text), kept.pop()),
                 )
             else:
-                self._add_chunk(document, chunk, digest)
+                self._add_chunk(document, chunk, reading)
         self._remove_chunks([number for numbers in before.values() for number in numbers])
         if len(self._waiting) >= self._embedder.shard:
             self._embed()
 
-    def _add_chunk(self, document: int, chunk: Chunk, digest: bytes) -> None:
+    def _read(self, chunks: Sequence[Chunk]) -> list[Reading]:
+        """What is read to embed all of a document's chunks."""
+        passages = [chunk.passage for chunk in chunks]
+        return make_readings(passages, self._splitter.count_tokens, self._manifest.context_tokens)
+
+    def _add_chunk(self, document: int, chunk: Chunk, reading: Reading) -> None:
+        digest = reading.digest
         twin = self._connection.execute(
             "SELECT number FROM chunks WHERE passage = ? ORDER BY number LIMIT 1", (digest,)
         ).get
@@ -252,7 +259,7 @@ class Writer:
             "INSERT INTO words (rowid, passage) VALUES (?, ?)",
             (number, separate_words(chunk.passage)),
         )
-        self._waiting.append(Waiting(number, digest, chunk.passage, twin))
+        self._waiting.append(Waiting(number, digest, reading, twin))
         self._chunks += 1
 
     def _remove_chunks(self, numbers: Sequence[int]) -> None:
@@ -279,7 +286,7 @@ class Writer:
                 first.setdefault(one.digest, place)
         new = list(first.values())
         if new:
-            computed = self._embedder.embed_documents([waiting[place].passage for place in new])
+            computed = self._embedder.embed([waiting[place].reading for place in new])
             known |= dict(zip(new, computed, strict=True))
             self.embedded += len(new)
         for place, one in enumerate(waiting):

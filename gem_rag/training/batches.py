@@ -191,10 +191,8 @@ class StepDataset(Dataset[Batch]):
             examples = [example._replace(negatives=()) for example in examples]
         examples.sort(key=lambda example: -len(example.document))
         shares = [examples[rank :: self.processes] for rank in range(self.processes)]
-        passes, order = self._build_passes(
-            [[Row.whole(ids) for ids in _texts(share)] for share in shares], labeled=False
-        )
-        documents = [tuple(ids) for share in shares for ids in _texts(share)[len(share) :]]
+        passes, order = self._build_passes([_rows(share) for share in shares], labeled=False)
+        documents = [_seen(row) for share in shares for row in _rows(share)[len(share) :]]
         num_queries, width = len(shares[0]), len(documents) // self.processes
         positive = np.concatenate(
             [rank * width + np.arange(num_queries) for rank in range(self.processes)]
@@ -214,7 +212,9 @@ class StepDataset(Dataset[Batch]):
         if "query" in data:
             vectors = (data.get("query_vector"), data.get("document_vector"))
             negatives, source = data.get("negatives", ()), data.get("source")
-            return _Example(data["query"], data["document"], negatives, vectors, source)
+            return _Example(
+                data["query"], data["document"], negatives, vectors, source, data.get("start", 0)
+            )
         assert self.recipe.contrastive is not None
         text, vector = data["text"], data.get("vector")
         positive = rows.drop_tokens(text, self._rng(step, index), self.recipe.contrastive.drop)
@@ -264,15 +264,27 @@ class _Example(NamedTuple):
     negatives: Sequence[Sequence[int]]
     vectors: tuple[Sequence[float] | None, Sequence[float] | None]
     source: str | None = None
+    start: int = 0  # of the document, after its context
+
+    @property
+    def document_row(self) -> Row:
+        """The document's special tokens see it alone."""
+        return Row(self.document, ((self.start, len(self.document)),))
 
 
-def _texts(share: Sequence[_Example]) -> list[Sequence[int]]:
+def _rows(share: Sequence[_Example]) -> list[Row]:
     """A process's queries, then their documents, then negatives."""
     return [
-        *(example.query for example in share),
-        *(example.document for example in share),
-        *(negative for example in share for negative in example.negatives),
+        *(Row.whole(example.query) for example in share),
+        *(example.document_row for example in share),
+        *(Row.whole(negative) for example in share for negative in example.negatives),
     ]
+
+
+def _seen(row: Row) -> tuple[int, ...]:
+    """What a row's special tokens see."""
+    [(start, stop)] = row.spans
+    return tuple(row.text[start:stop])
 
 
 class _Sampler:
@@ -348,7 +360,7 @@ def _find_false_negatives(
         columns.setdefault(document, []).append(column)
     answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for example in queries:
-        answers.setdefault(tuple(example.query), set()).add(tuple(example.document))
+        answers.setdefault(tuple(example.query), set()).add(_seen(example.document_row))
     false_negatives = np.zeros((len(queries), len(documents)), dtype=bool)
     for row, example in enumerate(queries):
         relevant = answers[tuple(example.query)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from gem_rag.core.arrays import IntArray
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.core.truncation import truncate_or_split
+from gem_rag.core.truncation import BETWEEN, prefix_length, token_spans, truncate_or_split
 from gem_rag.errors import InputError
 from gem_rag.training.recipe import COLUMNS, TEACHER_COLUMNS, Evaluation, Kind, Recipe, Source
 from gem_rag.training.sources import map_rows, read_source
@@ -28,7 +28,8 @@ class Corpus:
         name: Its name in the recipe.
         source: Its settings in the recipe.
         rows: Token ids under "text" and "suffix" (text, summary, prompt) or "query", "document" and
-            "negatives" (pairs); vectors if the source has some; "row", the number in the source.
+            "negatives" (pairs), and "start", the first token of a document after its context;
+            vectors if the source has some; "row", the number in the source.
         held_out: Rows kept for measuring, as texts.
         num_truncated: How many rows were longer than the maximum.
     """
@@ -148,12 +149,18 @@ def _tokenize_rows(
     if source.kind == "pairs":
         query_length = recipe.query_length or max_length
         columns["query"] = tokenize(batch["query"], query_length, recipe.prompts["query"])
-        columns["document"] = tokenize(batch["document"], max_length, recipe.prompts["document"])
+        prompt = recipe.prompts["document"]
+        if "context" in batch:
+            columns |= tokenize.after_contexts(
+                batch["document"], batch["context"], max_length, prompt
+            )
+        else:
+            columns["document"] = tokenize(batch["document"], max_length, prompt)
         if recipe.contrastive and recipe.contrastive.mask_same_source:
             columns["source"] = _sources(batch, name, source)
         if source.negatives:
             texts = [text for row in batch["negatives"] for text in row]
-            ids = tokenize(texts, max_length, recipe.prompts["document"])
+            ids = tokenize(texts, max_length, prompt)
             starts = range(0, len(ids), source.negatives)
             columns["negatives"] = [ids[i : i + source.negatives] for i in starts]
     elif source.kind == "text":
@@ -207,6 +214,29 @@ class _RowTokenizer:
         """Tokenize texts that follow others: nothing is added around them."""
         ids = [self.tokenizer.encode_continuation(text) for text in texts]
         return self._truncate(ids, max_length)
+
+    def after_contexts(
+        self,
+        texts: Sequence[str],
+        contexts: Sequence[str | None],
+        max_length: int,
+        prompt: str,
+    ) -> Mapping[str, Sequence[Any]]:
+        """Columns "document", texts with as much of their contexts as fits before them, and
+        "start", the first token of the text itself."""
+        ids, starts = [], []
+        before = [f"{context}{BETWEEN}" if context else "" for context in contexts]
+        encodings = self.tokenizer.encode(
+            [prompt + b + text for b, text in zip(before, texts, strict=True)]
+        )
+        for encoding, b, text in zip(encodings, before, texts, strict=True):
+            span = (len(b), len(b) + len(text))
+            [(start, stop)] = token_spans(encoding, [span], len(prompt), span[1])
+            head = prefix_length(encoding, prompt)
+            first = min(max(head, stop - (max_length - head)), max(start, head))
+            ids.append(encoding.ids[:head] + encoding.ids[first:stop])
+            starts.append(start - first + head if start else 0)
+        return {"document": self._truncate(ids, max_length), "start": starts}
 
     def split_into_windows(
         self, texts: Sequence[str], max_length: int

@@ -56,6 +56,7 @@ class PairMaker:
                 settings,
                 negatives=source.negatives,
                 passage_tokens=min(settings.passage_tokens, recipe.max_length),
+                context_tokens=min(settings.context_tokens, recipe.max_length),
                 held_out=recipe.evaluation.held_out,
                 seed=recipe.seed,
             )

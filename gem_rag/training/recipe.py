@@ -45,7 +45,10 @@ _YamlLoader.add_implicit_resolver(
 # The columns that each kind of source must have, and those it may have.
 COLUMNS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ("vector",)),
-    "pairs": (("query", "document"), ("negatives", "source", "query_vector", "document_vector")),
+    "pairs": (
+        ("query", "document"),
+        ("context", "negatives", "source", "query_vector", "document_vector"),
+    ),
     "documents": ((), ()),  # pairs are made of them first
     "summary": (("text", "summary"), ()),
     "prompt": (("prompt", "answer"), ()),
@@ -83,7 +86,8 @@ class Source(_Part):
         path: A JSONL or Parquet file, a folder of documents, or a data set's name on the hub;
             `--data` sets it.
         kind: "text" (next-token rows; contrast by token dropout), "pairs" (contrast; negatives are
-            the batch's other documents and `negatives` hard ones for each row), "documents" (a
+            the batch's other documents and `negatives` hard ones for each row; a document is read
+            after its `context`, and its special tokens see it alone), "documents" (a
             folder that pairs are made of first), "summary" (text, special tokens, summary) or
             "prompt" (prompt, special tokens, answer).
         columns: The file's names of the columns that the kind needs, where they differ.

@@ -1,0 +1,167 @@
+"""Vectors of chunks by themselves, and after reading what precedes them in their document.
+
+    python benchmarks/chunk_context.py --train FOLDER --manual NAME=FOLDER
+        [--model gem-tiny] [--steps 150] [--count 500]
+
+A model goes on training on a folder's headings and first sentences twice, for as many steps on the
+same pairs: with the texts by themselves, and with each read after those before it (`context` of
+pairs), where its special tokens see the text alone. Then every model embeds the chunks of manuals
+that it has not seen in both ways. A sentence that was taken out of a chunk must find the chunk. One
+line is recorded for each manual, model and way: mean reciprocal rank with 95 % confidence interval
+(bootstrap over sentences), its difference from the same model with chunks by themselves, and
+the time of embedding over that of the chunks by themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from measuring import record
+
+import gem_rag
+from gem_rag import Document, Gem
+from gem_rag.documents.document import Chunk
+from gem_rag.documents.readers import read_paths
+from gem_rag.documents.splitting import Splitter
+from gem_rag.evaluation.known_item import reciprocal_ranks
+from gem_rag.evaluation.significance import interval, paired
+from gem_rag.rag.reading import embed_readings, make_readings
+from gem_rag.training.recipe import read_recipe
+from gem_rag.training.run import train
+
+_SENTENCE = re.compile(r"(?<=[.!?]\s)[A-Z][^.!?\n|]{40,200}[.!?](?=\s)")
+
+
+def main(
+    train_on: Annotated[Path, typer.Option("--train", help="documents to train on")],
+    manual: Annotated[list[str], typer.Option(help="NAME=FOLDER of documents to measure on")],
+    model: str = "gem-tiny",
+    steps: int = 150,
+    batch: int = 48,
+    count: Annotated[int, typer.Option(help="sentences of each manual")] = 500,
+    chunk_tokens: int = 128,
+    context_tokens: int = 384,
+    work: Path = Path("build/chunk-context"),
+) -> None:
+    """Train, and measure every model in both ways."""
+    trained = {
+        name: _train(model, train_on, own, chunk_tokens, steps, batch, work / name)
+        for name, own in (("chunks alone", 0), ("chunks in context", context_tokens))
+    }
+    for named in manual:
+        name, _, folder = named.partition("=")
+        documents = [d for d in read_paths([Path(folder)], Path(folder)) if isinstance(d, Document)]
+        for training, folder_or_name in {"none": model, **trained}.items():
+            with gem_rag.load(folder_or_name) as gem:
+                gem.max_length = max(gem.max_length, context_tokens)  # all read as much
+                task = _Task.draw(gem, documents, chunk_tokens, count)
+                rows = _measure(gem, task, context_tokens)
+            for way, figures in rows.items():
+                record("chunk_context", {
+                    "manual": name, "model": model, "trained on": training, "chunks": way,
+                    "sentences": len(task.sentences),
+                    "chunks in all": sum(map(len, task.passages)), **figures,
+                })  # fmt: skip
+
+
+def _train(
+    model: str, documents: Path, context: int, chunk: int, steps: int, batch: int, out: Path
+) -> str:
+    """The folder of a model that has gone on training."""
+    if not out.exists():
+        changes = {
+            "data.documents.negatives": 0, "data.documents.pairs.questions": 0,
+            "data.documents.pairs.passage_tokens": chunk,
+            "data.documents.pairs.context_tokens": context,
+            "max_length": max(chunk, context), "schedule.batch": batch, "schedule.steps": steps,
+            "schedule.epochs": None, "evaluation.held_out": 0.0,
+        }  # fmt: skip
+        recipe = read_recipe("domain", changes).with_data([f"documents={documents}"])
+        train(recipe, model, out, report=False)
+    return str(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Sentences, and the chunks that they were taken out of.
+
+    Attributes:
+        passages: Of each document, in order.
+        sentences: What is asked.
+        right: The chunk of each, by its number among all.
+    """
+
+    passages: list[list[str]]
+    sentences: list[str]
+    right: list[int]
+
+    @classmethod
+    def draw(cls, gem: Gem, documents: Sequence[Document], chunk_tokens: int, count: int) -> _Task:
+        """Take a sentence out of each of some chunks, by chance and always the same ones."""
+        splitter = Splitter(gem.tokenizer, chunk_tokens)
+        chunks = [splitter.split(document) for document in documents]
+        found = dict(_sentences([chunk for own in chunks for chunk in own]))
+        drawn = sorted(Random(0).sample(sorted(found), min(count, len(found))))
+        taken = {number: found[number] for number in drawn}
+        passages, number = [], 0
+        for own in chunks:
+            passages.append([])
+            for chunk in own:
+                text = chunk.passage
+                if number in taken:
+                    text = text.replace(taken[number], "", 1)
+                passages[-1].append(text)
+                number += 1
+        return cls(passages, list(taken.values()), drawn)
+
+
+def _sentences(chunks: Sequence[Chunk]) -> Iterator[tuple[int, str]]:
+    """A sentence within each chunk that has one and more to say."""
+    for number, chunk in enumerate(chunks):
+        inside = _SENTENCE.findall(chunk.text)
+        if len(inside) > 1:
+            yield number, inside[len(inside) // 2]
+
+
+def _measure(gem: Gem, task: _Task, context_tokens: int) -> dict[str, dict[str, Any]]:
+    """Figures of both ways."""
+    queries = gem.embed_queries(task.sentences)
+    counter = Splitter(gem.tokenizer, context_tokens)
+    found: dict[str, tuple[list[float], float]] = {}
+    for way, tokens in (("alone", 0), ("in context", context_tokens)):
+        readings = [
+            reading
+            for passages in task.passages
+            for reading in make_readings(passages, counter.count_tokens, tokens)
+        ]
+        start = time.perf_counter()
+        vectors = embed_readings(gem, readings)
+        spent = time.perf_counter() - start
+        found[way] = reciprocal_ranks(queries @ vectors.T, task.right).tolist(), spent
+    baseline, seconds = found["alone"]
+    return {way: _figures(own, spent, baseline, seconds) for way, (own, spent) in found.items()}
+
+
+def _figures(
+    reciprocals: Sequence[float], spent: float, baseline: Sequence[float], seconds: float
+) -> dict[str, Any]:
+    difference = paired(baseline, reciprocals)
+    return {
+        "mrr": round(float(np.mean(reciprocals)), 3),
+        "mrr from to": [round(end, 3) for end in interval(reciprocals)],
+        "over alone": round(difference.value, 3),
+        "over alone from to": [round(difference.low, 3), round(difference.high, 3)],
+        "time over alone": round(spent / seconds, 2),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
