@@ -1,6 +1,7 @@
 """gem-rag: one set of weights that embeds, retrieves and answers.
 
-Everything that users and adapters touch is here; blocking calls from asyncio are in `gem_rag.aio`.
+Everything that users and adapters touch is here; blocking calls from asyncio are in `gem_rag.aio`,
+and what adapters share in `gem_rag.adapters`.
 Names are imported on first use, so that `import gem_rag` costs nothing.
 """
 
@@ -29,6 +30,7 @@ _MODULE_OF = {
     "Hit": "gem_rag.rag.hits",
     "Index": "gem_rag.rag.index",
     "InputError": "gem_rag.errors",
+    "InvalidToolCall": "gem_rag.generation.chat",
     "Sampling": "gem_rag.generation.sampling",
     "Skipped": "gem_rag.documents.document",
     "Ranking": "gem_rag.rag.search",
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from gem_rag.core.config import AnswerStyle, GemConfig
     from gem_rag.documents.document import Chunk, Document, Skipped
     from gem_rag.errors import GemError, InputError
-    from gem_rag.generation.chat import ChatReply, ToolCall
+    from gem_rag.generation.chat import ChatReply, InvalidToolCall, ToolCall
     from gem_rag.generation.sampling import Generation, Sampling, TextStream
     from gem_rag.model import EngineName, Gem, load
     from gem_rag.rag.answer import Answer
@@ -71,6 +73,7 @@ __all__ = [
     "Hit",
     "Index",
     "InputError",
+    "InvalidToolCall",
     "Ranking",
     "Sampling",
     "Skipped",

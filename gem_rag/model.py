@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
@@ -40,9 +40,16 @@ from gem_rag.generation.chat import (
     Message,
     Tool,
     Tools,
+    response_schema,
     tokenize_conversation,
 )
-from gem_rag.generation.sampling import Generation, Sampling, SamplingOptions, normalize_stop
+from gem_rag.generation.sampling import (
+    Generation,
+    Sampling,
+    SamplingOptions,
+    checked_stream,
+    normalize_stop,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -232,7 +239,8 @@ class Gem:
             raise InputError("generate() takes a list of prompts, not one string: put it in a list")
         ids = [self._prompt_ids(prompt) for prompt in prompts]
         settings = self._sampling(sampling, ids)
-        return self._engine.generate(ids, settings) if ids else []
+        found = self._engine.generate(ids, settings) if ids else []
+        return [generation.checked(settings.schema) for generation in found]
 
     def stream(
         self, prompt: Prompt, **sampling: Unpack[SamplingOptions]
@@ -247,13 +255,15 @@ class Gem:
             A generator of pieces of text; its return value is the `Generation` (see `TextStream`).
         """
         ids = self._prompt_ids(prompt)
-        return self._engine.stream(ids, self._sampling(sampling, [ids]))
+        settings = self._sampling(sampling, [ids])
+        return checked_stream(self._engine.stream(ids, settings), settings.schema)
 
     def chat(
         self,
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
+        response_format: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> ChatReply:
         """Answer a conversation, by the model's own chat template, or plainly without one.
@@ -264,17 +274,21 @@ class Gem:
             tools: {"type": "function", "function": {"name", "description", "parameters"}} each; a
                 call always follows the JSON schema in "parameters", whatever the model.
             tool_choice: "auto", "any", "none", or a tool's name.
+            response_format: Of an answer, in OpenAI's form: "json_object", or "json_schema" with a
+                schema; `schema` says the same. Tools may be called beside it.
             **sampling: The fields of `Sampling`.
 
         Returns:
-            The reply: text, or tool calls.
+            The reply: text, or tool calls. A call that `max_tokens` cuts, or that breaks a part of
+            its tool's schema that no grammar holds, is among `invalid_tool_calls`.
 
         Raises:
             InputError: The messages or tools are not of this form, the model's template refuses
                 them, or they do not fit its context.
         """
-        offered = Tools(tools, tool_choice, self._tokenizer.chat_template)
-        ids, settings = self._prepare_chat(messages, offered, sampling)
+        offered, ids, settings = self._prepare_chat(
+            messages, tools, tool_choice, response_format, sampling
+        )
         return offered.parse_reply(self.generate([ids], **settings)[0])
 
     def stream_chat(
@@ -282,25 +296,37 @@ class Gem:
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
+        response_format: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generator[str, None, ChatReply]:
         """As `chat`, piece by piece; tool calls come with the generator's return value."""
-        offered = Tools(tools, tool_choice, self._tokenizer.chat_template)
-        ids, settings = self._prepare_chat(messages, offered, sampling)
+        offered, ids, settings = self._prepare_chat(
+            messages, tools, tool_choice, response_format, sampling
+        )
         return offered.parse_stream(self.stream(ids, **settings))
 
     def _prepare_chat(
-        self, messages: Sequence[Message], tools: Tools, sampling: SamplingOptions
-    ) -> tuple[list[int], SamplingOptions]:
-        ids = tokenize_conversation(self._tokenizer, messages, tools)
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        tool_choice: str,
+        response_format: Mapping[str, Any] | None,
+        sampling: SamplingOptions,
+    ) -> tuple[Tools, list[int], SamplingOptions]:
+        if (schema := response_schema(response_format)) is not None:
+            if sampling.get("schema") is not None:
+                raise InputError("response_format and schema say the same: give one of them")
+            sampling = {**sampling, "schema": schema}
+        template = self._tokenizer.chat_template
+        offered = Tools(tools, tool_choice, template, sampling.get("schema"))
+        ids = tokenize_conversation(self._tokenizer, messages, offered)
         if not self.has_chat_template:
             sampling = {**sampling, "stop": (*normalize_stop(sampling.get("stop")), *PLAIN_STOP)}
-        if tools:
-            settings = self._sampling(sampling, [ids])
-            if openings := tools.openings(messages):
-                tools.choose(int(self.score(ids, openings).argmax()))
-            sampling = {**sampling, "grammar": tools.grammar(settings.max_tokens)}
-        return ids, sampling
+        if offered:
+            if openings := offered.openings(messages):
+                offered.choose(int(self.score(ids, openings).argmax()))
+            sampling = {**sampling, "schema": None, "grammar": offered.grammar()}
+        return offered, ids, sampling
 
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> FloatArray:
         """Score how well each text continues a prompt.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import helpers
+import jsonschema
 import pytest
 
 import gem_rag
@@ -15,6 +16,7 @@ from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
 from gem_rag.generation.chat import (
     ChatReply,
+    InvalidToolCall,
     ToolCall,
     Tools,
     merge_adjacent_messages,
@@ -53,6 +55,7 @@ CALLED = {
          "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
     ],
 }  # fmt: skip
+CUT = "the call was cut after 2 tokens: raise max_tokens"
 RESULT = {"role": "tool", "tool_call_id": "1", "content": "Snow."}
 
 
@@ -171,8 +174,9 @@ def test_a_forced_call_has_the_tools_form_whatever_the_model(
     folder = gem_folder("llama")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     helpers.build_tokenizer(chat_template=template).save_pretrained(folder)
+    small = tool("double", number={"type": "integer", "minimum": 0, "maximum": 99})
     with gem_rag.load(folder) as gem:
-        reply = gem.chat([user("hello")], [DOUBLE], choice, max_tokens=68)
+        reply = gem.chat([user("hello")], [small], choice, max_tokens=50)
     assert isinstance(reply, ChatReply)
     (call,) = reply.tool_calls
     assert call.name == "double"
@@ -229,7 +233,6 @@ def test_a_streamed_conversation_is_the_same(tiny: Gem) -> None:
         ("plainly", "plainly", []),
         ("{braces} are text", "{braces} are text", []),
         ('{"name":"other","arguments":{}}', '{"name":"other","arguments":{}}', []),
-        ('{"name":"double","arguments":{"num', '{"name":"double","arguments":{"num', []),
         ('{"answer":"He said \\"\\u00fc\\"."}', 'He said "ü".', []),
         ('{"answer":"cut \\u00', "cut ", []),
     ],
@@ -247,6 +250,142 @@ def test_what_was_written_is_read(written: str, text: str, calls: list[ToolCall]
     shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
     assert streamed == reply
     assert "".join(shown_pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("written", "call"),
+    [
+        ('{"name":"double","arguments":{"num', InvalidToolCall("double", '{"num', CUT)),
+        ('<tool_call>\n{"name":"dou', InvalidToolCall("", "", CUT)),
+        ("{", InvalidToolCall("", "", CUT)),
+        ('{"name":"pick","arguments":{"of":["a","a"]}}',
+         InvalidToolCall("pick", '{"of": ["a", "a"]}', "of: ['a', 'a'] has non-unique elements")),
+    ],
+)  # fmt: skip
+def test_a_call_that_cannot_be_made_is_no_answer(written: str, call: InvalidToolCall) -> None:
+    tools = Tools([DOUBLE, tool("pick", of={"type": "array", "uniqueItems": True})])
+    generation = Generation(written, (1, 2), "length", 3)
+    reply = tools.parse_reply(generation)
+    assert (reply.text, reply.tool_calls, reply.invalid_tool_calls) == ("", (), (call,))
+
+    def pieces() -> Any:
+        yield from written
+        return generation
+
+    assert helpers.run_out(tools.parse_stream(pieces())) == ([], reply)
+
+
+def test_a_call_is_cut_by_max_tokens(tiny: Gem) -> None:
+    [whole] = tiny.chat([user("Oslo?")], [WEATHER], "any").tool_calls
+    reply = tiny.chat([user("Oslo?")], [WEATHER], "any", max_tokens=9)
+    assert (reply.text, reply.finish_reason, reply.tool_calls) == ("", "length", ())
+    [call] = reply.invalid_tool_calls
+    assert call.error == "the call was cut after 9 tokens: raise max_tokens"
+    assert call.name == whole.name
+    assert json.dumps(whole.arguments, separators=(",", ":")).startswith(call.arguments)
+
+
+# -- answers of a schema -------------------------------------------------------------------------
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Bergen"]}, "tags": {"type": "array"}},
+    "required": ["city"],
+}
+
+
+SIZE = {"type": "object", "properties": {"size": {"enum": [1, 2]}}, "required": ["size"]}
+
+
+@pytest.mark.parametrize(
+    "response_format",
+    [
+        {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}},
+        {"type": "json_object"},
+        {"type": "text"},
+        None,
+    ],
+)
+def test_a_response_format_is_followed(tiny: Gem, response_format: Any) -> None:
+    kind = (response_format or {}).get("type", "text")
+    schema = {"json_schema": CITY, "json_object": {"type": "object"}, "text": None}[kind]
+    reply = tiny.chat([user("Where is it?")], response_format=response_format, max_tokens=120)
+    assert reply == tiny.chat([user("Where is it?")], schema=schema, max_tokens=120)
+    if schema is not None:
+        jsonschema.validate(json.loads(reply.text), schema)
+
+
+@pytest.mark.parametrize(
+    ("response_format", "match"),
+    [
+        ({"type": "xml"}, "response_format must be"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "response_format must be"),
+        ({"type": "json_object"}, "response_format and schema say the same"),
+    ],
+)
+def test_other_response_formats_are_refused(tiny: Gem, response_format: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        tiny.chat([user("x")], response_format=response_format, schema={"type": "object"})
+
+
+@pytest.mark.parametrize("template", [STRICT, WITH_TOOLS])
+def test_tools_may_be_called_beside_an_answer_of_a_schema(
+    gem_folder: Callable[..., Path], template: str
+) -> None:
+    folder = gem_folder("llama")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    helpers.build_tokenizer(chat_template=template).save_pretrained(folder)
+    with gem_rag.load(folder) as gem:
+        flag = tool("flag", on={"type": "boolean"})
+        reply = gem.chat([user("a")], [flag], "any", schema=SIZE)
+        assert [call.name for call in reply.tool_calls] == ["flag"]
+        reply = gem.chat([user("a")], [flag], "none", schema=SIZE)
+        jsonschema.validate(json.loads(reply.text), SIZE)
+        if template == WITH_TOOLS:
+            return
+        called = {"function": {"name": "flag", "arguments": "{}"}}
+        answered = {"role": "tool", "content": "b", "name": "flag"}
+        said = [user("a"), {"role": "assistant", "content": "", "tool_calls": [called]}, answered]
+        reply = gem.chat(said, [flag], schema=SIZE)  # the one tool has answered
+    jsonschema.validate(json.loads(reply.text), SIZE)
+    assert (reply.tool_calls, reply.schema_error) == ((), "")
+
+
+@pytest.mark.parametrize("template", ["", WITH_TOOLS])
+@pytest.mark.parametrize(
+    ("written", "text", "error"),
+    [
+        ('{"city":"Oslo"}', '{"city":"Oslo"}', ""),
+        ('{"city":"Rome"}', '{"city":"Rome"}', "city: 'Rome' is not one of"),
+        ('{"city":"Os', '{"city":"Os', "the text was cut after 2 tokens"),
+    ],
+)
+def test_an_answer_of_a_schema_is_read(template: str, written: str, text: str, error: str) -> None:
+    tools = Tools([DOUBLE], template=template, answer=CITY)
+    cut = "cut" in error
+    if not template:
+        written = f'{{"answer":{written}' + "}" * (not cut)
+    generation = Generation(written, (1, 2), "length" if cut else "stop", 3)
+    reply = tools.parse_reply(generation)
+    assert reply.text.replace(" ", "") == text
+    assert reply.schema_error.startswith(error)
+    assert bool(reply.schema_error) == bool(error)
+    assert not reply.tool_calls
+
+    def pieces() -> Any:
+        yield from written
+        return generation
+
+    shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
+    assert streamed == reply
+    assert "".join(shown_pieces) == reply.text
+
+
+def test_other_names_of_roles_are_understood() -> None:
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    refusal = {"role": "ai", "content": [{"type": "refusal", "refusal": "No."}]}
+    said = [{"role": "developer", "content": "a"}, {"role": "human", "content": "b"}, refusal]
+    assert shown(said, template) == "[system]a[user]b[assistant]No."
 
 
 @pytest.mark.parametrize(

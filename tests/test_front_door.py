@@ -12,7 +12,7 @@ import pytest
 import gem_rag
 
 ROOT = Path(__file__).parents[1]
-PUBLIC_MODULES = {"gem_rag", "gem_rag.aio"}
+PUBLIC_MODULES = {"gem_rag", "gem_rag.adapters", "gem_rag.aio"}
 INTEGRATION_MODULES = sorted((ROOT / "integrations").glob("*/l*/**/*.py"))
 HEAVY_MODULES = ("torch", "transformers", "tokenizers", "numpy", "faiss", "chromadb")
 

@@ -21,6 +21,7 @@ from transformers.generation import (
 
 from gem_rag.errors import GemError
 from gem_rag.generation.listeners import GenerationListener
+from gem_rag.generation.repetition import LoopBreaker
 from gem_rag.generation.sampling import FinishReason, Sampling
 
 
@@ -34,6 +35,7 @@ class Request:
         end_tokens: Tokens that end the text, and are no part of it.
         listener: Who gets the tokens.
         matcher: llguidance's matcher of the text's grammar, or None.
+        loop_breaker: Ends what is repeated without end in such a text.
         generator: The source of randomness, or None for torch's own.
         tokens: What has been generated.
         done: Whether the request wants nothing more.
@@ -44,6 +46,7 @@ class Request:
     end_tokens: frozenset[int]
     listener: GenerationListener
     matcher: Any = None
+    loop_breaker: LoopBreaker | None = None
     generator: torch.Generator | None = None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
@@ -279,6 +282,9 @@ def _constrain(requests: Sequence[Request], logits: Tensor) -> Tensor:
         fill_next_token_bitmask(matcher, allowed, place)  # the end tokens, once it has stopped
     mask = _unpack_bits(allowed, logits.shape[1]).to(logits.device)
     logits[held] = logits[held].masked_fill(~mask, -torch.inf)
+    for row in held:
+        if (breaker := requests[row].loop_breaker) is not None:
+            logits[row] = breaker.apply(requests[row].tokens, logits[row])
     return logits
 
 

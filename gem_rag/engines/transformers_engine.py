@@ -35,6 +35,7 @@ from gem_rag.engines.engine import Engine
 from gem_rag.engines.scoring import mean_log_probs
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
+from gem_rag.generation.repetition import LoopBreaker
 from gem_rag.generation.sampling import Generation, Sampling
 from gem_rag.generation.stop_strings import StopStringBuffer
 
@@ -166,16 +167,17 @@ class TransformersEngine(Engine):
         number: int,
     ) -> Request:
         """The request of one of a call's prompts, given its number."""
-        matcher = generator = None
+        matcher = generator = breaker = None
         if sampling.constraint is not None:
             from llguidance import LLMatcher
 
             grammar = LLMatcher.grammar_from_lark(sampling.constraint)
             matcher = LLMatcher(self._llguidance, grammar)
+            breaker = self._loop_breaker
         if sampling.seed is not None:
             generator = torch.Generator(self._model.device).manual_seed(sampling.seed + number)
         ends = frozenset(self._eos) | set(self.tokenizer.stop_token_ids(sampling.stop))
-        return Request(prompt, sampling, ends, listener, matcher, generator)
+        return Request(prompt, sampling, ends, listener, matcher, breaker, generator)
 
     def _buffer(self, sampling: Sampling) -> StopStringBuffer:
         return StopStringBuffer(self.tokenizer.decode, sampling.stop)
@@ -207,6 +209,10 @@ class TransformersEngine(Engine):
     @property
     def _model(self) -> Any:
         return self.encoder.model
+
+    @cached_property
+    def _loop_breaker(self) -> LoopBreaker:
+        return LoopBreaker(self.tokenizer, self._eos, self.vocab_size)
 
     @cached_property
     def _llguidance(self) -> Any:

@@ -7,7 +7,9 @@ template accepts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +18,25 @@ from gem_rag._utils.deprecation import warn_renamed
 from gem_rag._utils.suggestions import check_known
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
-from gem_rag.generation.grammars import bound_schema, tool_call_schema
+from gem_rag.generation.grammars import (
+    answer_grammar,
+    call_grammar,
+    parameters_of,
+    schema_grammar,
+)
 from gem_rag.generation.sampling import Generation
+from gem_rag.generation.schemas import Schema, fault_of
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
+_TEXT_PARTS = ("text", "refusal")
+_OTHER_ROLES = {"developer": "system", "human": "user", "ai": "assistant", "function": "tool"}
 PLAIN_STOP = ("\n\nUser:",)  # ends the answer of a model without a chat template
 _ANSWER_OPENING = '{"answer":'  # opens an answer where a call would be possible too
-_ANSWER_SCHEMA = {
-    "type": "object",
-    "properties": {"answer": {"type": "string"}},
-    "required": ["answer"],
-}
+_CALL_OPENING = '{"name":'
+_CALL_NAME = re.compile(r'\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _CALL_WRAPPER = ("<tool_call>\n", "\n</tool_call>")  # around calls in many models' templates
 
 
@@ -47,14 +54,31 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class InvalidToolCall:
+    """A call that cannot be made.
+
+    Attributes:
+        name: The tool's name, as far as it was written.
+        arguments: Its arguments as they were written.
+        error: What is wrong: it was cut, or breaks a part of the schema that no grammar holds.
+    """
+
+    name: str
+    arguments: str
+    error: str
+
+
+@dataclass(frozen=True)
 class ChatReply(Generation):
     """A reply in a conversation.
 
     Attributes:
         tool_calls: The tools that the model calls; `text` is empty then.
+        invalid_tool_calls: Calls that cannot be made; likewise.
     """
 
     tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
@@ -73,12 +97,19 @@ class Tools:
             of the tools, a name that one, "none" none.
         template: The model's chat template. If it shows tools, the model was trained to begin a
             call by itself; otherwise it completes the most likely of `openings`.
+        answer: The JSON schema of an answer; None for text.
 
     Raises:
         InputError: A tool is not of that form, or the choice names none of them.
     """
 
-    def __init__(self, tools: Sequence[Tool], choice: str = "auto", template: str = "") -> None:
+    def __init__(
+        self,
+        tools: Sequence[Tool],
+        choice: str = "auto",
+        template: str = "",
+        answer: Schema | None = None,
+    ) -> None:
         self.definitions = [dict(tool) for tool in tools] if choice != "none" else []
         self._functions = {f["name"]: f for f in map(_function_of, self.definitions)}
         known = [*self._functions, "auto", "any", "none"]
@@ -86,6 +117,7 @@ class Tools:
         required = self._functions.get(choice)
         self._callable = [required] if required else list(self._functions.values())
         self._may_answer = choice == "auto"
+        self._answer = answer
         self.shown_by_template = "tools" in template
         self._wraps_calls = _CALL_WRAPPER[0].strip() in template
 
@@ -104,7 +136,7 @@ class Tools:
         called: set[str] = set()
         for message in messages:
             calls = message.get("tool_calls") or ()
-            called = set() if message["role"] == "user" else called
+            called = set() if _role(message) == "user" else called
             called |= {call["function"]["name"] for call in calls}
         self._callable = [f for f in self._callable if f["name"] not in called]
         # Without their closing quotes: tokens continue across those ('","'), and a token that the
@@ -117,23 +149,27 @@ class Tools:
         self._may_answer = opening == len(self._callable)
         self._callable = self._callable[opening : opening + 1]
 
-    def grammar(self, max_tokens: int) -> str:
+    def grammar(self) -> str:
         """The grammar of the replies that are allowed."""
         rules, starts = [], []
         if self._callable:
-            schema = json.dumps(bound_schema(tool_call_schema(self._callable), max_tokens))
-            rules, starts = [f"call: %json {schema}"], ["call"]
+            call = call_grammar(self._callable)
+            rules, starts = [f"call: {call}"], ["call"]
             if self._wraps_calls:
                 before, after = map(json.dumps, _CALL_WRAPPER)
-                rules.append(f"  | {before} %json {schema} {after}")
+                rules.append(f"  | {before} {call} {after}")
         if self._may_answer:
             starts.append("answer")
-            if self.shown_by_template:  # anything that does not begin like a call
-                rules.append(f"answer: /([^{{{'<' if self._wraps_calls else ''}](.|\\n)*)?/")
-            else:
-                schema = json.dumps(bound_schema(_ANSWER_SCHEMA, max_tokens))
-                rules.append(f"answer: %json {schema}")
+            rules.append(f"answer: {self._answer_grammar()}")
         return "\n".join([f"start: {' | '.join(starts)}", *rules])
+
+    def _answer_grammar(self) -> str:
+        if not self.shown_by_template:
+            return answer_grammar(self._answer or {"type": "string"})
+        if self._answer is not None:
+            return schema_grammar(self._answer)
+        # Anything that does not begin like a call.
+        return f"/([^{{{'<' if self._wraps_calls else ''}](.|\\n)*)?/"
 
     def describe(self) -> str:
         """The tools in a few words, for a model whose template does not show them."""
@@ -142,24 +178,58 @@ class Tools:
         return "\n".join(["Tools:", *lines, f"Write {forms}."])
 
     def parse_reply(self, generation: Generation) -> ChatReply:
-        """Read a generated text as a reply; an incomplete call stays text."""
-        text = generation.text.strip().removeprefix(_CALL_WRAPPER[0].strip())
+        """Read a generated text as a reply."""
         fields = vars(generation)
-        if self and text.startswith(_ANSWER_OPENING):
-            return ChatReply(**{**fields, "text": _parse_answer(text)})
+        text = generation.text.strip()
+        if not self:
+            return ChatReply(**fields)
+        if not self.shown_by_template and text.startswith(_ANSWER_OPENING):
+            return self._parse_answer(generation, text)
+        text = text.removeprefix(_CALL_WRAPPER[0].strip()).removesuffix(_CALL_WRAPPER[1].strip())
+        call = self._parse_call(text.strip(), generation)
+        if isinstance(call, ToolCall):
+            return ChatReply(**{**fields, "text": ""}, tool_calls=(call,))
+        if isinstance(call, InvalidToolCall):
+            return ChatReply(**{**fields, "text": ""}, invalid_tool_calls=(call,))
+        return ChatReply(**vars(generation.checked(self._answer)))
+
+    def _parse_call(self, text: str, generation: Generation) -> ToolCall | InvalidToolCall | None:
+        """A call that was written, or begun; None if the text is an answer."""
         try:
-            state = json.loads(text.removesuffix(_CALL_WRAPPER[1].strip()))
-            call = ToolCall(state["name"], dict(state["arguments"]))
-        except (ValueError, TypeError, KeyError):
-            return ChatReply(**fields)
-        if call.name not in self._functions:
-            return ChatReply(**fields)
-        return ChatReply(**{**fields, "text": ""}, tool_calls=(call,))
+            state = json.loads(text)
+        except ValueError:
+            if not (text.startswith(_CALL_OPENING) or _CALL_OPENING.startswith(text)) or not text:
+                return None
+            name = _CALL_NAME.match(text)
+            _, _, arguments = text.partition('"arguments":')
+            error = f"the call was cut after {len(generation.tokens)} tokens: raise max_tokens"
+            return InvalidToolCall(name[1] if name else "", arguments, error)
+        if not isinstance(state, dict) or state.keys() != {"name", "arguments"}:
+            return None
+        function = self._functions.get(state["name"])
+        if function is None:
+            return None
+        arguments = json.dumps(state["arguments"], ensure_ascii=False)
+        if error := fault_of(arguments, parameters_of(function)):
+            return InvalidToolCall(state["name"], arguments, error)
+        return ToolCall(state["name"], state["arguments"])
+
+    def _parse_answer(self, generation: Generation, text: str) -> ChatReply:
+        """An answer in JSON, which may be cut."""
+        fields = vars(generation)
+        if self._answer is None:
+            return ChatReply(**{**fields, "text": _answer_of(text)})
+        try:
+            text = json.dumps(json.loads(text)["answer"], ensure_ascii=False)
+        except ValueError:
+            text = text.removeprefix(_ANSWER_OPENING)
+        return ChatReply(**vars(dataclasses.replace(generation, text=text).checked(self._answer)))
 
     def parse_stream(
         self, pieces: Generator[str, None, Generation]
     ) -> Generator[str, None, ChatReply]:
-        """Pieces of an answer as they come; what begins like a call is held back to its end."""
+        """Pieces of an answer as they come; what begins like a call is held back to its end, and so
+        is an answer of a schema."""
         written, shown = "", 0
         while True:
             try:
@@ -169,10 +239,10 @@ class Tools:
                 if reply.text[shown:]:
                     yield reply.text[shown:]
                 return reply
-            if self and _may_be_call(written):
+            if self and (self._answer is not None or _may_be_call(written)):
                 continue
             in_json = self and written.startswith(_ANSWER_OPENING)
-            answer = _parse_answer(written) if in_json else written
+            answer = _answer_of(written) if in_json else written
             if answer[shown:]:
                 yield answer[shown:]
                 shown = len(answer)
@@ -203,6 +273,26 @@ def tokenize_conversation(
         return tokenizer.encode_chat(without_system, **template_kwargs)
 
 
+def response_schema(response_format: Mapping[str, Any] | None) -> Schema | None:
+    """The JSON schema that OpenAI's `response_format` asks for; None for text.
+
+    Raises:
+        InputError: It is not of OpenAI's form.
+    """
+    kind = (response_format or {"type": "text"}).get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    schema = (response_format or {}).get("json_schema")
+    if kind == "json_schema" and isinstance(schema, Mapping) and "schema" in schema:
+        return dict(schema["schema"])
+    raise InputError(
+        'response_format must be {"type": "json_object"} or {"type": "json_schema", '
+        f'"json_schema": {{"name": ..., "schema": ...}}}}, not {str(response_format)[:80]}'
+    )
+
+
 def format_call(name: str, arguments: Mapping[str, Any]) -> str:
     """A call as JSON, in the form that the grammar prescribes."""
     call = {"name": name, "arguments": arguments}
@@ -231,7 +321,7 @@ def _function_of(tool: Tool) -> dict[str, Any]:
     return dict(function)
 
 
-def _parse_answer(text: str) -> str:
+def _answer_of(text: str) -> str:
     """The answer in a JSON text that may be incomplete."""
     body = text.removeprefix(_ANSWER_OPENING)
     for cut in range(min(8, len(body))):  # half an escape sequence at the end
@@ -245,21 +335,27 @@ def _parse_answer(text: str) -> str:
 
 def _normalize(message: Message) -> dict[str, Any]:
     """The message with a string as its content; raises InputError if it is not of OpenAI's form."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise InputError(f"a message has the role {role!r}: use one of {', '.join(ROLES)}")
+    role, content = _role(message), message.get("content")
     if isinstance(content, list):
         parts = [{"type": "text", "text": p} if isinstance(p, str) else p for p in content]
         for part in parts:
-            if part.get("type") != "text":
+            if part.get("type") not in _TEXT_PARTS:
                 raise InputError(f"a message holds {part.get('type')!r}: the model reads text only")
-        content = "".join(part["text"] for part in parts)
+        content = "".join(part[part["type"]] for part in parts)
     if not isinstance(content, str | None):
         raise InputError(f"a message's content is {type(content).__name__}: give a string")
     extra = {key: message[key] for key in _extra_keys(role) if message.get(key)}
     if "tool_calls" in extra:  # templates expect arguments as a mapping, clients send JSON
         extra["tool_calls"] = [_parse_arguments(call) for call in extra["tool_calls"]]
     return {"role": role, "content": content or "", **extra}
+
+
+def _role(message: Message) -> str:
+    role = message.get("role")
+    role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise InputError(f"a message has the role {role!r}: use one of {', '.join(ROLES)}")
+    return str(role)
 
 
 def _extra_keys(role: str) -> tuple[str, ...]:

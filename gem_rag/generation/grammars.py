@@ -1,30 +1,28 @@
 """Grammars for constrained decoding: JSON schemas, tool calls and quotes.
 
-Grammars are llguidance's (Lark with embedded JSON schemas) on every engine. Strings, numbers and
-lists that a schema leaves open are bounded by `max_tokens`, so that a small model that would ramble
-comes to an end.
+Grammars are llguidance's (Lark with embedded JSON schemas) on every engine. No field is bounded: a
+text that `max_tokens` cuts is unfinished, and says so. What a grammar cannot hold of a schema is
+left to a check of the finished text (`schemas.fault_of`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+import warnings
+from collections.abc import Sequence
 
 from gem_rag.errors import InputError
+from gem_rag.generation.schemas import GUIDANCE, Schema, held_by_grammar, map_schemas
 
-Schema = dict[str, Any]
-
-_LARGEST_NUMBER = 10**12
-_CHARACTERS_PER_TOKEN = 2  # at least, in a string of a model that rambles
-_TOKENS_PER_ITEM = 16  # of a list, at least
+_ROOT_KEYS = ("$id", "$schema", "x-guidance")  # that mean the whole schema
 _TRIMMED = r"/[^ ]|[^ ].*[^ ]/"  # begins and ends with something to read
-_BOUNDED_STRING_KEYS = ("enum", "const", "pattern", "format")
 
 
-def schema_grammar(schema: Schema, max_tokens: int) -> str:
-    """The grammar of a schema's JSON texts, for at most about `max_tokens` tokens."""
-    return f"start: %json {json.dumps(bound_schema(schema, max_tokens))}"
+def schema_grammar(schema: Schema) -> str:
+    """What Lark knows a schema's JSON texts by; warns of what it cannot hold of the schema."""
+    held, left_out = held_by_grammar(schema)
+    _warn("the schema", left_out)
+    return f"%json {json.dumps(held)}"
 
 
 def quote_grammar(passages: Sequence[str], refusal: str, most: int = 1) -> str:
@@ -51,102 +49,74 @@ def validate_grammar(grammar: str) -> str:
     Raises:
         InputError: llguidance cannot compile it; the message has its reason.
     """
-    from llguidance import LLMatcher
-
-    if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)):
+    if (problem := _problem(grammar)) is not None:
         raise InputError(f"this schema or grammar cannot be followed: {problem}")
     return grammar
 
 
-def bound_schema(schema: Schema, max_tokens: int) -> Schema:
-    """A stricter schema whose texts end: no unnamed keys, no unbounded values."""
-    strings = max(1, sum(part.get("type") == "string" for part in _subschemas(schema)))
-    room = max(0, max_tokens - _fixed_characters(schema) // _CHARACTERS_PER_TOKEN)
-    bounded = _bound(schema, room, max(8, _CHARACTERS_PER_TOKEN * room // strings))
-    return {**bounded, "x-guidance": {"whitespace_flexible": False}}
+def _problem(grammar: str) -> str | None:
+    """Why llguidance cannot compile a grammar, if it cannot."""
+    from llguidance import LLMatcher
+
+    return LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)) or None
 
 
-def _bound(value: Any, room: int, max_characters: int) -> Any:
-    if isinstance(value, list):
-        return [_bound(part, room, max_characters) for part in value]
-    if not isinstance(value, dict):
-        return value
-    bounded = {
-        key: part if key in ("const", "enum", "default") else _bound(part, room, max_characters)
-        for key, part in value.items()
-    }
-    kind = bounded.get("type")
-    if "properties" in bounded:
-        bounded.setdefault("additionalProperties", False)
-    if kind == "string" and not any(key in bounded for key in _BOUNDED_STRING_KEYS):
-        bounded.setdefault("maxLength", max_characters)
-    if kind in ("integer", "number"):
-        if not {"minimum", "exclusiveMinimum"} & bounded.keys():
-            bounded["minimum"] = -_LARGEST_NUMBER
-        if not {"maximum", "exclusiveMaximum"} & bounded.keys():
-            bounded["maximum"] = _LARGEST_NUMBER
-    if kind == "array":
-        bounded.setdefault("maxItems", max(bounded.get("minItems", 1), room // _TOKENS_PER_ITEM))
-    return bounded
-
-
-def _fixed_characters(value: Any) -> int:
-    """Characters that a schema's text needs beside the contents of its strings."""
-    if isinstance(value, list):
-        return sum(map(_fixed_characters, value))
-    if not isinstance(value, dict):
-        return 0
-    options = value.get("anyOf") or value.get("oneOf") or ()
-    count = max(map(_fixed_characters, options), default=0)
-    fields = value.get("properties", {})
-    count += sum(len(name) + 5 for name in fields)
-    count += _fixed_characters(
-        [*fields.values(), *value.get("$defs", {}).values(), value.get("items")]
-    )
-    count += _fixed_characters(value.get("allOf"))
-    count += max((len(str(choice)) for choice in value.get("enum", ())), default=0)
-    count += len(str(value.get("const", "")))
-    is_number = value.get("type") in ("integer", "number")
-    return count + (len(str(_LARGEST_NUMBER)) if is_number else 2)
-
-
-def _subschemas(value: Any) -> Iterator[Schema]:
-    """All schemas within a schema, itself included."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _subschemas(part)
-
-
-def tool_call_schema(tools: Sequence[Schema]) -> Schema:
-    """The schema of a call of one of these tools: {"name": ..., "arguments": {...}}.
+def call_grammar(tools: Sequence[Schema]) -> str:
+    """As `schema_grammar`, of a call of one of these tools: {"name": ..., "arguments": {...}}.
 
     Args:
-        tools: {"name": ..., "parameters": JSON schema} each.
+        tools: {"name": ..., "parameters": JSON schema} each. Of parameters that cannot be followed
+            as a whole only that they are an object is held.
     """
     definitions: Schema = {}
     options = []
     for number, tool in enumerate(tools):
-        parameters = dict(tool.get("parameters") or {"type": "object", "properties": {}})
-        for name, part in parameters.pop("$defs", {}).items():
-            definitions[f"{number}.{name}"] = _renumber_references(part, number)
-        properties = {
-            "name": {"const": tool["name"]},
-            "arguments": _renumber_references(parameters, number),
-        }
-        options.append({"type": "object", "properties": properties, "required": list(properties)})
-    return {"anyOf": options, "$defs": definitions}
+        held, left_out = held_by_grammar(parameters_of(tool))
+        if (problem := _problem(f"start: %json {json.dumps(held)}")) is not None:
+            held, left_out = {"type": "object"}, [f"its parameters ({problem.splitlines()[0]})"]
+        _warn(f"the tool {tool['name']!r}", left_out)
+        definitions[str(number)] = _move(held, f"#/$defs/{number}")
+        properties = {"name": {"const": tool["name"]},
+                      "arguments": {"$ref": f"#/$defs/{number}"}}  # fmt: skip
+        options.append({"type": "object", "properties": properties, "required": list(properties),
+                        "additionalProperties": False})  # fmt: skip
+    call = {"anyOf": options, "$defs": definitions, "x-guidance": GUIDANCE}
+    return f"%json {json.dumps(call)}"
 
 
-def _renumber_references(value: Any, number: int) -> Any:
-    """A schema whose references lead to the definitions of its own tool."""
-    if isinstance(value, list):
-        return [_renumber_references(part, number) for part in value]
-    if not isinstance(value, dict):
-        return value
-    renumbered = {key: _renumber_references(part, number) for key, part in value.items()}
-    if isinstance(reference := renumbered.get("$ref"), str):
-        renumbered["$ref"] = reference.replace("#/$defs/", f"#/$defs/{number}.", 1)
-    return renumbered
+def answer_grammar(schema: Schema) -> str:
+    """As `call_grammar`, of an answer: {"answer": ...}."""
+    held, left_out = held_by_grammar(schema)
+    _warn("the schema of the answer", left_out)
+    answer = {
+        "type": "object", "properties": {"answer": _move(held, "#/properties/answer")},
+        "required": ["answer"], "additionalProperties": False, "x-guidance": GUIDANCE,
+    }  # fmt: skip
+    return f"%json {json.dumps(answer)}"
+
+
+def parameters_of(tool: Schema) -> Schema:
+    """The schema of a tool's arguments."""
+    return dict(tool.get("parameters") or {"type": "object", "properties": {}})
+
+
+def _move(schema: Schema, place: str) -> Schema:
+    """A schema that stands at a place in another one: its references begin there."""
+
+    def redirect(part: Schema, path: str) -> Schema:
+        moved = {key: value for key, value in part.items() if key not in _ROOT_KEYS}
+        if isinstance(reference := part.get("$ref"), str) and reference.startswith("#"):
+            moved["$ref"] = place + reference.removeprefix("#")
+        return moved
+
+    moved: Schema = map_schemas(schema, redirect)
+    return moved
+
+
+def _warn(whose: str, left_out: Sequence[str]) -> None:
+    if left_out:
+        warnings.warn(
+            f"no grammar can hold {', '.join(left_out)} of {whose}: it is checked when the text is "
+            "complete",
+            stacklevel=2,
+        )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Self, TypedDict, TypeVar
 
 from gem_rag.errors import InputError
 from gem_rag.generation.grammars import schema_grammar, validate_grammar
+from gem_rag.generation.schemas import fault_of
 
 FinishReason = Literal["stop", "length"]
 DEFAULT_MAX_TOKENS = 256
@@ -41,7 +43,8 @@ class Sampling:
         top_k: Sample among this many of the most likely tokens; 0 for all.
         stop: Generation ends before the first of these strings, wherever token boundaries fall.
         seed: Makes sampling repeatable.
-        schema: A JSON schema; only tokens that keep the text valid are generated.
+        schema: A JSON schema; only tokens that keep the text valid are generated. What a grammar
+            cannot hold of it is checked at the end (`Generation.schema_error`).
         grammar: A Lark grammar (llguidance's dialect) instead of a schema.
 
     Raises:
@@ -84,7 +87,7 @@ class Sampling:
         """
         grammar = self.grammar
         if self.schema is not None:
-            grammar = schema_grammar(self.schema, self.max_tokens)
+            grammar = f"start: {schema_grammar(self.schema)}"
         return None if grammar is None else validate_grammar(grammar)
 
 
@@ -102,12 +105,31 @@ class Generation:
         tokens: Ids of all generated tokens, including those of a stop string.
         finish_reason: "stop" (end of text, or a stop string) or "length" (`max_tokens`).
         prompt_tokens: How many tokens the prompt had.
+        schema_error: Why the text is not of the schema that was asked for: it was cut, or breaks
+            what no grammar can hold. Empty if it is, or none was asked for.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    schema_error: str = ""
+
+    def checked(self, schema: dict[str, Any] | None) -> Self:
+        """With `schema_error` for a schema."""
+        if schema is None:
+            return self
+        error = fault_of(self.text, schema)
+        if error and self.finish_reason == "length":
+            error = f"the text was cut after {len(self.tokens)} tokens: raise max_tokens"
+        return dataclasses.replace(self, schema_error=error)
+
+
+def checked_stream(
+    pieces: Generator[str, None, Generation], schema: dict[str, Any] | None
+) -> Generator[str, None, Generation]:
+    """A stream whose result is `Generation.checked`."""
+    return (yield from pieces).checked(schema)
 
 
 G = TypeVar("G", bound=Generation)

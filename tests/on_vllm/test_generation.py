@@ -177,3 +177,13 @@ def test_closing_fails_what_is_under_way() -> None:
     assert not errors or "closed" in errors[0]
     with pytest.raises(GemError, match="closed"):
         gem.embed_documents(["x"])
+
+
+def test_what_a_small_model_repeats_comes_to_an_end(tiny: Gem, plain_tiny: Gem) -> None:
+    """As on the other engine: strings, numbers, and times, which cannot end everywhere."""
+    ids = tiny.tokenize_chat([{"role": "user", "content": "What is the value?"}])
+    for schema in ({"type": "number"}, {"type": "string"}, {"type": "string", "format": "time"}):
+        [found] = tiny.generate([ids], schema=schema, max_tokens=128)
+        assert (found.finish_reason, found.schema_error) == ("stop", "")
+        assert found == plain_tiny.generate([ids], schema=schema, max_tokens=128)[0]
+        assert len(found.tokens) > 40

@@ -15,6 +15,7 @@ from gem_rag.core.precision import has_bfloat16
 from gem_rag.errors import GemError, InputError
 
 WORKER_EXTENSION = "gem_rag.engines.vllm.worker.GemWorker"
+LOOP_BREAKER = "gem_rag.engines.vllm.loop_breaker:GrammarLoopBreaker"
 
 
 def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
@@ -33,7 +34,9 @@ def engine_config(folder: str, arguments: dict[str, Any]) -> Any:
     check_known(arguments, known, "vLLM has no engine argument")
     if "worker_extension_cls" in arguments:
         raise InputError("worker_extension_cls is set by gem-rag: leave it out")
-    own = {"model": folder, "worker_extension_cls": WORKER_EXTENSION}
+    own: dict[str, Any] = {"model": folder, "worker_extension_cls": WORKER_EXTENSION}
+    if not arguments.get("speculative_config"):  # vLLM has no processors of scores beside it
+        own["logits_processors"] = [*(arguments.get("logits_processors") or ()), LOOP_BREAKER]
     # One library holds texts to grammars on both engines.
     usual: dict[str, Any] = {
         "disable_log_stats": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from langchain_core.language_models import BaseLanguageModel, LangSmithParams
@@ -9,6 +10,7 @@ from langchain_core.messages.ai import UsageMetadata
 from pydantic import model_validator
 
 from gem_rag import Gem, Generation
+from gem_rag.adapters import without_harmless, without_secrets
 from langchain_gem._shared import GemModel
 from langchain_gem._version import __version__
 
@@ -49,7 +51,7 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
             "model_name": self.model_name,
             "engine": self.engine,
             "stop": self.stop,
-            "model_kwargs": self.model_kwargs,
+            "model_kwargs": without_secrets(self.model_kwargs),
             **self._sampling_settings(),
         }
 
@@ -64,14 +66,20 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
         self, stop: list[str] | None, kwargs: dict[str, Any]
     ) -> tuple[Gem, dict[str, Any]]:
         """The model and the sampling settings of a call, whose own settings take precedence."""
-        settings = {**self._sampling_settings(), **kwargs, "stop": self._merge_stop(stop)}
-        settings.pop("stream", None)  # LangChain has acted on it already
+        settings = {**self._sampling_settings(), **without_harmless(kwargs)}
+        settings["stop"] = self._merge_stop(stop)
         return self._resolve_model(settings.pop("model", None)), settings
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=self._merge_stop(stop) or None, **kwargs)
         params["ls_provider"] = "gem"
         return params
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_harmless(cls, values: Any) -> Any:
+        """Accept what other models take, as far as it changes no answer."""
+        return without_harmless(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _set_gem_version(self) -> Self:
@@ -80,8 +88,11 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
 
 
 def response_metadata(gem: Gem, generation: Generation) -> dict[str, str]:
-    """The name of the model and why generation ended."""
-    return {"model_name": gem.name, "finish_reason": generation.finish_reason}
+    """The name of the model, why generation ended, and what is wrong with an answer of a schema."""
+    metadata = {"model_name": gem.name, "finish_reason": generation.finish_reason}
+    if generation.schema_error:
+        metadata["schema_error"] = generation.schema_error
+    return metadata
 
 
 def usage_metadata(generation: Generation) -> UsageMetadata:

@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langchain_core.messages import InvalidToolCall as LangChainInvalidToolCall
 from langchain_core.messages import ToolCall as LangChainToolCall
-from langchain_core.messages.tool import ToolCallChunk, tool_call, tool_call_chunk
+from langchain_core.messages.tool import (
+    ToolCallChunk,
+    invalid_tool_call,
+    tool_call,
+    tool_call_chunk,
+)
 
-from gem_rag import ToolCall
+from gem_rag import InputError, InvalidToolCall, ToolCall
 
 # Content blocks of an assistant message that duplicate its tool calls, or are private reasoning.
 _IGNORED_BLOCKS = ("tool_call", "invalid_tool_call", "function_call", "reasoning", "thinking")
@@ -39,13 +45,19 @@ def to_tool_call_chunk(call: ToolCall, index: int) -> ToolCallChunk:
     return tool_call_chunk(name=call.name, args=arguments, id=_new_id(), index=index)
 
 
+def to_invalid_tool_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
+    """Convert a call that cannot be made, giving it a new id."""
+    return invalid_tool_call(name=call.name, args=call.arguments, id=_new_id(), error=call.error)
+
+
 def to_tool_choice(choice: str | bool | dict[str, Any] | None) -> str:
     """Convert a tool choice in any form LangChain accepts to the `tool_choice` of `Gem.chat`."""
-    if isinstance(choice, dict):
-        name: str = choice["function"]["name"]
-        return name
+    if isinstance(choice, dict):  # OpenAI's, or Anthropic's
+        choice = choice.get("function", choice).get("name") or choice.get("type")
     if choice is True or choice == "required":
         return "any"
+    if not isinstance(choice, str | None):
+        raise InputError(f"tool_choice is {choice!r}: give 'auto', 'any', 'none' or a tool's name")
     return choice or "auto"
 
 

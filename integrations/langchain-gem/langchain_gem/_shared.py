@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 import gem_rag
 from gem_rag import EngineName, Gem
+from gem_rag.adapters import without_secrets
 
 T = TypeVar("T")
 
@@ -63,11 +64,18 @@ class GemModel(BaseModel):
         arbitrary_types_allowed=True,
     )
 
+    _positional: ClassVar[str] = "model"
+
     model_name: str = Field(default="gem-tiny", alias="model")
     engine: EngineName = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     cache_folder: str | None = None
     resources: ResourceCache = Field(default_factory=ResourceCache, exclude=True, repr=False)
+
+    def __init__(self, *positional: Any, **settings: Any) -> None:
+        if positional:
+            [settings[self._positional]] = positional
+        super().__init__(**settings)
 
     @property
     def gem(self) -> Gem:
@@ -90,6 +98,13 @@ class GemModel(BaseModel):
         if self.cache_folder is not None:
             options["cache_folder"] = self.cache_folder
         return gem_rag.load(name, self.engine, **options)
+
+    def to_json(self) -> Any:
+        """As LangChain's, which traces hold: without secrets such as the hub's token."""
+        written: Any = super().to_json()  # type: ignore[misc]
+        if "model_kwargs" in written.get("kwargs", {}):
+            written["kwargs"]["model_kwargs"] = without_secrets(self.model_kwargs)
+        return written
 
     def _model_key(self, name: str) -> Hashable:
         return name, self.engine, repr(self.model_kwargs), self.cache_folder

@@ -7,25 +7,25 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
 from gem_rag import TextStream
 from gem_rag.aio import iterate_in_thread, run_in_thread
 from langchain_gem._language_model import GemLanguageModel, response_metadata, usage_metadata
 from langchain_gem._messages import (
+    to_invalid_tool_call,
     to_langchain_tool_call,
     to_openai_messages,
     to_tool_call_chunk,
     to_tool_choice,
 )
+from langchain_gem._output_parsers import output_parser
 from langchain_gem._shared import GemModel
 
 
@@ -105,7 +105,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
             ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
             **kwargs,
         )
-        parser = _output_parser(schema)
+        parser = output_parser(schema)
         if not include_raw:
             return model | parser
         parse = RunnablePassthrough.assign(
@@ -135,6 +135,9 @@ class ChatGem(GemLanguageModel, BaseChatModel):
     def _llm_type(self) -> str:
         return "gem-chat"
 
+    def _resolve_model_profile(self) -> ModelProfile:
+        return ModelProfile(text_inputs=True, tool_calling=True, structured_output=True)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -147,6 +150,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         message = AIMessage(
             content=reply.text,
             tool_calls=[to_langchain_tool_call(call) for call in reply.tool_calls],
+            invalid_tool_calls=[to_invalid_tool_call(call) for call in reply.invalid_tool_calls],
             usage_metadata=usage_metadata(reply),
             response_metadata=response_metadata(gem, reply),
         )
@@ -178,6 +182,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
             tool_call_chunks=[
                 to_tool_call_chunk(call, index) for index, call in enumerate(reply.tool_calls)
             ],
+            invalid_tool_calls=[to_invalid_tool_call(call) for call in reply.invalid_tool_calls],
             usage_metadata=usage_metadata(reply),
             response_metadata=response_metadata(gem, reply),
             chunk_position="last",
@@ -193,9 +198,3 @@ class ChatGem(GemLanguageModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         async for chunk in iterate_in_thread(self._stream(messages, stop, **kwargs)):
             yield chunk
-
-
-def _output_parser(schema: dict[str, Any] | type) -> JsonOutputParser:
-    if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return PydanticOutputParser(pydantic_object=schema)
-    return JsonOutputParser()

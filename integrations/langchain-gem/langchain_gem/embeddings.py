@@ -7,6 +7,8 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from pydantic import Field
 
+from gem_rag import InputError
+from gem_rag.adapters import embed_with_blanks
 from gem_rag.aio import run_in_thread
 from langchain_gem._shared import GemModel
 
@@ -14,8 +16,11 @@ from langchain_gem._shared import GemModel
 class GemEmbeddings(GemModel, Embeddings):
     """Embeds queries and documents, each with the model's prompt for it; texts are not altered.
 
+    A blank text, which a loader may give, has the vector of a space.
+
     Attributes:
-        encode_kwargs: Settings of `Gem.embed_documents`, such as `truncation`.
+        encode_kwargs: Settings of `Gem.embed_documents`, such as `truncation`; those of
+            sentence-transformers that change nothing here may stay.
         query_encode_kwargs: The same for queries; by default `encode_kwargs`.
         show_progress: Whether to show a progress bar while documents are embedded.
     """
@@ -33,8 +38,8 @@ class GemEmbeddings(GemModel, Embeddings):
         Returns:
             A unit vector for each document.
         """
-        settings = {"progress": self.show_progress, **self.encode_kwargs}
-        vectors = self.gem.embed_documents(texts, **settings)
+        settings = {"progress": self.show_progress, **_own_settings(self.encode_kwargs)}
+        vectors = embed_with_blanks(self.gem, "document", texts, **settings)
         # Row by row: one tolist() of the whole array would hold the GIL and stall event loops.
         return [vector.tolist() for vector in vectors]
 
@@ -47,8 +52,8 @@ class GemEmbeddings(GemModel, Embeddings):
         Returns:
             A unit vector.
         """
-        settings = self.query_encode_kwargs or self.encode_kwargs
-        vector: list[float] = self.gem.embed_queries([text], **settings)[0].tolist()
+        settings = _own_settings(self.query_encode_kwargs or self.encode_kwargs)
+        vector: list[float] = embed_with_blanks(self.gem, "query", [text], **settings)[0].tolist()
         return vector
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -58,3 +63,21 @@ class GemEmbeddings(GemModel, Embeddings):
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query in a thread; concurrent calls are batched together."""
         return await run_in_thread(self.embed_query, text)
+
+
+# Settings of sentence-transformers' `encode` that ask for what is done anyway.
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "normalize_embeddings": (True,), "convert_to_numpy": (True,), "convert_to_tensor": (False,),
+    "precision": ("float32",), "output_value": ("sentence_embedding",),
+}  # fmt: skip
+_IGNORED = ("batch_size", "show_progress_bar", "device", "chunk_size")
+
+
+def _own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of gem-rag's; raises InputError for one that would change the vectors."""
+    for name, usual in _USUAL.items():
+        if settings.get(name, usual[0]) not in usual:
+            raise InputError(
+                f"{name}={settings[name]!r} is not supported: vectors are float32 of length 1"
+            )
+    return {n: v for n, v in settings.items() if n not in _USUAL and n not in _IGNORED}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -15,7 +16,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from gem_rag import Document as GemDocument
-from gem_rag import Hit, Index, Ranking, StoreName, SyncReport
+from gem_rag import Hit, Index, InputError, Ranking, StoreName, SyncReport
 from gem_rag.aio import run_in_thread
 from langchain_gem._shared import GemModel
 
@@ -37,6 +38,8 @@ class GemRetriever(GemModel, BaseRetriever):
     """
 
     model_config = GemModel.model_config  # BaseRetriever's would ignore unknown fields
+
+    _positional: ClassVar[str] = "index"
 
     folder: str = Field(alias="index")
     store: StoreName | None = None
@@ -68,18 +71,19 @@ class GemRetriever(GemModel, BaseRetriever):
         return self.folder, self.store, self._model_key(self.model_name)
 
     def sync(
-        self, items: Iterable[str | Path | GemDocument], *, progress: bool = False
+        self, items: Iterable[str | Path | GemDocument | Document], *, progress: bool = False
     ) -> SyncReport:
         """Bring the index up to date with files, folders and documents, as `Index.sync` does.
 
         Args:
-            items: Files, folders, or `gem_rag.Document`s.
+            items: Files, folders, `gem_rag.Document`s, or LangChain's, whose source is their
+                metadata's "source", with a number from the second one on, or else their id.
             progress: Whether to show a progress bar.
 
         Returns:
             What was added, changed, removed and embedded.
         """
-        return self.index.sync(items, progress=progress)
+        return self.index.sync(from_langchain(items), progress=progress)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
@@ -125,6 +129,33 @@ class GemRetriever(GemModel, BaseRetriever):
         retriever = build({**values, field: str(index.folder), "model": index.gem})
         retriever.resources.get_or_create(retriever._index_key, lambda: index)
         return retriever
+
+
+def from_langchain(
+    items: Iterable[str | Path | GemDocument | Document],
+) -> list[str | Path | GemDocument]:
+    """LangChain's documents as gem-rag's; everything else as it is.
+
+    Raises:
+        InputError: A document has neither a source nor an id.
+    """
+    found: list[str | Path | GemDocument] = []
+    counts: Counter[str] = Counter()
+    for item in items:
+        if isinstance(item, Document):
+            source = str(item.metadata.get("source") or item.id or "")
+            if not source:
+                raise InputError(
+                    f"the document {item.page_content[:40]!r} has no metadata 'source' and no id, "
+                    "by which it is known when it changes: give it one"
+                )
+            counts[source] += 1
+            name = source if counts[source] == 1 else f"{source}#{counts[source]}"
+            metadata = {key: value for key, value in item.metadata.items() if key != "source"}
+            found.append(GemDocument(name, item.page_content, metadata=metadata))
+        else:
+            found.append(item)
+    return found
 
 
 def _to_document(hit: Hit) -> Document:

@@ -114,9 +114,13 @@ async def test_progress_is_shown(gem: Gem, capsys: pytest.CaptureFixture[str]) -
     assert "Generating embeddings" in capsys.readouterr().err
 
 
-def test_an_empty_text_is_named(gem: Gem) -> None:
-    with pytest.raises(InputError, match="text 1 is empty"):
-        GemEmbedding(gem).get_text_embedding_batch(["open", " "])
+def test_a_blank_text_does_not_fail_its_batch(gem: Gem) -> None:
+    model = GemEmbedding(gem)
+    opened, blank, empty = model.get_text_embedding_batch(["open", " \n", ""])
+    assert np.allclose(opened, model.get_text_embedding("open"), atol=1e-5)
+    assert blank == empty
+    assert abs(np.linalg.norm(blank) - 1) < 1e-5
+    assert np.allclose(model.get_query_embedding("\t"), blank, atol=1e-5)
 
 
 async def test_nodes_are_embedded_in_a_pipeline(gem: Gem) -> None:

@@ -106,6 +106,58 @@ def test_no_tool_is_called_when_there_is_none_to_call(llm: GemLLM) -> None:
             llm.get_tool_calls_from_response(response)
 
 
+async def test_a_call_that_is_cut_is_an_error_and_no_answer(gem_tiny: GemLLM) -> None:
+    settings = {"tool_required": True, "max_tokens": 9}
+    streamed = list(gem_tiny.stream_chat_with_tools(TOOLS, "Greet Ann.", **settings))
+    for response in (gem_tiny.chat_with_tools(TOOLS, "Greet Ann.", **settings), streamed[-1]):
+        assert not response.message.content
+        said = r"call of '\w*' cannot be made: the call was cut after 9 tokens: raise max_tokens"
+        with pytest.raises(ValueError, match=said):
+            gem_tiny.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+    agent = FunctionAgent(tools=TOOLS, llm=GemLLM(max_tokens=9), initial_tool_choice="greet")
+    with pytest.raises(ValueError, match=said):
+        await agent.run("Greet Ann.")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 1},
+        {"parallel_tool_calls": False},
+        {"timeout": 3.0, "max_retries": 1},
+        {"logprobs": None},
+    ],
+    ids=str,
+)
+def test_options_that_change_no_answer_are_accepted(
+    gem_tiny: GemLLM, options: dict[str, Any]
+) -> None:
+    wanted = gem_tiny.chat([ChatMessage("Hello.")], max_tokens=6).message
+    assert gem_tiny.chat([ChatMessage("Hello.")], max_tokens=6, **options).message == wanted
+    assert GemLLM(max_tokens=6, **options).chat([ChatMessage("Hello.")]).message == wanted
+
+
+def test_options_that_would_change_the_answer_are_refused_by_name(gem_tiny: GemLLM) -> None:
+    with pytest.raises(InputError, match="n=2 is not supported"):
+        gem_tiny.chat([ChatMessage("Hello.")], n=2)
+    with pytest.raises(InputError, match="logprobs=True is not supported"):
+        GemLLM(logprobs=True)
+
+
+def test_response_formats_of_openai(gem_tiny: GemLLM) -> None:
+    asked = {"type": "json_schema",
+             "json_schema": {"name": "city", "schema": City.model_json_schema()}}  # fmt: skip
+    found = gem_tiny.chat([ChatMessage("Name a city.")], response_format=asked, max_tokens=200)
+    City.model_validate_json(found.message.content or "")
+    cut = gem_tiny.chat([ChatMessage("Name a city.")], response_format=asked, max_tokens=5)
+    assert cut.raw["schema_error"] == "the text was cut after 5 tokens: raise max_tokens"
+
+
+@pytest.fixture(scope="module")
+def gem_tiny() -> GemLLM:
+    return GemLLM()
+
+
 def test_an_unknown_tool_is_named(llm: GemLLM) -> None:
     with pytest.raises(InputError, match="subtract"):
         llm.chat_with_tools(TOOLS, "Hello.", tool_choice="subtract")

@@ -11,11 +11,14 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 
 import gem_rag
 from gem_rag import EngineName, Gem, InputError
+from gem_rag.adapters import embed_with_blanks
 from gem_rag.aio import run_in_thread
 
 
 class GemEmbedding(BaseEmbedding):
     """Embeds queries and texts as unit vectors, each with the model's prompt for it.
+
+    A blank text, which a splitter may give, has the vector of a space.
 
     The model is loaded on first use; an `embeddings_cache`, whose check needs the model's prompts,
     loads it at once. Embeddings of the same model within a process share one set of weights.
@@ -82,14 +85,14 @@ class GemEmbedding(BaseEmbedding):
         return super(GemEmbedding, without_weights).__getstate__()
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self.gem.embed_queries([query])[0].tolist()
+        return embed_with_blanks(self.gem, "query", [query])[0].tolist()
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         # Row by row: one tolist() of the whole array would hold the GIL and stall event loops.
-        return [vector.tolist() for vector in self.gem.embed_documents(texts)]
+        return [vector.tolist() for vector in embed_with_blanks(self.gem, "document", texts)]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await run_in_thread(self._get_query_embedding, query)

@@ -37,6 +37,7 @@ from llama_index.llms.gem.messages import (
 
 import gem_rag
 from gem_rag import EngineName, Gem, Sampling, TextStream
+from gem_rag.adapters import without_harmless
 from gem_rag.aio import iterate_in_thread, run_in_thread
 
 _SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
@@ -95,7 +96,7 @@ class GemLLM(FunctionCallingLLM):
     def __init__(self, model: str | Path | Gem = "gem-tiny", **settings: Any) -> None:
         model = settings.pop("model_name", model)  # its name in `to_dict`
         name = model.name if isinstance(model, Gem) else os.fspath(model)
-        super().__init__(model_name=name, **settings)
+        super().__init__(model_name=name, **without_harmless(settings))
         self._gem = model if isinstance(model, Gem) else None
 
     @property
@@ -204,7 +205,7 @@ class GemLLM(FunctionCallingLLM):
         Args:
             messages: The conversation.
             **kwargs: Sampling settings that override the LLM's, and the `tools` (in OpenAI's
-                format) and `tool_choice` of `Gem.chat`.
+                format), `tool_choice` and `response_format` of `Gem.chat`.
 
         Returns:
             The reply, or tool calls, with token usage in `raw`.
@@ -250,7 +251,7 @@ class GemLLM(FunctionCallingLLM):
     def _sampling_settings(self, **overrides: Any) -> dict[str, Any]:
         """The LLM's sampling settings, overridden by those of a call that are not None."""
         settings = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
-        return {**settings, **{k: v for k, v in overrides.items() if v is not None}}
+        return {**settings, **without_harmless(overrides)}
 
     # -- tools and structured output -----------------------------------------------------------
 
@@ -288,13 +289,18 @@ class GemLLM(FunctionCallingLLM):
             The tool calls.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or one cannot be made: it was cut, say.
         """
+        for call in response.message.additional_kwargs.get("invalid_tool_calls", ()):
+            raise ValueError(
+                f"the model's call of {call['name']!r} cannot be made: {call['error']}; it wrote "
+                f"{call['arguments'][:200]!r}"
+            )
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
             raise ValueError(
                 f"the model called no tool, but answered {response.message.content!r}: pass "
-                "tool_required=True, or more max_tokens if the answer is a call cut short"
+                "tool_required=True"
             )
         return [to_tool_selection(call) for call in calls]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from typing import Any
@@ -47,7 +48,12 @@ def from_reply(reply: ChatReply) -> ChatMessage:
         for call in reply.tool_calls
     ]
     if not calls:
-        return ChatMessage(role=MessageRole.ASSISTANT, content=reply.text)
+        invalid = [dataclasses.asdict(call) for call in reply.invalid_tool_calls]
+        return ChatMessage(
+            role=MessageRole.ASSISTANT,
+            content=reply.text,
+            additional_kwargs={"invalid_tool_calls": invalid} if invalid else {},
+        )
     # Some of LlamaIndex reads tool calls from blocks, some from additional_kwargs.
     kwargs = {"tool_calls": [_to_openai_tool_call(call) for call in calls]}
     return ChatMessage(role=MessageRole.ASSISTANT, content=calls, additional_kwargs=kwargs)
@@ -76,11 +82,11 @@ def to_openai_tool(tool: BaseTool) -> dict[str, Any]:
 
 def to_tool_choice(choice: str | dict[str, Any] | None, required: bool) -> str:
     """Convert a tool choice to that of `Gem.chat`: "auto", "any", "none", or a tool's name."""
-    if isinstance(choice, dict):
-        return str(choice["function"]["name"])
+    if isinstance(choice, dict):  # OpenAI's, or Anthropic's
+        choice = choice.get("function", choice).get("name") or choice.get("type")
     if choice is None:
         return "any" if required else "auto"
-    return "any" if choice == "required" else choice
+    return "any" if choice == "required" else str(choice)
 
 
 def to_raw_response(generation: Generation) -> dict[str, Any]:
@@ -91,7 +97,8 @@ def to_raw_response(generation: Generation) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    return {"finish_reason": generation.finish_reason, "usage": usage}
+    raw = {"finish_reason": generation.finish_reason, "usage": usage}
+    return {**raw, **({"schema_error": e} if (e := generation.schema_error) else {})}
 
 
 def _to_content_parts(block: ContentBlock) -> list[dict[str, str]]:

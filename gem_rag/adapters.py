@@ -1,0 +1,80 @@
+"""What adapters for frameworks share: options that others' models take, and blank texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from gem_rag.core.arrays import FloatArray
+from gem_rag.errors import InputError
+from gem_rag.model import Gem
+
+# Options that change no answer here: there is no network, and a reply has one call at most.
+_HARMLESS = (
+    "max_retries", "parallel_tool_calls", "request_timeout", "service_tier", "store", "stream",
+    "stream_options", "stream_usage", "strict", "timeout", "user",
+)  # fmt: skip
+# Options whose usual values ask for what there is anyway; others would change the answer.
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},),
+    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
+}  # fmt: skip
+_SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
+
+
+def without_harmless(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that are None, and those that change no answer.
+
+    Raises:
+        InputError: An option asks for what gem-rag does not do; the message names it.
+    """
+    kept = {}
+    for name, value in options.items():
+        if value is None or name in _HARMLESS:
+            continue
+        if name not in _USUAL:
+            kept[name] = value
+        elif value not in _USUAL[name]:
+            raise InputError(
+                f"{name}={value!r} is not supported: leave it out, or give {_USUAL[name][0]!r}"
+            )
+    return kept
+
+
+def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that traces and logs must not hold, such as the hub's token."""
+    return {name: value for name, value in options.items() if not _SECRET.search(name)}
+
+
+def embed_with_blanks(
+    gem: Gem, role: Literal["query", "document"], texts: Sequence[str], **settings: Any
+) -> FloatArray:
+    """Embed texts, of which one without a letter does not fail the others.
+
+    Args:
+        gem: The model.
+        role: Of all texts.
+        texts: A blank one has the vector of a space.
+        **settings: Of `Gem.embed_queries` or `Gem.embed_documents`.
+
+    Returns:
+        Unit vectors in the order of the texts: float32 [n, dim].
+
+    Raises:
+        InputError: As those.
+    """
+    embed = gem.embed_queries if role == "query" else gem.embed_documents
+    blank = [
+        place for place, text in enumerate(texts) if isinstance(text, str) and not text.strip()
+    ]
+    if not blank:
+        return embed(texts, **settings)
+    vectors = np.empty((len(texts), gem.dim), dtype=np.float32)
+    vectors[blank] = gem.embed_tokens([gem.tokenize(gem.config.prompts[role] + " ")])
+    others = [place for place in range(len(texts)) if place not in set(blank)]
+    if others:
+        vectors[others] = embed([texts[place] for place in others], **settings)
+    return vectors

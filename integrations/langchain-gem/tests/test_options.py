@@ -1,0 +1,220 @@
+"""What applications written for other models pass, and what comes of replies that are cut."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.exceptions import OutputParserException
+from langchain_core.load import dumps
+from langchain_core.messages import ChatMessage, FunctionMessage, HumanMessage
+from langchain_core.tools import tool
+from langchain_gem import ChatGem, GemEmbeddings, GemLLM, GemRetriever
+from pydantic import BaseModel, SecretStr
+
+from gem_rag import InputError
+
+QUESTION = "What does print do?"
+ACCEPTED: list[dict[str, Any]] = [
+    {"n": 1},
+    {"parallel_tool_calls": False},
+    {"stream_usage": True},
+    {"timeout": 30, "max_retries": 2},
+    {"temperature": None, "logprobs": None, "frequency_penalty": 0},
+]
+REFUSED: list[dict[str, Any]] = [{"n": 2}, {"logprobs": True}, {"presence_penalty": 0.5}]
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str
+    country: str
+
+
+@tool
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"Snow in {city}."
+
+
+@tool
+def unlock(code: SecretStr, tags: set[str], size: bytes) -> str:
+    """Open a door."""
+    return "open"
+
+
+@pytest.mark.parametrize("options", ACCEPTED, ids=str)
+@pytest.mark.parametrize("kind", [ChatGem, GemLLM])
+def test_options_that_change_no_answer_are_accepted(kind: Any, options: dict[str, Any]) -> None:
+    wanted = kind(max_tokens=6).invoke(QUESTION)
+    text = getattr(wanted, "content", wanted)
+    for answer in (
+        kind(max_tokens=6, **options).invoke(QUESTION),
+        kind(max_tokens=6).invoke(QUESTION, **options),
+        kind(max_tokens=6).bind(**options).invoke(QUESTION),
+    ):
+        assert getattr(answer, "content", answer) == text
+
+
+@pytest.mark.parametrize("options", REFUSED, ids=str)
+def test_options_that_would_change_the_answer_are_refused_by_name(options: dict[str, Any]) -> None:
+    [name] = options
+    with pytest.raises(ValueError, match=f"{name}=.* is not supported"):
+        ChatGem(**options)
+    with pytest.raises(InputError, match=f"{name}=.* is not supported"):
+        ChatGem().invoke(QUESTION, **options)
+    with pytest.raises(InputError, match="no sampling setting 'temprature'"):
+        ChatGem().invoke(QUESTION, temprature=1)
+
+
+def test_the_model_may_be_the_first_argument() -> None:
+    for kind in (ChatGem, GemLLM, GemEmbeddings):
+        assert kind("gem-tiny").model_name == "gem-tiny"
+    assert GemRetriever("here").folder == "here"
+
+
+def test_traces_hold_no_secrets() -> None:
+    model = ChatGem(model_kwargs={"token": "hf_secret", "dtype": "float32"})
+    for shown in (dumps(model), str(model._identifying_params), str(model._get_ls_params())):
+        assert "hf_secret" not in shown
+    assert "float32" in dumps(model)
+
+
+@pytest.mark.parametrize(
+    ("response_format", "keys"),
+    [
+        ({"type": "json_schema",
+          "json_schema": {"name": "city", "schema": City.model_json_schema()}},
+         {"name", "country"}),
+        ({"type": "json_object"}, None),
+    ],
+)  # fmt: skip
+def test_response_formats_of_openai(response_format: Any, keys: set[str] | None) -> None:
+    answer = ChatGem().invoke("Where is Oslo?", response_format=response_format)
+    found = json.loads(str(answer.content))
+    assert isinstance(found, dict)
+    assert keys is None or found.keys() == keys
+    beside = ChatGem().bind_tools([weather], tool_choice="none", response_format=response_format)
+    assert isinstance(json.loads(str(beside.invoke("Where is Oslo?").content)), dict)
+
+
+def test_the_profile_says_what_the_model_can_do() -> None:
+    profile = ChatGem().profile
+    assert profile is not None
+    assert profile["structured_output"]
+    assert profile["tool_calling"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cut_is_an_invalid_call(stream: bool) -> None:
+    model = ChatGem(max_tokens=9).bind_tools([weather], tool_choice="any")
+    if stream:
+        message, *chunks = model.stream("The weather in Oslo?")
+        for chunk in chunks:
+            message = message + chunk
+    else:
+        message = model.invoke("The weather in Oslo?")
+    assert (message.content, message.tool_calls) == ("", [])
+    [call] = message.invalid_tool_calls
+    assert call["name"] == "weather"
+    assert call["error"] == "the call was cut after 9 tokens: raise max_tokens"
+
+
+@pytest.mark.parametrize("schema", [City, City.model_json_schema()], ids=["class", "json"])
+def test_an_answer_that_is_cut_is_an_error(schema: Any) -> None:
+    model = ChatGem(max_tokens=9).with_structured_output(schema)
+    said = r"not of the schema: the text was cut after 9 tokens: raise max_tokens"
+    with pytest.raises(OutputParserException, match=said):
+        model.invoke("Where is Oslo?")
+    with pytest.raises(OutputParserException, match=said):
+        list(model.stream("Where is Oslo?"))
+    raw = ChatGem(max_tokens=9).with_structured_output(schema, include_raw=True)
+    found = raw.invoke("Where is Oslo?")
+    assert found["parsed"] is None
+    assert "was cut" in str(found["parsing_error"])
+
+
+async def test_an_answer_that_is_cut_is_an_error_to_asyncio_too() -> None:
+    model = ChatGem(max_tokens=9).with_structured_output(City)
+    with pytest.raises(OutputParserException, match="was cut"):
+        await model.ainvoke("Where is Oslo?")
+    with pytest.raises(OutputParserException, match="was cut"):
+        async for _ in model.astream("Where is Oslo?"):
+            pass
+
+
+def test_tools_of_all_types_work_beside_each_other() -> None:
+    with pytest.warns(UserWarning, match="uniqueItems of tags of the tool 'unlock'"):
+        answer = ChatGem().bind_tools([weather, unlock], tool_choice="any").invoke("Open the door")
+    assert [call["name"] for call in answer.tool_calls + answer.invalid_tool_calls] != []
+
+
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        ({"type": "tool", "name": "weather"}, True),  # Anthropic's
+        ({"type": "any"}, True),
+        ({"type": "none"}, False),
+        ({"type": "function", "function": {"name": "weather"}}, True),
+    ],
+    ids=str,
+)
+def test_tool_choices_of_others(choice: Any, called: bool) -> None:
+    answer = ChatGem(max_tokens=60).bind_tools([weather], tool_choice=choice).invoke(QUESTION)
+    assert bool(answer.tool_calls) is called
+    with pytest.raises(InputError, match="tool_choice"):
+        ChatGem().bind_tools([weather], tool_choice={"type": 3})
+
+
+def test_roles_of_others() -> None:
+    said = [
+        ChatMessage(role="developer", content="Be brief."),
+        HumanMessage(QUESTION),
+        FunctionMessage(name="search", content="It writes text."),
+        ChatMessage(role="user", content="Well?"),
+    ]
+    assert ChatGem(max_tokens=4).invoke(said).content
+
+
+# -- embeddings and retrieval ----------------------------------------------------------------------
+
+
+def test_settings_of_sentence_transformers() -> None:
+    usual = {"normalize_embeddings": True, "batch_size": 8, "show_progress_bar": False}
+    own = GemEmbeddings()
+    other = GemEmbeddings(encode_kwargs=usual)
+    assert other.embed_documents(["a"]) == own.embed_documents(["a"])
+    assert other.embed_query("a") == own.embed_query("a")
+    with pytest.raises(InputError, match="normalize_embeddings=False is not supported"):
+        GemEmbeddings(encode_kwargs={"normalize_embeddings": False}).embed_query("a")
+
+
+def test_a_blank_text_does_not_fail_its_batch() -> None:
+    embeddings = GemEmbeddings()
+    first, blank, empty = embeddings.embed_documents(["a pump", "\n\t ", ""])
+    assert first == pytest.approx(embeddings.embed_documents(["a pump"])[0], abs=1e-5)
+    assert blank == empty
+    assert sum(x * x for x in blank) == pytest.approx(1, abs=1e-5)
+    assert embeddings.embed_query("") == blank  # the model has no prompts
+
+
+def test_a_retriever_takes_documents_of_langchain(tmp_path: Any) -> None:
+    retriever = GemRetriever(tmp_path / "index", k=1)
+    pages = [
+        Document("The pump runs at night.", metadata={"source": "a.pdf", "page": 1}),
+        Document("The lamp is green.", metadata={"source": "a.pdf", "page": 2}),
+        Document("A door has two sides.", id="door"),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(retriever.sync(pages).added) == 3
+    [found] = retriever.invoke("lamp")
+    assert found.page_content == "The lamp is green."
+    assert (found.metadata["source"], found.metadata["page"]) == ("a.pdf#2", 2)
+    assert retriever.sync(pages).embedded == 0
+    with pytest.raises(InputError, match="has no metadata 'source' and no id"):
+        retriever.sync([Document("Nameless.")])
