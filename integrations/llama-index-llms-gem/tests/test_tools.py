@@ -6,7 +6,7 @@ Annotations are not postponed in this file, because LlamaIndex derives schemas f
 import asyncio
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
@@ -26,7 +26,7 @@ def add(first: int, second: int) -> int:
     return first + second
 
 
-def greet(name: str = Field(max_length=12)) -> str:
+def greet(name: Annotated[str, Field(max_length=12)]) -> str:
     """Greet someone."""
     return f"hello {name}"
 
@@ -53,7 +53,7 @@ class Wrapped(BaseModel):
 def llm(request: pytest.FixtureRequest, chat_folder: Path, bare_folder: Path) -> GemLLM:
     """The bundled model, a random one with a chat template, and one without."""
     folders = {"chat": chat_folder, "bare": bare_folder}
-    return GemLLM(folders.get(request.param, request.param), max_tokens=100)
+    return GemLLM(folders.get(request.param, request.param), max_tokens=180)
 
 
 def get_tool_selection(llm: GemLLM, response: Any) -> ToolSelection:
