@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 # Distributions beside gem-rag itself: adapters for other frameworks, and how gem-tiny is made.
 PROJECTS := $(wildcard integrations/* models/*)
 
-.PHONY: setup setup-dev setup-vllm demo test test-fast check format wheels notebooks gem-tiny
+.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels notebooks gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -77,6 +77,19 @@ $(PROJECT_TESTS:%=test-%): test-%:
 
 $(FAST): fast-%:
 	$(PYTEST) $(folder) --rootdir $(folder) --ignore $(folder)/tests/on_vllm -m 'not slow'
+
+# The adapters with the lowest, or the newest, versions of their frameworks; an environment for each.
+test-lowest test-newest: test-%: setup-dev
+	mkdir -p build
+	$(BIN)/python scripts/framework_versions.py $* > build/$*.txt
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/pip install --quiet --constraint build/$*.txt torch
+	build/$*/bin/pip install --quiet --constraint build/$*.txt --editable '.[chroma]' \
+	  $(foreach folder,$(wildcard integrations/*),--editable $(folder) --editable '$(folder)[test]')
+	build/$*/bin/pip list 2> /dev/null | grep -E 'langchain-(core|tests)|llama-index-core'
+	for folder in integrations/*; do \
+	  OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -q $$folder --rootdir $$folder \
+	    --ignore $$folder/tests/on_vllm || exit 1; done
 
 wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py

@@ -1,4 +1,4 @@
-"""What adapters for frameworks share: options that others' models take, and blank texts."""
+"""What adapters for frameworks share: options that others' models take, blank texts, reranking."""
 
 from __future__ import annotations
 
@@ -78,3 +78,11 @@ def embed_with_blanks(
     if others:
         vectors[others] = embed([texts[place] for place in others], **settings)
     return vectors
+
+
+def best_first(gem: Gem, question: str, passages: Sequence[str]) -> list[int]:
+    """The places of passages, which are given best first, in a better order: see
+    `gem_rag.rag.reranking.rerank`."""
+    from gem_rag.rag.reranking import best_first
+
+    return best_first(gem, question, passages) if passages else []

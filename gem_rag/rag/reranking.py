@@ -46,10 +46,18 @@ def rerank(
     Raises:
         InputError: As `relevance`.
     """
-    scores = relevance(gem, question, [hit.chunk.passage for hit in hits], method)
-    found = -np.arange(len(hits), dtype=np.float32)
+    order = best_first(gem, question, [hit.chunk.passage for hit in hits], method)
+    return [hits[place] for place in order]
+
+
+def best_first(
+    gem: Gem, question: str, passages: Sequence[str], method: Method = "likelihood"
+) -> list[int]:
+    """As `rerank`, the places of passages, which are given best first."""
+    scores = relevance(gem, question, passages, method)
+    found = -np.arange(len(passages), dtype=np.float32)
     [sums] = reciprocal_rank_fusion(found[None], scores[None])
-    return [hits[place] for place in np.argsort(-sums, kind="stable").tolist()]
+    return [int(place) for place in np.argsort(-sums, kind="stable")]
 
 
 def relevance(

@@ -52,7 +52,5 @@ def test_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings == [{"progress": True}]
 
 
-def test_no_texts_and_empty_texts() -> None:
+def test_no_texts() -> None:
     assert GemEmbeddings().embed_documents([]) == []
-    with pytest.raises(InputError, match="text 1 is empty"):
-        GemEmbeddings().embed_documents(["a text", " "])

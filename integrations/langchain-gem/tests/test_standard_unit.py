@@ -27,10 +27,11 @@ class TestChat(ChatModelUnitTests):
         return {"temperature": 0, "max_tokens": 100, "stop": []}  # those that exist here
 
     @pytest.mark.xfail(
-        raises=ValueError,
+        raises=(ValueError, AssertionError),
         strict=True,
         reason="of packages that langchain-core does not list, load() reads only classes that it "
-        "is given by name, and this test gives none; test_models.py does",
+        "is given by name, and this test gives none; test_models.py does. Versions before 1.7 also "
+        "write a field more than the snapshot has",
     )
     def test_serdes(self, model: BaseChatModel, snapshot: Any) -> None:
         super().test_serdes(model, snapshot)
