@@ -130,6 +130,13 @@ def test_long_values_are_written_out(gem: Gem) -> None:
         ({"type": "integer", "format": "int64"}, 2**62, None, []),
         ({"definitions": {"P": PERSON}, "$ref": "#/definitions/P"},
          {"name": "Ada", "age": 36}, {"name": "Ada"}, []),
+        ({"allOf": [PERSON, {"properties": {"city": {"type": "string"}}, "required": ["city"]}]},
+         {"name": "Ada", "age": 36, "city": "Oslo"}, {"name": "Ada", "age": 36}, []),
+        ({"$defs": {"P": PERSON}, "allOf": [{"$ref": "#/$defs/P"}, {"properties": {"x": {}}}]},
+         {"name": "Ada", "age": 36, "x": 1}, {"x": 1}, []),
+        ({"properties": {"a": {"type": "integer"}}, "required": ["a"],
+          "anyOf": [{"properties": {"b": {"type": "integer"}}}, {"required": ["c"]}]},
+         {"a": 1, "b": 2}, {"b": 2}, []),
         ({"properties": {"enum": {"type": "integer"}, "format": {"type": "string"},
                          "not": {"type": "boolean"}}},
          {"enum": 1, "format": "x", "not": True}, {"enum": "x"}, []),  # names like keywords

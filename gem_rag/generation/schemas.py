@@ -31,8 +31,8 @@ _TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 def held_by_grammar(schema: Schema) -> tuple[Schema, list[str]]:
     """The part of a schema that a grammar can hold.
 
-    Objects with named properties have no others unless the schema says so: a model that may name
-    its own would go on.
+    Objects with named properties have no others unless the schema says so, or puts objects together
+    of several: a model that may name its own would go on.
 
     Args:
         schema: Any JSON schema.
@@ -42,6 +42,7 @@ def held_by_grammar(schema: Schema) -> tuple[Schema, list[str]]:
         "uniqueItems of tags".
     """
     left_out: list[str] = []
+    is_combined = _combines_objects(schema)
 
     def hold(part: Schema, path: str) -> Schema:
         held = dict(part)
@@ -49,7 +50,7 @@ def held_by_grammar(schema: Schema) -> tuple[Schema, list[str]]:
             del held[key]
             if key != "format":  # which is a remark, and restricts nothing
                 left_out.append(f"{key} of {path}" if path else key)
-        if "properties" in held:
+        if "properties" in held and not is_combined:
             held.setdefault("additionalProperties", False)
         return held
 
@@ -102,6 +103,28 @@ def fault_of(text: str, schema: Schema) -> str:
         return ""
     place = ".".join(map(str, fault.absolute_path))
     return f"{place}: {fault.message}" if place else str(fault.message)
+
+
+def _combines_objects(schema: Schema) -> bool:
+    """Whether an object somewhere must follow several schemas, of which each names some of its
+    properties."""
+    found = False
+
+    def look(part: Schema, path: str) -> Schema:
+        nonlocal found
+        named = [part, *part.get("allOf", ())] if "properties" in part else part.get("allOf", ())
+        options = [*part.get("anyOf", ()), *part.get("oneOf", ())]
+        of_objects = [
+            option
+            for option in options
+            if isinstance(option, dict) and option.keys() & {"properties", "$ref", "allOf"}
+        ]
+        refers = "$ref" in part and "properties" in part
+        found = found or len(named) + bool(of_objects) + refers > 1
+        return part
+
+    map_schemas(schema, look)
+    return found
 
 
 def _unheld(schema: Schema) -> Iterator[str]:

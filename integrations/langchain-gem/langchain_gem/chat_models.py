@@ -101,7 +101,7 @@ class ChatGem(GemLanguageModel, BaseChatModel):
                 f"there is no method {method!r}: use json_schema, function_calling or json_mode"
             )
         model = self.bind(
-            schema=convert_to_json_schema(schema, strict=strict),
+            schema=_to_json_schema(schema, strict),
             ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
             **kwargs,
         )
@@ -198,3 +198,13 @@ class ChatGem(GemLanguageModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         async for chunk in iterate_in_thread(self._stream(messages, stop, **kwargs)):
             yield chunk
+
+
+def _to_json_schema(schema: dict[str, Any] | type, strict: bool | None) -> dict[str, Any]:
+    """The whole schema: LangChain's conversion leaves out what is beside an object's properties,
+    and writes references out, of which recursive ones are lost."""
+    if isinstance(schema, dict) and "parameters" not in schema:  # which a function has
+        return schema
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    return convert_to_json_schema(schema, strict=strict)
