@@ -227,6 +227,8 @@ def test_references_of_tools_lead_to_their_own(gem: Gem) -> None:
     ("settings", "match"),
     [
         ({"schema": {"type": "string", "const": 3}}, "cannot be followed: .*Unsatisfiable"),
+        ({"schema": {"type": "nothing"}}, "cannot be followed: the type is none of null, boolean"),
+        ({"schema": {"properties": {"a": {"type": "any"}}}}, "the type of a is none of"),
         ({"grammar": "start: ("}, "cannot be followed"),
         ({"schema": {"type": "string"}, "grammar": "start: /a/"}, "not to both"),
         ({"schema": "object"}, "JSON schema as a dict"),

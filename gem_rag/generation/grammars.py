@@ -12,15 +12,20 @@ import warnings
 from collections.abc import Sequence
 
 from gem_rag.errors import InputError
-from gem_rag.generation.schemas import GUIDANCE, Schema, held_by_grammar, map_schemas
+from gem_rag.generation.schemas import GUIDANCE, TYPES, Schema, held_by_grammar, map_schemas
 
 _ROOT_KEYS = ("$id", "$schema", "x-guidance")  # that mean the whole schema
 _TRIMMED = r"/[^ ]|[^ ].*[^ ]/"  # begins and ends with something to read
 
 
 def schema_grammar(schema: Schema) -> str:
-    """What Lark knows a schema's JSON texts by; warns of what it cannot hold of the schema."""
+    """What Lark knows a schema's JSON texts by; warns of what it cannot hold of the schema.
+
+    Raises:
+        InputError: A type is none of JSON's.
+    """
     held, left_out = held_by_grammar(schema)
+    _check_types(left_out)
     _warn("the schema", left_out)
     return f"%json {json.dumps(held)}"
 
@@ -65,8 +70,9 @@ def call_grammar(tools: Sequence[Schema]) -> str:
     """As `schema_grammar`, of a call of one of these tools: {"name": ..., "arguments": {...}}.
 
     Args:
-        tools: {"name": ..., "parameters": JSON schema} each. Of parameters that cannot be followed
-            as a whole only that they are an object is held.
+        tools: {"name": ..., "parameters": JSON schema} each. A type that is none of JSON's is left
+            open, and of parameters that cannot be followed as a whole only that they are an object
+            is held: one tool does not stop the others.
     """
     definitions: Schema = {}
     options = []
@@ -85,8 +91,9 @@ def call_grammar(tools: Sequence[Schema]) -> str:
 
 
 def answer_grammar(schema: Schema) -> str:
-    """As `call_grammar`, of an answer: {"answer": ...}."""
+    """As `schema_grammar`, of an answer: {"answer": ...}."""
     held, left_out = held_by_grammar(schema)
+    _check_types(left_out)
     _warn("the schema of the answer", left_out)
     answer = {
         "type": "object", "properties": {"answer": _move(held, "#/properties/answer")},
@@ -111,6 +118,15 @@ def _move(schema: Schema, place: str) -> Schema:
 
     moved: Schema = map_schemas(schema, redirect)
     return moved
+
+
+def _check_types(left_out: Sequence[str]) -> None:
+    for what in left_out:
+        if what.split()[0] == "type":
+            raise InputError(
+                f"this schema or grammar cannot be followed: the {what} is none of "
+                f"{', '.join(TYPES)}"
+            )
 
 
 def _warn(whose: str, left_out: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ _UNHELD = (
 )  # fmt: skip
 # llguidance's settings. "oneOf" is written as "anyOf", and checked afterwards.
 GUIDANCE = {"whitespace_flexible": False, "coerce_one_of": True}
-_TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
+TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 
 
 def held_by_grammar(schema: Schema) -> tuple[Schema, list[str]]:
@@ -141,7 +141,7 @@ def _unheld(schema: Schema) -> Iterator[str]:
     ):
         yield "format"
     types = schema.get("type", ())
-    if not set([types] if isinstance(types, str) else types) <= set(_TYPES):
+    if not set([types] if isinstance(types, str) else types) <= set(TYPES):
         yield "type"
     if isinstance(ref := schema.get("$ref"), str) and not ref.startswith("#"):
         yield "$ref"
