@@ -35,7 +35,7 @@ def test_rows_are_calls_the_grammar_allows() -> None:
             continue
         names.add(found["name"])
         function = {"name": found["name"], "parameters": _schema(shown, found["name"])}
-        grammar = Tools([{"type": "function", "function": function}]).grammar(2000)
+        grammar = Tools([{"type": "function", "function": function}]).grammar()
         checked = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar))
         assert checked.consume_tokens(tokenizer.tokenize_str(written)), written
         assert checked.is_accepting()
