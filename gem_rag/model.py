@@ -264,6 +264,7 @@ class Gem:
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> ChatReply:
         """Answer a conversation, by the model's own chat template, or plainly without one.
@@ -276,6 +277,8 @@ class Gem:
             tool_choice: "auto", "any", "none", or a tool's name.
             response_format: Of an answer, in OpenAI's form: "json_object", or "json_schema" with a
                 schema; `schema` says the same. Tools may be called beside it.
+            chat_template_kwargs: What the chat template takes beside messages and tools, such as
+                Qwen3's `enable_thinking`.
             **sampling: The fields of `Sampling`.
 
         Returns:
@@ -287,7 +290,7 @@ class Gem:
                 them, or they do not fit its context.
         """
         offered, ids, settings = self._prepare_chat(
-            messages, tools, tool_choice, response_format, sampling
+            messages, tools, tool_choice, response_format, chat_template_kwargs or {}, sampling
         )
         return offered.parse_reply(self.generate([ids], **settings)[0])
 
@@ -297,11 +300,12 @@ class Gem:
         tools: Sequence[Tool] = (),
         tool_choice: str = "auto",
         response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generator[str, None, ChatReply]:
         """As `chat`, piece by piece; tool calls come with the generator's return value."""
         offered, ids, settings = self._prepare_chat(
-            messages, tools, tool_choice, response_format, sampling
+            messages, tools, tool_choice, response_format, chat_template_kwargs or {}, sampling
         )
         return offered.parse_stream(self.stream(ids, **settings))
 
@@ -311,6 +315,7 @@ class Gem:
         tools: Sequence[Tool],
         tool_choice: str,
         response_format: Mapping[str, Any] | None,
+        template_kwargs: Mapping[str, Any],
         sampling: SamplingOptions,
     ) -> tuple[Tools, list[int], SamplingOptions]:
         if (schema := response_schema(response_format)) is not None:
@@ -319,7 +324,7 @@ class Gem:
             sampling = {**sampling, "schema": schema}
         template = self._tokenizer.chat_template
         offered = Tools(tools, tool_choice, template, sampling.get("schema"))
-        ids = tokenize_conversation(self._tokenizer, messages, offered)
+        ids = tokenize_conversation(self._tokenizer, messages, offered, template_kwargs)
         if not self.has_chat_template:
             sampling = {**sampling, "stop": (*normalize_stop(sampling.get("stop")), *PLAIN_STOP)}
         if offered:

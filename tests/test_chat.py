@@ -109,6 +109,24 @@ def test_results_of_tools_stay_apart() -> None:
     assert merge_adjacent_messages(results) == results
 
 
+def test_a_template_has_options_of_its_own(
+    gem_folder: Callable[..., Path],
+) -> None:
+    template = "{{ messages[0]['content'] }}{% if enable_thinking is false %}!{% endif %}"
+    folder = gem_folder("llama")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    helpers.build_tokenizer(chat_template=template).save_pretrained(folder)
+    with gem_rag.load(folder) as gem:
+        options = {"enable_thinking": False}
+        thinking = gem.chat([user("Hi")], max_tokens=2)
+        plain = gem.chat([user("Hi")], chat_template_kwargs=options, max_tokens=2)
+        assert plain.prompt_tokens == thinking.prompt_tokens + 1
+        pieces = gem.stream_chat([user("Hi")], chat_template_kwargs=options, max_tokens=2)
+        assert helpers.run_out(pieces)[1] == plain
+        with pytest.raises(InputError, match="chat_template_kwargs may not hold 'tools'"):
+            gem.chat([user("Hi")], chat_template_kwargs={"tools": []})
+
+
 def test_a_template_that_refuses_system_messages_reads_them_with_the_first_question() -> None:
     assert shown([system("Be brief."), user("Hello")], STRICT) == "[user]Be brief.\n\nHello"
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from gem_rag._utils.deprecation import warn_renamed
@@ -31,6 +32,7 @@ Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
+_TEMPLATE_ARGUMENTS = {"messages", "conversation", "tools", "tokenize", "add_generation_prompt"}
 _TEXT_PARTS = ("text", "refusal")
 _OTHER_ROLES = {"developer": "system", "human": "user", "ai": "assistant", "function": "tool"}
 PLAIN_STOP = ("\n\nUser:",)  # ends the answer of a model without a chat template
@@ -249,19 +251,27 @@ class Tools:
 
 
 def tokenize_conversation(
-    tokenizer: SafeTokenizer, messages: Sequence[Message], tools: Tools
+    tokenizer: SafeTokenizer,
+    messages: Sequence[Message],
+    tools: Tools,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """Token ids of a conversation, ready to be answered, by the model's own chat template, or
     plainly if it has none.
 
     Raises:
-        InputError: A message is not of OpenAI's form, or the template rejects the messages.
+        InputError: A message is not of OpenAI's form, the template rejects the messages, or an
+            option of the template has the name of one that is given already.
     """
+    check_known(
+        set(template_kwargs) & _TEMPLATE_ARGUMENTS, (), "chat_template_kwargs may not hold",
+        ": gem-rag gives it itself",
+    )  # fmt: skip
     normalized = merge_adjacent_messages([_normalize(message) for message in messages])
-    template_kwargs: dict[str, Any] = {"tools": tools.definitions} if tools else {}
     if not tools.shown_by_template:
         normalized = merge_adjacent_messages(_write_out_tools(normalized, tools))
-        template_kwargs = {}
+    elif tools:
+        template_kwargs = {**template_kwargs, "tools": tools.definitions}
     if not tokenizer.chat_template:
         return tokenizer.encode([_plain_conversation(normalized)])[0].ids
     try:
