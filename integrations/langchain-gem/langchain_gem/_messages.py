@@ -19,8 +19,10 @@ from langchain_core.messages.tool import (
 
 from gem_rag import InputError, InvalidToolCall, ToolCall
 
-# Content blocks of an assistant message that duplicate its tool calls, or are private reasoning.
-_IGNORED_BLOCKS = ("tool_call", "invalid_tool_call", "function_call", "reasoning", "thinking")
+# What an assistant message says; its other blocks are calls that it has as such, private reasoning,
+# or what a provider's own tools did. Media are kept, to be refused.
+_SAID_BLOCKS = ("text", "refusal")
+_MEDIA_BLOCKS = ("audio", "file", "image", "image_url", "input_audio", "video")
 
 
 def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -29,7 +31,9 @@ def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     for message in converted:
         if message["role"] == "assistant":
             message["content"] = [
-                block for block in message["content"] if block["type"] not in _IGNORED_BLOCKS
+                block
+                for block in message["content"]
+                if block["type"] in _SAID_BLOCKS + _MEDIA_BLOCKS
             ]
     return converted
 

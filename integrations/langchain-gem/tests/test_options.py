@@ -10,7 +10,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.exceptions import OutputParserException
 from langchain_core.load import dumps
-from langchain_core.messages import ChatMessage, FunctionMessage, HumanMessage
+from langchain_core.messages import AIMessage, ChatMessage, FunctionMessage, HumanMessage
 from langchain_core.tools import tool
 from langchain_gem import ChatGem, GemEmbeddings, GemLLM, GemRetriever
 from pydantic import BaseModel, SecretStr
@@ -168,6 +168,26 @@ def test_tool_choices_of_others(choice: Any, called: bool) -> None:
     assert bool(answer.tool_calls) is called
     with pytest.raises(InputError, match="tool_choice"):
         ChatGem().bind_tools([weather], tool_choice={"type": 3})
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "server_tool_call", "name": "web_search", "id": "1", "args": {}},
+        {"type": "web_search_tool_result", "content": []},
+        {"type": "reasoning", "reasoning": "Hm."},
+        {"type": "redacted_thinking", "data": "x"},
+    ],
+    ids=lambda block: block["type"],
+)
+def test_histories_of_others(block: dict[str, Any]) -> None:
+    model = ChatGem(max_tokens=4)
+    said = [HumanMessage(QUESTION), AIMessage([{"type": "text", "text": "It writes."}, block]),
+            HumanMessage("Where?")]  # fmt: skip
+    plain = [said[0], AIMessage("It writes."), said[2]]
+    assert model.invoke(said).content == model.invoke(plain).content
+    refused = AIMessage([{"type": "refusal", "refusal": "It writes."}])
+    assert model.invoke([said[0], refused, said[2]]).content == model.invoke(plain).content
 
 
 def test_roles_of_others() -> None:
