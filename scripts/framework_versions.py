@@ -3,7 +3,8 @@
     python scripts/framework_versions.py lowest|newest
 
 Prints constraints for pip: those of `constraints.txt` without the frameworks and what is built on
-them, whose versions pip then chooses; for "lowest" with each framework at its lower bound.
+them, whose versions pip then chooses; for "lowest" with each framework at its lower bound, for
+"newest" only those of what gem-rag itself requires.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ FRAMEWORKS = ("langchain", "langgraph", "langsmith", "llama-index")
 
 def constraints(which: str) -> Iterator[str]:
     """Lines of a constraints file."""
+    own = {normalized(Requirement(line).name) for line in dependencies(ROOT / "pyproject.toml")}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
-        if not line.replace("_", "-").lower().startswith(FRAMEWORKS):
+        name = normalized(line.partition("==")[0])
+        # What the frameworks stand on is theirs to choose, too, when they are the newest.
+        if not name.startswith(FRAMEWORKS) and (which == "lowest" or name in own):
             yield line
     if which == "lowest":
         yield from sorted(set(lower_bounds()))
@@ -31,11 +35,22 @@ def constraints(which: str) -> Iterator[str]:
 def lower_bounds() -> Iterator[str]:
     """NAME==VERSION for the frameworks that adapters depend on."""
     for file in sorted(ROOT.glob("integrations/*/pyproject.toml")):
-        for line in tomllib.loads(file.read_text())["project"]["dependencies"]:
+        for line in dependencies(file):
             requirement = Requirement(line)
             if requirement.name.startswith(FRAMEWORKS):
                 [bound] = (s.version for s in requirement.specifier if s.operator == ">=")
                 yield f"{requirement.name}=={bound}"
+
+
+def dependencies(file: Path) -> list[str]:
+    """What a distribution requires, by its pyproject.toml."""
+    found: list[str] = tomllib.loads(file.read_text())["project"]["dependencies"]
+    return found
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as pip compares it."""
+    return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pydantic import (
     BaseModel,
     ByteSize,
     ConfigDict,
-    EmailStr,
     Field,
     NegativeInt,
     PositiveFloat,
@@ -122,7 +121,7 @@ class Numbers(BaseModel):
 
 class Identified(BaseModel):
     id: uuid.UUID
-    email: EmailStr | None = None
+    email: Annotated[str, Field(json_schema_extra={"format": "email"})] | None = None
 
 
 class Words(BaseModel):
