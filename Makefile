@@ -82,7 +82,7 @@ $(FAST): fast-%:
 test-lowest test-newest: test-%: setup-dev
 	mkdir -p build
 	$(BIN)/python scripts/framework_versions.py $* > build/$*.txt
-	$(PYTHON) -m venv build/$*
+	$(PYTHON) -m venv --clear build/$*
 	build/$*/bin/pip install --quiet --constraint build/$*.txt torch
 	build/$*/bin/pip install --quiet --constraint build/$*.txt --editable '.[chroma]' \
 	  $(foreach folder,$(wildcard integrations/*),--editable $(folder) --editable '$(folder)[test]')

@@ -15,7 +15,6 @@ the time of embedding over that of the chunks by themselves.
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,10 +33,9 @@ from gem_rag.documents.splitting import Splitter
 from gem_rag.evaluation.known_item import reciprocal_ranks
 from gem_rag.evaluation.significance import interval, paired
 from gem_rag.rag.reading import embed_readings, make_readings
+from gem_rag.rag.support import split_sentences
 from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import train
-
-_SENTENCE = re.compile(r"(?<=[.!?]\s)[A-Z][^.!?\n|]{40,200}[.!?](?=\s)")
 
 
 def main(
@@ -110,25 +108,26 @@ class _Task:
         chunks = [splitter.split(document) for document in documents]
         found = dict(_sentences([chunk for own in chunks for chunk in own]))
         drawn = sorted(Random(0).sample(sorted(found), min(count, len(found))))
-        taken = {number: found[number] for number in drawn}
-        passages, number = [], 0
+        passages: list[list[str]] = []
+        number = 0
         for own in chunks:
             passages.append([])
             for chunk in own:
-                text = chunk.passage
-                if number in taken:
-                    text = text.replace(taken[number], "", 1)
-                passages[-1].append(text)
+                passages[-1].append(found[number][1] if number in drawn else chunk.passage)
                 number += 1
-        return cls(passages, list(taken.values()), drawn)
+        return cls(passages, [found[number][0] for number in drawn], drawn)
 
 
-def _sentences(chunks: Sequence[Chunk]) -> Iterator[tuple[int, str]]:
-    """A sentence within each chunk that has one and more to say."""
+def _sentences(chunks: Sequence[Chunk]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """A sentence within each chunk that has two more, and the passage without it."""
     for number, chunk in enumerate(chunks):
-        inside = _SENTENCE.findall(chunk.text)
-        if len(inside) > 1:
-            yield number, inside[len(inside) // 2]
+        spans = list(split_sentences(chunk.text))
+        start, stop = spans[len(spans) // 2]
+        sentence = " ".join(chunk.text[start:stop].split())
+        letters = sum(map(str.isalpha, sentence))
+        if len(spans) > 2 and 8 <= len(sentence.split()) <= 40 and letters > 0.7 * len(sentence):
+            rest = chunk.text[:start] + chunk.text[stop:]
+            yield number, (sentence, dataclasses.replace(chunk, text=rest).passage)
 
 
 def _measure(gem: Gem, task: _Task, context_tokens: int) -> dict[str, dict[str, Any]]:
