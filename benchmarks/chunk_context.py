@@ -57,17 +57,18 @@ def main(
     for named in manual:
         name, _, folder = named.partition("=")
         documents = [d for d in read_paths([Path(folder)], Path(folder)) if isinstance(d, Document)]
-        for training, folder_or_name in {"none": model, **trained}.items():
+        for training, folder_or_name in {"nothing more": model, **trained}.items():
             with gem_rag.load(folder_or_name) as gem:
                 gem.max_length = max(gem.max_length, context_tokens)  # all read as much
                 task = _Task.draw(gem, documents, chunk_tokens, count)
                 rows = _measure(gem, task, context_tokens)
             for way, figures in rows.items():
-                record("chunk_context", {
-                    "manual": name, "model": model, "trained on": training, "chunks": way,
+                row = f"{model} on {name}, trained with {training}: {way}"
+                sizes = {
                     "sentences": len(task.sentences),
-                    "chunks in all": sum(map(len, task.passages)), **figures,
-                })  # fmt: skip
+                    "of chunks": sum(map(len, task.passages)),
+                }
+                record("chunk_context", {"row": row, **sizes, **figures})
 
 
 def _train(
