@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,21 +25,30 @@ _USUAL: dict[str, tuple[Any, ...]] = {
 _SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
 
 
-def without_harmless(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those that are None, and those that change no answer.
+def without_harmless(
+    options: Mapping[str, Any],
+    harmless: Collection[str] = _HARMLESS,
+    usual: Mapping[str, tuple[Any, ...]] = _USUAL,
+) -> dict[str, Any]:
+    """Options without those that are None, and those that change nothing here.
+
+    Args:
+        options: What was passed.
+        harmless: Names that change nothing; by default no answer of a language model.
+        usual: Values, by name, that ask for what there is anyway.
 
     Raises:
         InputError: An option asks for what gem-rag does not do; the message names it.
     """
     kept = {}
     for name, value in options.items():
-        if value is None or name in _HARMLESS:
+        if value is None or name in harmless:
             continue
-        if name not in _USUAL:
+        if name not in usual:
             kept[name] = value
-        elif value not in _USUAL[name]:
+        elif value not in usual[name]:
             raise InputError(
-                f"{name}={value!r} is not supported: leave it out, or give {_USUAL[name][0]!r}"
+                f"{name}={value!r} is not supported: leave it out, or give {usual[name][0]!r}"
             )
     return kept
 

@@ -23,6 +23,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.unlink(missing_ok=True)
     with temporary.open("x", encoding="utf-8") as handle:  # never through a link
         handle.write(text)
+    flush_to_disk(path.parent)  # names of other new files, before anything refers to them
     publish(temporary, path)
 
 

@@ -12,7 +12,14 @@ import warnings
 from collections.abc import Sequence
 
 from gem_rag.errors import InputError
-from gem_rag.generation.schemas import GUIDANCE, TYPES, Schema, held_by_grammar, map_schemas
+from gem_rag.generation.schemas import (
+    GUIDANCE,
+    TYPES,
+    Schema,
+    held_by_grammar,
+    map_schemas,
+    problem_of,
+)
 
 _ROOT_KEYS = ("$id", "$schema", "x-guidance")  # that mean the whole schema
 _TRIMMED = r"/[^ ]|[^ ].*[^ ]/"  # begins and ends with something to read
@@ -54,16 +61,11 @@ def validate_grammar(grammar: str) -> str:
     Raises:
         InputError: llguidance cannot compile it; the message has its reason.
     """
-    if (problem := _problem(grammar)) is not None:
-        raise InputError(f"this schema or grammar cannot be followed: {problem}")
-    return grammar
-
-
-def _problem(grammar: str) -> str | None:
-    """Why llguidance cannot compile a grammar, if it cannot."""
     from llguidance import LLMatcher
 
-    return LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)) or None
+    if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)):
+        raise InputError(f"this schema or grammar cannot be followed: {problem}")
+    return grammar
 
 
 def call_grammar(tools: Sequence[Schema]) -> str:
@@ -78,7 +80,7 @@ def call_grammar(tools: Sequence[Schema]) -> str:
     options = []
     for number, tool in enumerate(tools):
         held, left_out = held_by_grammar(parameters_of(tool))
-        if (problem := _problem(f"start: %json {json.dumps(held)}")) is not None:
+        if problem := problem_of(json.dumps(held)):
             held, left_out = {"type": "object"}, [f"its parameters ({problem.splitlines()[0]})"]
         _warn(f"the tool {tool['name']!r}", left_out)
         definitions[str(number)] = _move(held, f"#/$defs/{number}")

@@ -132,11 +132,11 @@ def _unheld(schema: Schema) -> Iterator[str]:
     for key in _UNHELD:
         if key in schema:
             yield key
-    if isinstance(pattern := schema.get("pattern"), str) and not _compiles(
+    if isinstance(pattern := schema.get("pattern"), str) and problem_of(
         json.dumps({"type": "string", "pattern": pattern})
     ):
         yield "pattern"
-    if "format" in schema and not _compiles(
+    if "format" in schema and problem_of(
         json.dumps({"type": "string", "format": schema["format"]})
     ):
         yield "format"
@@ -148,8 +148,9 @@ def _unheld(schema: Schema) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1024)
-def _compiles(schema: str) -> bool:
+def problem_of(schema: str) -> str:
+    """Why llguidance cannot compile a schema, given as JSON; empty if it can."""
     from llguidance import LLMatcher
 
     grammar = LLMatcher.grammar_from_lark(f"start: %json {schema}")
-    return not LLMatcher.validate_grammar(grammar)
+    return str(LLMatcher.validate_grammar(grammar))

@@ -7,8 +7,7 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from pydantic import Field
 
-from gem_rag import InputError
-from gem_rag.adapters import embed_with_blanks
+from gem_rag.adapters import embed_with_blanks, without_harmless
 from gem_rag.aio import run_in_thread
 from langchain_gem._shared import GemModel
 
@@ -75,9 +74,4 @@ _IGNORED = ("batch_size", "show_progress_bar", "device", "chunk_size")
 
 def _own_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of gem-rag's; raises InputError for one that would change the vectors."""
-    for name, usual in _USUAL.items():
-        if settings.get(name, usual[0]) not in usual:
-            raise InputError(
-                f"{name}={settings[name]!r} is not supported: vectors are float32 of length 1"
-            )
-    return {n: v for n, v in settings.items() if n not in _USUAL and n not in _IGNORED}
+    return without_harmless(settings, _IGNORED, _USUAL)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import Field
+from llama_index.embeddings.gem.shared import GemComponent
 
-import gem_rag
-from gem_rag import EngineName, Gem, InputError
+from gem_rag import Gem, InputError
 from gem_rag.adapters import embed_with_blanks
 from gem_rag.aio import run_in_thread
 
 
-class GemEmbedding(BaseEmbedding):
+class GemEmbedding(GemComponent, BaseEmbedding):
     """Embeds queries and texts as unit vectors, each with the model's prompt for it.
 
     A blank text, which a splitter may give, has the vector of a space.
@@ -40,15 +39,6 @@ class GemEmbedding(BaseEmbedding):
             documents differ.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    model_name: str = Field(
-        default="gem-tiny", description="A bundled model, a local folder or a hub name."
-    )
-    engine: EngineName = Field(default="auto", description="The inference engine.")
-    model_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of gem_rag.load."
-    )
     embed_batch_size: int = Field(
         default=512,
         description="Texts in one call of the model, which batches them by length itself.",
@@ -56,33 +46,15 @@ class GemEmbedding(BaseEmbedding):
         le=2048,
     )
 
-    _gem: Gem | None = PrivateAttr(default=None)
-
     def __init__(self, model: str | Path | Gem = "gem-tiny", **settings: Any) -> None:
-        model = settings.pop("model_name", model)  # its name in `to_dict`
-        name = model.name if isinstance(model, Gem) else os.fspath(model)
-        super().__init__(model_name=name, **settings)
-        self._gem = model if isinstance(model, Gem) else None
+        super().__init__(model, **settings)
         if self.embeddings_cache is not None:
             self._check_cache()
-
-    @property
-    def gem(self) -> Gem:
-        """The shared model, loaded on first access."""
-        if self._gem is None:
-            self._gem = gem_rag.load(self.model_name, self.engine, **self.model_kwargs)
-        return self._gem
 
     @classmethod
     def class_name(cls) -> str:
         """The identifier of the class in serialized settings."""
         return "GemEmbedding"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex pickles every private attribute to see which can be; keep weights out of it.
-        without_weights = self.model_copy()
-        without_weights._gem = None
-        return super(GemEmbedding, without_weights).__getstate__()
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return embed_with_blanks(self.gem, "query", [query])[0].tolist()
