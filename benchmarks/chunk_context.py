@@ -21,9 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from measuring import record
+from measuring import reciprocal_figures, record
 
 import gem_rag
 from gem_rag import Document, Gem
@@ -31,7 +30,6 @@ from gem_rag.documents.document import Chunk
 from gem_rag.documents.readers import read_paths
 from gem_rag.documents.splitting import Splitter
 from gem_rag.evaluation.known_item import reciprocal_ranks
-from gem_rag.evaluation.significance import interval, paired
 from gem_rag.rag.reading import embed_readings, make_readings
 from gem_rag.rag.support import split_sentences
 from gem_rag.training.recipe import read_recipe
@@ -147,19 +145,12 @@ def _measure(gem: Gem, task: _Task, context_tokens: int) -> dict[str, dict[str, 
         spent = time.perf_counter() - start
         found[way] = reciprocal_ranks(queries @ vectors.T, task.right).tolist(), spent
     baseline, seconds = found["alone"]
-    return {way: _figures(own, spent, baseline, seconds) for way, (own, spent) in found.items()}
-
-
-def _figures(
-    reciprocals: Sequence[float], spent: float, baseline: Sequence[float], seconds: float
-) -> dict[str, Any]:
-    difference = paired(baseline, reciprocals)
     return {
-        "mrr": round(float(np.mean(reciprocals)), 3),
-        "mrr from to": [round(end, 3) for end in interval(reciprocals)],
-        "over alone": round(difference.value, 3),
-        "over alone from to": [round(difference.low, 3), round(difference.high, 3)],
-        "time over alone": round(spent / seconds, 2),
+        way: {
+            **reciprocal_figures(own, baseline, "alone"),
+            "time over alone": round(spent / seconds, 2),
+        }
+        for way, (own, spent) in found.items()
     }
 
 

@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,22 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()} {capability}, {torch.get_num_threads()} threads"
+
+
+def reciprocal_figures(
+    reciprocals: Sequence[float], baseline: Sequence[float], over: str
+) -> dict[str, Any]:
+    """The mean of reciprocal ranks and its difference from a baseline's, of the name `over`, each
+    with its 95 % confidence interval (bootstrap over queries)."""
+    from gem_rag.evaluation.significance import interval, paired
+
+    difference = paired(baseline, reciprocals)
+    return {
+        "mrr": round(sum(reciprocals) / len(reciprocals), 3),
+        "mrr from to": [round(end, 3) for end in interval(reciprocals)],
+        f"over {over}": round(difference.value, 3),
+        f"over {over} from to": [round(difference.low, 3), round(difference.high, 3)],
+    }
 
 
 def record(benchmark: str, figures: dict[str, Any], shown: bool = True) -> None:

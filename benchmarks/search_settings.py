@@ -22,13 +22,12 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import typer
 from corpora import Task, read_tasks, sample
-from measuring import record
+from measuring import reciprocal_figures, record
 from rich.console import Console
 from rich.table import Table
 
 import gem_rag
 from gem_rag import Document, Gem, Hit, Index, Ranking
-from gem_rag.evaluation.significance import interval, paired
 from gem_rag.rag.reranking import RERANKED, Method, rerank
 
 _DEPTH = 50  # chunks that a search gives
@@ -106,12 +105,8 @@ def _reciprocal(rank: int) -> float:
 def _figures(asked: Sequence[tuple[int, float]], baseline: Sequence[float]) -> dict[str, Any]:
     ranks, times = zip(*asked, strict=True)
     reciprocals = [_reciprocal(rank) for rank in ranks]
-    difference = paired(baseline, reciprocals)
     return {
-        "mrr": round(float(np.mean(reciprocals)), 3),
-        "mrr from to": [round(end, 3) for end in interval(reciprocals)],
-        "over vectors": round(difference.value, 3),
-        "over vectors from to": [round(difference.low, 3), round(difference.high, 3)],
+        **reciprocal_figures(reciprocals, baseline, "vectors"),
         "recall 1": _share_within(ranks, 1),
         "recall 5": _share_within(ranks, 5),
         "ms a query": round(float(np.mean(times)), 1),
