@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Answer": "gem_rag.rag.answer",
     "AnswerStyle": "gem_rag.core.config",
-    "ChatReply": "gem_rag.generation.chat",
+    "ChatReply": "gem_rag.generation.replies",
     "Chunk": "gem_rag.documents.document",
     "Citation": "gem_rag.rag.citations",
     "Conversation": "gem_rag.rag.conversation",
@@ -30,14 +30,14 @@ _MODULE_OF = {
     "Hit": "gem_rag.rag.hits",
     "Index": "gem_rag.rag.index",
     "InputError": "gem_rag.errors",
-    "InvalidToolCall": "gem_rag.generation.chat",
+    "InvalidToolCall": "gem_rag.generation.replies",
     "Sampling": "gem_rag.generation.sampling",
     "Skipped": "gem_rag.documents.document",
     "Ranking": "gem_rag.rag.search",
     "StoreName": "gem_rag.rag.index",
     "SyncReport": "gem_rag.rag.sync",
     "TextStream": "gem_rag.generation.sampling",
-    "ToolCall": "gem_rag.generation.chat",
+    "ToolCall": "gem_rag.generation.replies",
     "Turn": "gem_rag.rag.conversation",
     "load": "gem_rag.model",
 }
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from gem_rag.core.config import AnswerStyle, GemConfig
     from gem_rag.documents.document import Chunk, Document, Skipped
     from gem_rag.errors import GemError, InputError
-    from gem_rag.generation.chat import ChatReply, InvalidToolCall, ToolCall
+    from gem_rag.generation.replies import ChatReply, InvalidToolCall, ToolCall
     from gem_rag.generation.sampling import Generation, Sampling, TextStream
     from gem_rag.model import EngineName, Gem, load
     from gem_rag.rag.answer import Answer

@@ -36,13 +36,14 @@ from gem_rag.engines.engine import Engine
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.chat import (
     PLAIN_STOP,
-    ChatReply,
     Message,
-    Tool,
-    Tools,
+    normalize,
     response_schema,
     tokenize_conversation,
+    without_question,
 )
+from gem_rag.generation.reasoning import Reasoning
+from gem_rag.generation.replies import ChatReply
 from gem_rag.generation.sampling import (
     Generation,
     Sampling,
@@ -50,6 +51,7 @@ from gem_rag.generation.sampling import (
     checked_stream,
     normalize_stop,
 )
+from gem_rag.generation.tools import Tool, Tools, calls_since_user
 
 if TYPE_CHECKING:
     import tokenizers
@@ -265,6 +267,7 @@ class Gem:
         tool_choice: str = "auto",
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> ChatReply:
         """Answer a conversation, by the model's own chat template, or plainly without one.
@@ -279,6 +282,8 @@ class Gem:
                 schema; `schema` says the same. Tools may be called beside it.
             chat_template_kwargs: What the chat template takes beside messages and tools, such as
                 Qwen3's `enable_thinking`.
+            parallel_tool_calls: Whether a reply may have several calls, of a model whose template
+                shows tools; of another it has one, and after the result the model may go on.
             **sampling: The fields of `Sampling`.
 
         Returns:
@@ -289,10 +294,36 @@ class Gem:
             InputError: The messages or tools are not of this form, the model's template refuses
                 them, or they do not fit its context.
         """
+        [reply] = self.sample_replies(
+            messages, 1, tools, tool_choice, response_format, chat_template_kwargs,
+            parallel_tool_calls, **sampling,
+        )  # fmt: skip
+        return reply
+
+    def sample_replies(
+        self,
+        messages: Sequence[Message],
+        n: int,
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[ChatReply]:
+        """As `chat`, n times, in one batch: replies differ if `temperature` is above 0."""
         offered, ids, settings = self._prepare_chat(
-            messages, tools, tool_choice, response_format, chat_template_kwargs or {}, sampling
-        )
-        return offered.parse_reply(self.generate([ids], **settings)[0])
+            messages, tools, tool_choice, response_format, chat_template_kwargs,
+            parallel_tool_calls, sampling,
+        )  # fmt: skip
+        replies = [offered.parse_reply(one) for one in self.generate([ids] * n, **settings)]
+        again = [place for place, reply in enumerate(replies) if offered.repeats(reply)]
+        if again:
+            settings["grammar"] = offered.grammar()
+            answers = self.generate([ids] * len(again), **settings)
+            for place, answer in zip(again, answers, strict=True):
+                replies[place] = offered.parse_reply(answer)
+        return replies
 
     def stream_chat(
         self,
@@ -301,13 +332,25 @@ class Gem:
         tool_choice: str = "auto",
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> Generator[str, None, ChatReply]:
-        """As `chat`, piece by piece; tool calls come with the generator's return value."""
+        """As `chat`, piece by piece; tool calls and reasoning come with the generator's return
+        value."""
         offered, ids, settings = self._prepare_chat(
-            messages, tools, tool_choice, response_format, chat_template_kwargs or {}, sampling
-        )
-        return offered.parse_stream(self.stream(ids, **settings))
+            messages, tools, tool_choice, response_format, chat_template_kwargs,
+            parallel_tool_calls, sampling,
+        )  # fmt: skip
+        pieces = self.stream(ids, **settings)
+
+        def reply() -> Generator[str, None, ChatReply]:
+            first = yield from offered.parse_stream(pieces)
+            if not offered.repeats(first):
+                return first
+            settings["grammar"] = offered.grammar()
+            return (yield from offered.parse_stream(self.stream(ids, **settings)))
+
+        return reply()
 
     def _prepare_chat(
         self,
@@ -315,21 +358,32 @@ class Gem:
         tools: Sequence[Tool],
         tool_choice: str,
         response_format: Mapping[str, Any] | None,
-        template_kwargs: Mapping[str, Any],
+        template_kwargs: Mapping[str, Any] | None,
+        parallel: bool,
         sampling: SamplingOptions,
     ) -> tuple[Tools, list[int], SamplingOptions]:
+        """The tools that are offered, the prompt, and how to generate."""
         if (schema := response_schema(response_format)) is not None:
             if sampling.get("schema") is not None:
                 raise InputError("response_format and schema say the same: give one of them")
             sampling = {**sampling, "schema": schema}
-        template = self._tokenizer.chat_template
-        offered = Tools(tools, tool_choice, template, sampling.get("schema"))
-        ids = tokenize_conversation(self._tokenizer, messages, offered, template_kwargs)
+        messages, options = normalize(messages), template_kwargs or {}
+        template, tokenizer = self._tokenizer.chat_template, self._tokenizer
+        offered = Tools(
+            tools, tool_choice, template, sampling.get("schema"), parallel,
+            calls_since_user(messages),
+        )  # fmt: skip
+        ids = tokenize_conversation(tokenizer, messages, offered, options)
+        offered.reasoning = Reasoning.of(template, tokenizer.hf_tokenizer.decode(ids[-16:]))
         if not self.has_chat_template:
             sampling = {**sampling, "stop": (*normalize_stop(sampling.get("stop")), *PLAIN_STOP)}
-        if offered:
-            if openings := offered.openings(messages):
-                offered.choose(int(self.score(ids, openings).argmax()))
+        if openings := offered.openings():
+            unasked = without_question(messages)
+            usual = tokenize_conversation(tokenizer, unasked, offered, options)
+            pairs = [(prompt, opening) for prompt in (ids, usual) for opening in openings]
+            asked, anyway = self.score_pairs(pairs).reshape(2, -1)
+            offered.choose(asked - anyway)
+        if offered.constrains:
             sampling = {**sampling, "schema": None, "grammar": offered.grammar()}
         return offered, ids, sampling
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +10,23 @@ from typing import Any
 
 import helpers
 import jsonschema
+import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 import gem_rag
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
 from gem_rag.generation.chat import (
-    ChatReply,
-    InvalidToolCall,
-    ToolCall,
-    Tools,
     merge_adjacent_messages,
+    normalize,
     tokenize_conversation,
+    without_question,
 )
+from gem_rag.generation.reasoning import Reasoning
+from gem_rag.generation.replies import ChatReply, InvalidToolCall, ToolCall
 from gem_rag.generation.sampling import Generation
+from gem_rag.generation.tools import Tools, calls_since_user
 from gem_rag.model import Gem
 
 STRICT = (  # takes turns and nothing else, as Mistral's and Gemma's do
@@ -194,7 +198,7 @@ def test_a_forced_call_has_the_tools_form_whatever_the_model(
     helpers.build_tokenizer(chat_template=template).save_pretrained(folder)
     small = tool("f", n={"type": "integer", "minimum": 0, "maximum": 9})
     with gem_rag.load(folder) as gem:
-        reply = gem.chat([user("hello")], [small], choice)
+        reply = gem.chat([user("hello")], [small], choice, parallel_tool_calls=False)
     assert isinstance(reply, ChatReply)
     (call,) = reply.tool_calls
     assert call.name == "f"
@@ -203,27 +207,186 @@ def test_a_forced_call_has_the_tools_form_whatever_the_model(
 
 
 def test_a_model_not_made_for_tools_takes_the_likeliest_form(tiny: Gem) -> None:
-    tools = Tools([WEATHER, DOUBLE], template=tiny.tokenizer.to_str()[:0])
+    tools = Tools([WEATHER, DOUBLE])
     question = [user("What is the weather in Oslo?")]
-    forms = tools.openings(question)
+    forms = tools.openings()
     # They do not end in quotes, which a token would join to what comes next.
     assert forms == ['{"name":"get_weather', '{"name":"double', '{"answer']
-    scores = tiny.score(
-        tokenize_conversation(tiny._tokenizer, question, Tools([WEATHER, DOUBLE])), forms
+    asked, anyway = (
+        tiny.score(tokenize_conversation(tiny._tokenizer, messages, tools), forms)
+        for messages in (question, without_question(question))
     )
+    scores = asked - anyway  # whatever the question, some names are likelier than others
     reply = tiny.chat(question, [WEATHER, DOUBLE], max_tokens=60)
     wanted = ["get_weather", "double", None][int(scores.argmax())]
     assert (reply.tool_calls[0].name if reply.tool_calls else None) == wanted
 
 
-def test_a_tool_that_has_answered_is_not_asked_again(tiny: Gem) -> None:
-    said = [user("Oslo?"), CALLED, RESULT]
-    assert Tools([WEATHER]).openings(said) == ['{"answer']
-    assert Tools([WEATHER]).openings([*said, user("And Bergen?")])[0] == '{"name":"get_weather'
-    reply = tiny.chat(said, [WEATHER], max_tokens=20)
-    assert not reply.tool_calls
-    assert reply.text
+def test_a_model_not_made_for_tools_goes_on_to_further_calls_and_ends() -> None:
+    said = normalize([user("Oslo?"), CALLED, RESULT])
+    oslo = ToolCall("get_weather", {"city": "Oslo"})
+    assert calls_since_user(said) == [oslo]
+    assert calls_since_user([*said, user("And Bergen?")]) == []
+    tools = Tools([WEATHER], made=[oslo])
+    assert tools.openings() == ['{"name":"get_weather', '{"answer']
+    tools.choose(np.array([0.5, 0.3], dtype=np.float32))
+    assert "get_weather" in tools.grammar()
+    assert "answer" not in tools.grammar()
+    # The same call once more is no call: an answer is what is left.
+    assert not tools.repeats(ChatReply("", (), "stop", 1, tool_calls=(ToolCall("double", {}),)))
+    assert tools.repeats(ChatReply("", (), "stop", 1, tool_calls=(oslo,)))
+    assert "get_weather" not in tools.grammar()
+    assert "answer" in tools.grammar()
+    # Nor does it go on for ever with other arguments.
+    assert Tools([WEATHER], made=[oslo] * 3).openings() == ['{"answer']
+
+
+def test_a_further_call_must_be_likelier_than_an_answer() -> None:
+    for made, call in (((), True), ((ToolCall("double", {"number": 1}),), False)):
+        tools = Tools([WEATHER], made=made)
+        assert len(tools.openings()) == 2
+        tools.choose(np.array([0.05, 0.0], dtype=np.float32))
+        assert ("get_weather" in tools.grammar()) == call
+
+
+def test_a_repeated_call_becomes_an_answer(tiny: Gem) -> None:
+    """Streamed or not, and of several replies only those that repeat."""
+    [call] = tiny.chat([user("Oslo?")], [WEATHER], "get_weather").tool_calls
+    written = {"name": call.name, "arguments": json.dumps(call.arguments)}
+    made = {"role": "assistant", "tool_calls": [{"id": "1", "function": written}]}
+    said = [user("Oslo?"), made, RESULT]
+    reply = tiny.chat(said, [WEATHER], max_tokens=40)
+    assert call not in reply.tool_calls
+    _, streamed = helpers.run_out(tiny.stream_chat(said, [WEATHER], max_tokens=40))
+    assert streamed == reply
+    assert tiny.sample_replies(said, 2, [WEATHER], max_tokens=40) == [reply, reply]
+
+
+def test_a_repeated_call_is_answered_by_the_model(tiny: Gem, monkeypatch: Any) -> None:
+    call = tiny.chat([user("Oslo?")], [WEATHER], "get_weather").tool_calls[0]
+    monkeypatch.setattr(Tools, "choose", lambda tools, likelihoods: None)  # call, or answer
+    monkeypatch.setattr(Tools, "repeats", _once(Tools.repeats, call))
+    reply = tiny.chat([user("Oslo?")], [WEATHER], max_tokens=60)
+    assert (reply.tool_calls, reply.invalid_tool_calls) == ((), ())
     assert not reply.text.startswith("{")
+    _, streamed = helpers.run_out(tiny.stream_chat([user("Oslo?")], [WEATHER], max_tokens=60))
+    assert streamed == reply
+
+
+def _once(repeats: Any, call: ToolCall) -> Any:
+    """`Tools.repeats`, as if every reply had made this call and it had been made before."""
+
+    def patched(tools: Tools, reply: ChatReply) -> bool:
+        tools._made = [call]
+        return bool(repeats(tools, dataclasses.replace(reply, tool_calls=(call,))))
+
+    return patched
+
+
+TWO = '{"name":"double","arguments":{"number":2}}\n{"name":"double","arguments":{"number":3}}'
+WRAPPED = (
+    '<tool_call>\n{"name":"double","arguments":{"number":2}}\n</tool_call>\n'
+    '<tool_call>\n{"name":"double","arguments":{"number":3}}\n</tool_call>'
+)
+
+
+@pytest.mark.parametrize("written", [TWO, WRAPPED])
+@pytest.mark.parametrize("missing", [0, 13, 30, 40])
+def test_a_reply_may_have_several_calls(written: str, missing: int) -> None:
+    tools = Tools([DOUBLE], template=WITH_TOOLS)
+    generation = Generation(written[: len(written) - missing], (1, 2), "stop", 3)
+    reply = tools.parse_reply(generation)
+    calls = [ToolCall("double", {"number": 2}), ToolCall("double", {"number": 3})]
+    whole = 1 if missing > (13 if written == WRAPPED else 0) else 2
+    assert (reply.text, list(reply.tool_calls)) == ("", calls[:whole])
+    assert [call.error for call in reply.invalid_tool_calls] == [CUT] * (2 - whole)
+
+
+@pytest.mark.parametrize(
+    ("written", "tools", "allowed"),
+    [
+        (TWO, Tools([DOUBLE], template=WITH_TOOLS), True),
+        (WRAPPED, Tools([DOUBLE], "any", template=WITH_TOOLS), True),
+        (TWO, Tools([DOUBLE], template=WITH_TOOLS, parallel=False), False),
+        (TWO, Tools([DOUBLE], "double", template=WITH_TOOLS), False),
+        (TWO, Tools([DOUBLE], "any"), False),
+        (TWO.splitlines()[0], Tools([DOUBLE], "any"), True),
+    ],
+)
+def test_several_calls_are_for_models_trained_on_tools(
+    tiny: Gem, written: str, tools: Tools, allowed: bool
+) -> None:
+    assert follows(tiny, tools.grammar(), written) == allowed
+
+
+def follows(gem: Gem, grammar: str, text: str) -> bool:
+    """Whether a grammar allows a text."""
+    matcher = LLMatcher(gem._engine._llguidance, LLMatcher.grammar_from_lark(grammar))  # type: ignore[attr-defined]
+    tokens = gem._tokenizer.encode_continuation(text)
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+# -- reasoning ---------------------------------------------------------------------------------
+
+THINKS = "{{ messages[0].content }}{% if x %}<think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "expected"),
+    [
+        (THINKS, "Hello", Reasoning(begun=False)),
+        (THINKS, "Hello<think>\n", Reasoning(begun=True)),
+        (THINKS, "Hello<think>\n\n</think>\n\n", None),  # told not to
+        (STRICT, "What does <think> do?", None),
+    ],
+)
+def test_whether_a_model_reasons(template: str, prompt: str, expected: Reasoning | None) -> None:
+    assert Reasoning.of(template, prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("begun", "written", "reasoning", "text", "calls"),
+    [
+        (False, "<think>\nHm.\n</think>\n\nYes.", "Hm.", "Yes.", 0),
+        (True, "Hm.\n</think>\n\nYes.", "Hm.", "Yes.", 0),
+        (False, "Yes, <think>.", "", "Yes, <think>.", 0),
+        (False, "<think>\nHm, so", "Hm, so", "", 0),  # cut
+        (False, "<thi", "", "<thi", 0),
+        (False, "<think>Hm.</think>" + TWO, "Hm.", "", 2),
+    ],
+)
+def test_reasoning_is_no_part_of_the_answer(
+    begun: bool, written: str, reasoning: str, text: str, calls: int
+) -> None:
+    tools = Tools([DOUBLE], template=WITH_TOOLS) if calls else Tools([])
+    tools.reasoning = Reasoning(begun)
+    generation = Generation(written, (1, 2), "stop", 3)
+    reply = tools.parse_reply(generation)
+    assert (reply.reasoning, reply.text, len(reply.tool_calls)) == (reasoning, text, calls)
+
+    def pieces() -> Any:
+        yield from written
+        return generation
+
+    shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
+    assert streamed == reply
+    assert "".join(shown_pieces) == text
+
+
+def test_a_model_reasons_before_it_calls_or_answers_by_a_schema(tiny: Gem) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
+    for begun, head in ((False, "<think>Hm {}.</think>\n\n"), (True, "Hm {}.</think>\n")):
+        plain, held = Tools([DOUBLE], template=WITH_TOOLS), Tools([], answer=schema)
+        plain.reasoning = held.reasoning = Reasoning(begun)
+        assert plain.constrains
+        assert held.constrains
+        for tools, reply in ((plain, TWO), (plain, "Yes."), (held, '{"a":1}')):
+            assert follows(tiny, tools.grammar(), head + reply)
+            assert follows(tiny, tools.grammar(), reply) == (not begun)
+        assert not follows(tiny, held.grammar(), head + '{"a":2}')
+        read = held.parse_reply(Generation(head + '{"a":1}', (1,), "stop", 1))
+        assert (read.text, read.schema_error) == ('{"a":1}', "")
+        assert held.parse_reply(Generation(head + "{", (1,), "length", 1)).schema_error
 
 
 def test_no_tools_may_be_called(tiny: Gem) -> None:

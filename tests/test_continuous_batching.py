@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,6 @@ from gem_rag.engines.decoding import DecodingBatch, Request
 from gem_rag.errors import GemError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
 from gem_rag.generation.sampling import Generation, Sampling
-from gem_rag.generation.stop_strings import StopStringBuffer
 from gem_rag.model import Gem
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -28,6 +28,8 @@ MIXED: list[dict[str, Any]] = [
     {"max_tokens": 30},
     {"max_tokens": 12, "temperature": 1.0, "seed": 3},
     {"max_tokens": 12, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 4},
+    {"max_tokens": 12, "presence_penalty": 1.0, "frequency_penalty": 0.5, "logprobs": 2},
+    {"max_tokens": 12, "repetition_penalty": 1.3, "temperature": 1.0, "min_p": 0.1, "seed": 5},
     {"max_tokens": 20, "stop": ["a", "e"]},
     {"max_tokens": 24, "schema": SCHEMA},
 ]
@@ -83,9 +85,8 @@ def spin_until(true: Callable[[], bool]) -> None:
 
 
 def request(prompt: list[int], max_tokens: int = 8, **sampling: Any) -> Request:
-    buffer = StopStringBuffer(lambda tokens: " ".join(map(str, tokens)), ())
     settings = Sampling(max_tokens=max_tokens, **sampling)
-    listener = GenerationListener(len(prompt), buffer)
+    listener = GenerationListener(len(prompt), settings, lambda ids: " ".join(map(str, ids)))
     return Request(prompt, settings, frozenset([EOS]), listener)
 
 
@@ -117,7 +118,16 @@ def test_texts_are_those_of_transformers_whoever_joins_and_leaves(architecture: 
 
 
 def test_calls_of_different_settings_run_together(talker: Gem) -> None:
-    prompts = ["hello", "The quick brown fox jumps over", "x", "a b c d e f", "def add(", "1"]
+    prompts = [
+        "hello",
+        "The quick brown fox jumps over",
+        "x",
+        "a b c d e f",
+        "def add(",
+        "1",
+        "True",
+        "a list",
+    ]
     alone = [talker.generate([p], **s)[0] for p, s in zip(prompts, MIXED, strict=True)]
 
     def work(number: int) -> Generation:
@@ -125,7 +135,11 @@ def test_calls_of_different_settings_run_together(talker: Gem) -> None:
 
     hold = until_present(talker, len(prompts))
     with watched(talker, hold) as sizes, ThreadPoolExecutor(len(prompts)) as pool:
-        assert list(pool.map(work, range(len(prompts)))) == alone
+        found = list(pool.map(work, range(len(prompts))))
+    for one, expected in zip(found, alone, strict=True):
+        logprobs = [entry.logprob for entry in one.logprobs]
+        assert logprobs == pytest.approx([e.logprob for e in expected.logprobs], abs=1e-4)
+        assert replace(one, logprobs=()) == replace(expected, logprobs=())
     assert max(sizes) == len(prompts)
     assert len(sizes) < sum(len(generation.tokens) for generation in alone)
 
@@ -271,7 +285,7 @@ def test_a_stream_can_be_read_and_left_from_asyncio(talker: Gem) -> None:
 
 
 def test_a_listener_hears_one_end() -> None:
-    listener = StreamListener(1, StopStringBuffer(str, ()))
+    listener = StreamListener(1, Sampling(), str)
     assert listener.add([1], None)
     listener.fail(GemError("gone"))
     assert not listener.add([2], "stop")

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import gem_rag
 from gem_rag.errors import InputError
-from gem_rag.generation.chat import ChatReply
 from gem_rag.generation.listeners import GenerationListener
+from gem_rag.generation.replies import ChatReply
 from gem_rag.generation.sampling import Sampling
 from gem_rag.generation.stop_strings import cut_at_stop
 from gem_rag.model import Gem
@@ -46,6 +46,88 @@ def test_generation_does_not_depend_on_the_batch(
 ) -> None:
     with gem_rag.load(gem_folder("phi"), batch_tokens=batch_tokens) as other:
         assert other.generate(PROMPTS, max_tokens=8) == talker.generate(PROMPTS, max_tokens=8)
+
+
+def test_what_was_there_before_counts_less(talker: Gem, plain_folder: Any) -> None:
+    """As transformers has it, where it has it; without end tokens, which would count as text."""
+    model = AutoModelForCausalLM.from_pretrained(plain_folder("phi")).eval()
+    for prompt in PROMPTS:
+        ids = torch.tensor([talker.tokenize(prompt)])
+        with torch.inference_mode():
+            expected = model.generate(
+                ids, do_sample=False, max_new_tokens=12, repetition_penalty=1.5
+            )[0, ids.shape[1] :]
+        (found,) = talker.generate([prompt], max_tokens=12, repetition_penalty=1.5)
+        assert list(found.tokens) == expected.tolist()
+    (free,) = talker.generate(["hello"], max_tokens=30)
+    assert len(set(free.tokens)) < 30  # a model like this repeats itself
+    (present,) = talker.generate(["hello"], max_tokens=30, presence_penalty=2)
+    (frequent,) = talker.generate(["hello"], max_tokens=30, frequency_penalty=2)
+    with talker.language_model() as model, torch.inference_mode():
+        for found, by_times in ((present, False), (frequent, True)):
+            for n, token in enumerate(found.tokens):
+                before = [*talker.tokenize("hello"), *found.tokens[:n]]
+                scores = model(torch.tensor([before])).logits[0, -1]
+                for other in set(found.tokens[:n]):
+                    scores[other] -= 2 * (found.tokens[:n].count(other) if by_times else 1)
+                assert token == int(scores.argmax())
+
+
+def test_min_p_leaves_the_likeliest(talker: Gem) -> None:
+    (greedy,) = talker.generate(["hello"], max_tokens=12)
+    (sampled,) = talker.generate(["hello"], max_tokens=12, temperature=1.0, min_p=1.0, seed=1)
+    assert sampled == greedy
+
+
+@pytest.mark.parametrize("penalty", [{}, {"presence_penalty": 2.0, "temperature": 0.5, "seed": 1}])
+def test_log_probabilities_are_the_models(talker: Gem, penalty: Any) -> None:
+    (found,) = talker.generate(["hello"], max_tokens=8, logprobs=3, **penalty)
+    assert [one.token for one in found.logprobs] == list(found.tokens)
+    with talker.language_model() as model, torch.inference_mode():
+        ids = [*talker.tokenize("hello"), *found.tokens]
+        expected = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    for n, one in enumerate(found.logprobs):
+        row = expected[len(ids) - len(found.tokens) - 1 + n]
+        assert one.logprob == pytest.approx(float(row[one.token]), abs=1e-4)
+        assert one.text == talker._tokenizer.decode([one.token])
+        values, likeliest = row.topk(3)
+        assert [other.token for other in one.top] == likeliest.tolist()
+        assert [other.logprob for other in one.top] == pytest.approx(values.tolist(), abs=1e-4)
+    (without,) = talker.generate(["hello"], max_tokens=8, **penalty)
+    assert without.logprobs == ()
+    assert without.tokens == found.tokens
+
+
+def test_log_probabilities_of_a_grammar_are_among_what_it_allows(talker: Gem) -> None:
+    schema = {"type": "boolean"}
+    (found,) = talker.generate(["hello"], max_tokens=9, schema=schema, logprobs=20)
+    first = found.logprobs[0]
+    assert {one.text[0] for one in first.top} == {"t", "f"}  # and nothing that cannot be
+    assert sum(np.exp(one.logprob) for one in first.top) == pytest.approx(1, abs=1e-3)
+
+
+def test_log_probabilities_end_with_the_text(talker: Gem) -> None:
+    free = talker.generate(["hello"], max_tokens=20)[0]
+    stop = written(talker, free.tokens)[4]
+    (found,) = talker.generate(["hello"], max_tokens=20, stop=stop, logprobs=0)
+    assert [one.token for one in found.logprobs] == list(found.tokens)
+    assert {one.top for one in found.logprobs} == {()}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"presence_penalty": 3},
+        {"frequency_penalty": float("nan")},
+        {"logprobs": 21},
+        {"logprobs": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(talker: Gem, setting: Any) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(setting))} must be"):
+        talker.generate(["hello"], **setting)
 
 
 def test_no_prompts_give_no_generations(talker: Gem) -> None:
@@ -234,7 +316,7 @@ def test_a_special_token_named_as_stop_string_ends_the_text(talker: Gem) -> None
     sampling = Sampling(max_tokens=8, stop=("<|im_end|>",))
     marker = engine.tokenizer.control_tokens["<|im_end|>"]
     letters = talker.tokenize("ab")[-2:]
-    listener = GenerationListener(1, engine._buffer(sampling))
+    listener = GenerationListener(1, sampling, engine.tokenizer.decode)
     request = engine._request([1], sampling, listener, 0)
     for token in [*letters, marker, *letters]:
         request.take(token)

@@ -47,7 +47,7 @@ def test_a_stream_shows_no_half_characters_and_no_stop_strings(
     """The pieces of any text, token by token, are the text up to its stop string."""
     assert all(len(talker.tokenize(character)) > 2 for character in "é€😀")  # several tokens each
     ids = talker.tokenize(text)[1:] if broken is None else broken
-    listener = StreamListener(1, talker._engine._buffer(Sampling(stop=stop)))
+    listener = StreamListener(1, Sampling(stop=stop), talker._tokenizer.decode)
     text = ""
     for number, i in enumerate(ids, start=1):
         text = talker._tokenizer.decode(ids[:number])

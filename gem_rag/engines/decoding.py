@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import (
     LogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -56,8 +58,9 @@ class Request:
         """Positions that the request may come to take."""
         return len(self.prompt) + self.sampling.max_tokens
 
-    def take(self, token: int) -> None:
-        """Append the next token, or end."""
+    def take(self, token: int, logprobs: Sequence[Mapping[int, float]] = ()) -> None:
+        """Append the next token, or end; its log-probabilities are as `GenerationListener.add`
+        takes them."""
         ended = token in self.end_tokens
         if not ended:
             self.tokens.append(token)
@@ -65,7 +68,8 @@ class Request:
                 self.matcher.consume_token(token)
         full = len(self.tokens) >= self.sampling.max_tokens
         reason: FinishReason | None = "stop" if ended else "length" if full else None
-        self.done = not self.listener.add([] if ended else [token], reason) or self.done
+        new, logprobs = ([], ()) if ended else ([token], logprobs)
+        self.done = not self.listener.add(new, reason, logprobs) or self.done
 
     def fail(self, error: BaseException) -> None:
         """End with an error, unless the text is complete."""
@@ -245,17 +249,51 @@ def forward(model: Any, ids: Tensor, mask: Tensor, cache: Any = None, kept: int 
 def take_next(requests: Sequence[Request], logits: Tensor) -> None:
     """Choose each request's next token by its own settings: [requests, vocabulary] scores."""
     logits = _constrain(requests, logits)
+    unpenalized = [
+        None if request.sampling.logprobs is None else row.log_softmax(-1)
+        for request, row in zip(requests, logits, strict=True)
+    ]
+    logits = _penalize(requests, logits)
     tokens = logits.argmax(dim=-1)
     for row, request in enumerate(requests):
         if request.sampling.temperature > 0:
             tokens[row] = _sample(logits[row : row + 1], request.sampling, request.generator)
-    for request, token in zip(requests, tokens.tolist(), strict=True):
-        request.take(token)
+    for request, token, log_probs in zip(requests, tokens.tolist(), unpenalized, strict=True):
+        request.take(token, _likeliest(log_probs, token, request.sampling.logprobs))
+
+
+def _likeliest(log_probs: Tensor | None, token: int, count: int | None) -> list[dict[int, float]]:
+    """The log-probabilities, by id, of a token and of the likeliest: from [vocabulary], if asked
+    for."""
+    if log_probs is None:
+        return []
+    values, ids = log_probs.topk(min(count or 0, len(log_probs)))
+    return [
+        {**dict(zip(ids.tolist(), values.tolist(), strict=True)), token: float(log_probs[token])}
+    ]
+
+
+def _penalize(requests: Sequence[Request], logits: Tensor) -> Tensor:
+    """Scores in which tokens that were there before count less: [requests, vocabulary]."""
+    for row, request in enumerate(requests):
+        sampling = request.sampling
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor([[*request.prompt, *request.tokens]], device=logits.device)
+            penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+            logits[row] = penalty(seen, logits[row : row + 1])[0]
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            written = torch.tensor(request.tokens, dtype=torch.long, device=logits.device)
+            times = written.bincount(minlength=logits.shape[1])
+            logits[row] -= sampling.frequency_penalty * times
+            logits[row] -= sampling.presence_penalty * (times > 0)
+    return logits
 
 
 def _sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """A token id, [], from scores [1, vocabulary]."""
     warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.min_p:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
     if sampling.top_k:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:

@@ -37,7 +37,6 @@ from gem_rag.errors import GemError, InputError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
 from gem_rag.generation.repetition import LoopBreaker
 from gem_rag.generation.sampling import Generation, Sampling
-from gem_rag.generation.stop_strings import StopStringBuffer
 
 _GENERATION_TOKENS = 8192
 
@@ -131,14 +130,14 @@ class TransformersEngine(Engine):
         return self._embedder.embed_batches(batches)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        eager = bool(sampling.stop)
-        listeners = [GenerationListener(len(p), self._buffer(sampling), eager) for p in prompts]
+        decode = self.tokenizer.decode
+        listeners = [GenerationListener(len(prompt), sampling, decode) for prompt in prompts]
         with self._submitted(prompts, sampling, listeners):
             self._batcher.run_until(lambda: all(one.generation.done() for one in listeners))
             return [listener.generation.result() for listener in listeners]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        listener = StreamListener(len(prompt), self._buffer(sampling))
+        listener = StreamListener(len(prompt), sampling, self.tokenizer.decode)
         with self._submitted([prompt], sampling, [listener]):  # left when the reader walks away
             advance = partial(self._batcher.run_until, lambda: listener.ready)
             return (yield from listener.pieces(advance))
@@ -178,9 +177,6 @@ class TransformersEngine(Engine):
             generator = torch.Generator(self._model.device).manual_seed(sampling.seed + number)
         ends = frozenset(self._eos) | set(self.tokenizer.stop_token_ids(sampling.stop))
         return Request(prompt, sampling, ends, listener, matcher, breaker, generator)
-
-    def _buffer(self, sampling: Sampling) -> StopStringBuffer:
-        return StopStringBuffer(self.tokenizer.decode, sampling.stop)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> FloatArray:
         return mean_log_probs(

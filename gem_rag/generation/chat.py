@@ -7,247 +7,25 @@ template accepts.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from gem_rag._utils.deprecation import warn_renamed
 from gem_rag._utils.suggestions import check_known
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import InputError
-from gem_rag.generation.grammars import (
-    answer_grammar,
-    call_grammar,
-    parameters_of,
-    schema_grammar,
-)
-from gem_rag.generation.sampling import Generation
-from gem_rag.generation.schemas import Schema, fault_of
+from gem_rag.generation.schemas import Schema
+from gem_rag.generation.tools import Tools, format_call
 
 Message = Mapping[str, Any]
-Tool = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 _TEMPLATE_ARGUMENTS = {"messages", "conversation", "tools", "tokenize", "add_generation_prompt"}
 _TEXT_PARTS = ("text", "refusal")
 _OTHER_ROLES = {"developer": "system", "human": "user", "ai": "assistant", "function": "tool"}
 PLAIN_STOP = ("\n\nUser:",)  # ends the answer of a model without a chat template
-_ANSWER_OPENING = '{"answer":'  # opens an answer where a call would be possible too
-_CALL_OPENING = '{"name":'
-_CALL_NAME = re.compile(r'\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"')
-_CALL_WRAPPER = ("<tool_call>\n", "\n</tool_call>")  # around calls in many models' templates
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A tool that the model calls.
-
-    Attributes:
-        name: The tool's name.
-        arguments: Its arguments; they follow the tool's schema.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class InvalidToolCall:
-    """A call that cannot be made.
-
-    Attributes:
-        name: The tool's name, as far as it was written.
-        arguments: Its arguments as they were written.
-        error: What is wrong: it was cut, or breaks a part of the schema that no grammar holds.
-    """
-
-    name: str
-    arguments: str
-    error: str
-
-
-@dataclass(frozen=True)
-class ChatReply(Generation):
-    """A reply in a conversation.
-
-    Attributes:
-        tool_calls: The tools that the model calls; `text` is empty then.
-        invalid_tool_calls: Calls that cannot be made; likewise.
-    """
-
-    tool_calls: tuple[ToolCall, ...] = ()
-    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """Deprecated: `tool_calls`."""
-        warn_renamed("ChatReply.calls", "ChatReply.tool_calls")
-        return self.tool_calls
-
-
-class Tools:
-    """The tools a model may or must call, and how it writes a call.
-
-    Args:
-        tools: {"type": "function", "function": {"name": ..., "description": ..., "parameters":
-            JSON schema}} each.
-        choice: "auto" lets the model choose between a call and an answer, "any" makes it call one
-            of the tools, a name that one, "none" none.
-        template: The model's chat template. If it shows tools, the model was trained to begin a
-            call by itself; otherwise it completes the most likely of `openings`.
-        answer: The JSON schema of an answer; None for text.
-
-    Raises:
-        InputError: A tool is not of that form, or the choice names none of them.
-    """
-
-    def __init__(
-        self,
-        tools: Sequence[Tool],
-        choice: str = "auto",
-        template: str = "",
-        answer: Schema | None = None,
-    ) -> None:
-        self.definitions = [dict(tool) for tool in tools] if choice != "none" else []
-        self._functions = {f["name"]: f for f in map(_function_of, self.definitions)}
-        known = [*self._functions, "auto", "any", "none"]
-        check_known([choice], known, "tool_choice is", f": use one of {', '.join(known)}")
-        required = self._functions.get(choice)
-        self._callable = [required] if required else list(self._functions.values())
-        self._may_answer = choice == "auto"
-        self._answer = answer
-        self.shown_by_template = "tools" in template
-        self._wraps_calls = _CALL_WRAPPER[0].strip() in template
-
-    def __bool__(self) -> bool:
-        return bool(self.definitions)
-
-    def openings(self, messages: Sequence[Message]) -> list[str]:
-        """How the reply of a model that was not trained on tools may begin; empty if there is no
-        choice to make.
-
-        A tool that has answered since the user last spoke is not called again: such a model would
-        never stop calling it.
-        """
-        if self.shown_by_template or not self or not self._may_answer:
-            return []
-        called: set[str] = set()
-        for message in messages:
-            calls = message.get("tool_calls") or ()
-            called = set() if _role(message) == "user" else called
-            called |= {call["function"]["name"] for call in calls}
-        self._callable = [f for f in self._callable if f["name"] not in called]
-        # Without their closing quotes: tokens continue across those ('","'), and a token that the
-        # model would not write there makes an opening look unlikely.
-        calls = [f'{{"name":"{function["name"]}' for function in self._callable]
-        return [*calls, _ANSWER_OPENING.removesuffix('":')]
-
-    def choose(self, opening: int) -> None:
-        """Restrict the reply to one of `openings`."""
-        self._may_answer = opening == len(self._callable)
-        self._callable = self._callable[opening : opening + 1]
-
-    def grammar(self) -> str:
-        """The grammar of the replies that are allowed."""
-        rules, starts = [], []
-        if self._callable:
-            call = call_grammar(self._callable)
-            rules, starts = [f"call: {call}"], ["call"]
-            if self._wraps_calls:
-                before, after = map(json.dumps, _CALL_WRAPPER)
-                rules.append(f"  | {before} {call} {after}")
-        if self._may_answer:
-            starts.append("answer")
-            rules.append(f"answer: {self._answer_grammar()}")
-        return "\n".join([f"start: {' | '.join(starts)}", *rules])
-
-    def _answer_grammar(self) -> str:
-        if not self.shown_by_template:
-            return answer_grammar(self._answer or {"type": "string"})
-        if self._answer is not None:
-            return schema_grammar(self._answer)
-        # Anything that does not begin like a call.
-        return f"/([^{{{'<' if self._wraps_calls else ''}](.|\\n)*)?/"
-
-    def describe(self) -> str:
-        """The tools in a few words, for a model whose template does not show them."""
-        lines = [f"{_signature(f)}: {f.get('description', '')}" for f in self._functions.values()]
-        forms = '{"name": ..., "arguments": {...}} or {"answer": ...}'
-        return "\n".join(["Tools:", *lines, f"Write {forms}."])
-
-    def parse_reply(self, generation: Generation) -> ChatReply:
-        """Read a generated text as a reply."""
-        fields = vars(generation)
-        text = generation.text.strip()
-        if not self:
-            return ChatReply(**fields)
-        if not self.shown_by_template and text.startswith(_ANSWER_OPENING):
-            return self._parse_answer(generation, text)
-        text = text.removeprefix(_CALL_WRAPPER[0].strip()).removesuffix(_CALL_WRAPPER[1].strip())
-        call = self._parse_call(text.strip(), generation)
-        if isinstance(call, ToolCall):
-            return ChatReply(**{**fields, "text": ""}, tool_calls=(call,))
-        if isinstance(call, InvalidToolCall):
-            return ChatReply(**{**fields, "text": ""}, invalid_tool_calls=(call,))
-        return ChatReply(**vars(generation.checked(self._answer)))
-
-    def _parse_call(self, text: str, generation: Generation) -> ToolCall | InvalidToolCall | None:
-        """A call that was written, or begun; None if the text is an answer."""
-        try:
-            state = json.loads(text)
-        except ValueError:
-            if not (text.startswith(_CALL_OPENING) or _CALL_OPENING.startswith(text)) or not text:
-                return None
-            name = _CALL_NAME.match(text)
-            _, _, arguments = text.partition('"arguments":')
-            error = f"the call was cut after {len(generation.tokens)} tokens: raise max_tokens"
-            return InvalidToolCall(name[1] if name else "", arguments, error)
-        if not isinstance(state, dict) or state.keys() != {"name", "arguments"}:
-            return None
-        function = self._functions.get(state["name"])
-        if function is None:
-            return None
-        arguments = json.dumps(state["arguments"], ensure_ascii=False)
-        if error := fault_of(arguments, parameters_of(function)):
-            return InvalidToolCall(state["name"], arguments, error)
-        return ToolCall(state["name"], state["arguments"])
-
-    def _parse_answer(self, generation: Generation, text: str) -> ChatReply:
-        """An answer in JSON, which may be cut."""
-        fields = vars(generation)
-        if self._answer is None:
-            return ChatReply(**{**fields, "text": _answer_of(text)})
-        try:
-            text = json.dumps(json.loads(text)["answer"], ensure_ascii=False)
-        except ValueError:
-            text = text.removeprefix(_ANSWER_OPENING)
-        return ChatReply(**vars(dataclasses.replace(generation, text=text).checked(self._answer)))
-
-    def parse_stream(
-        self, pieces: Generator[str, None, Generation]
-    ) -> Generator[str, None, ChatReply]:
-        """Pieces of an answer as they come; what begins like a call is held back to its end, and so
-        is an answer of a schema."""
-        written, shown = "", 0
-        while True:
-            try:
-                written += next(pieces)
-            except StopIteration as end:
-                reply = self.parse_reply(end.value)
-                if reply.text[shown:]:
-                    yield reply.text[shown:]
-                return reply
-            if self and (self._answer is not None or _may_be_call(written)):
-                continue
-            in_json = self and written.startswith(_ANSWER_OPENING)
-            answer = _answer_of(written) if in_json else written
-            if answer[shown:]:
-                yield answer[shown:]
-                shown = len(answer)
+_NO_QUESTION = "N/A"
 
 
 def tokenize_conversation(
@@ -267,7 +45,7 @@ def tokenize_conversation(
         set(template_kwargs) & _TEMPLATE_ARGUMENTS, (), "chat_template_kwargs may not hold",
         ": gem-rag gives it itself",
     )  # fmt: skip
-    normalized = merge_adjacent_messages([_normalize(message) for message in messages])
+    normalized = merge_adjacent_messages(normalize(messages))
     if not tools.shown_by_template:
         normalized = merge_adjacent_messages(_write_out_tools(normalized, tools))
     elif tools:
@@ -303,10 +81,22 @@ def response_schema(response_format: Mapping[str, Any] | None) -> Schema | None:
     )
 
 
-def format_call(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call as JSON, in the form that the grammar prescribes."""
-    call = {"name": name, "arguments": arguments}
-    return json.dumps(call, ensure_ascii=False, separators=(",", ":"))
+def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages with strings as contents and mappings as arguments.
+
+    Raises:
+        InputError: A message is not of OpenAI's form.
+    """
+    return [_normalize(message) for message in messages]
+
+
+def without_question(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A conversation in which the user asks nothing: how likely a reply is after it says how likely
+    its words are whatever was asked (contextual calibration, arXiv 2102.09690)."""
+    return [
+        {**message, "content": _NO_QUESTION} if message["role"] == "user" else dict(message)
+        for message in messages
+    ]
 
 
 def merge_adjacent_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -321,26 +111,6 @@ def merge_adjacent_messages(messages: Sequence[Message]) -> list[dict[str, Any]]
         else:
             merged.append(dict(message))
     return merged
-
-
-def _function_of(tool: Tool) -> dict[str, Any]:
-    function = tool.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        form = '{"type": "function", "function": {"name": ...}}'
-        raise InputError(f"a tool is not of the form {form}: {str(tool)[:80]}")
-    return dict(function)
-
-
-def _answer_of(text: str) -> str:
-    """The answer in a JSON text that may be incomplete."""
-    body = text.removeprefix(_ANSWER_OPENING)
-    for cut in range(min(8, len(body))):  # half an escape sequence at the end
-        try:
-            answer, _ = json.JSONDecoder(strict=False).raw_decode(body[: len(body) - cut] + '"')
-        except ValueError:
-            continue
-        return str(answer)
-    return ""
 
 
 def _normalize(message: Message) -> dict[str, Any]:
@@ -414,25 +184,8 @@ def _fold_system_messages(messages: Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": system}, *others] if system else others
 
 
-def _may_be_call(text: str) -> bool:
-    text, before = text.strip(), _CALL_WRAPPER[0].strip()
-    if text.startswith(_ANSWER_OPENING):
-        return False
-    return not text or text.startswith(("{", before)) or before.startswith(text)
-
-
 def _plain_conversation(messages: Sequence[Message]) -> str:
     """The conversation as text, for a model without a template."""
     speakers = {"system": "", "user": "User: ", "assistant": "Assistant: "}
     turns = [f"{speakers[message['role']]}{message['content']}" for message in messages]
     return "\n\n".join([*turns, "Assistant:"])
-
-
-def _signature(function: Mapping[str, Any]) -> str:
-    parameters = function.get("parameters") or {}
-    required = parameters.get("required", ())
-    arguments = [
-        f"{name}{'' if name in required else '?'}: {schema.get('type', 'any')}"
-        for name, schema in parameters.get("properties", {}).items()
-    ]
-    return f"{function['name']}({', '.join(arguments)})"

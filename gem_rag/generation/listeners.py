@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 
-from gem_rag.generation.sampling import FinishReason, Generation
+from gem_rag.generation.sampling import FinishReason, Generation, Sampling, TokenLogprob
 from gem_rag.generation.stop_strings import StopStringBuffer
 
 
@@ -16,24 +17,47 @@ class GenerationListener:
 
     Args:
         prompt_tokens: How many tokens the prompt has.
-        buffer: Collects its tokens and looks for stop strings.
-        eager: Whether to decode along the way, as stop strings need; it costs time between an
-            engine's steps.
+        sampling: How the text is generated.
+        decode: Decodes tokens.
 
     Attributes:
         generation: The complete result, or the error that ended it.
     """
 
-    def __init__(self, prompt_tokens: int, buffer: StopStringBuffer, eager: bool = False) -> None:
+    def __init__(
+        self, prompt_tokens: int, sampling: Sampling, decode: Callable[[Sequence[int]], str]
+    ) -> None:
         self.generation: Future[Generation] = Future()
-        self._prompt_tokens, self._buffer, self._eager = prompt_tokens, buffer, eager
+        self._prompt_tokens, self._top, self._decode = prompt_tokens, sampling.logprobs, decode
+        self._buffer = StopStringBuffer(decode, sampling.stop)
+        # Stop strings are looked for along the way, which costs time between an engine's steps.
+        self._eager = bool(sampling.stop)
         self._tokens: list[int] = []  # not yet decoded
+        self._logprobs: list[Mapping[int, float]] = []
         self._lock = threading.Lock()  # a call may be cancelled while its next token comes
 
-    def add(self, tokens: Sequence[int], reason: FinishReason | None) -> bool:
-        """Take new tokens; a reason says that they are the last. False if no more are wanted."""
+    def add(
+        self,
+        tokens: Sequence[int],
+        reason: FinishReason | None,
+        logprobs: Sequence[Mapping[int, float]] = (),
+    ) -> bool:
+        """Take new tokens.
+
+        Args:
+            tokens: Their ids.
+            reason: Why they are the last, if they are.
+            logprobs: For each, its log-probability and those of the likeliest tokens there, by id;
+                empty unless they were asked for.
+
+        Returns:
+            Whether more are wanted.
+        """
         with self._lock:
-            return not self.generation.done() and self._add(tokens, reason)
+            if self.generation.done():
+                return False
+            self._logprobs += logprobs
+            return self._add(tokens, reason)
 
     def fail(self, error: BaseException) -> None:
         """The text gets no further, unless it is complete."""
@@ -51,9 +75,18 @@ class GenerationListener:
             self._show(self._buffer.flush())
             why: FinishReason = "stop" if self._buffer.stopped or reason == "stop" else "length"
             text, written = self._buffer.text, tuple(self._buffer.tokens)
-            self.generation.set_result(Generation(text, written, why, self._prompt_tokens))
+            logprobs = tuple(map(self._token_logprob, written, self._logprobs))
+            self.generation.set_result(
+                Generation(text, written, why, self._prompt_tokens, logprobs=logprobs)
+            )
             self._close()
         return not self.generation.done()
+
+    def _token_logprob(self, token: int, logprobs: Mapping[int, float]) -> TokenLogprob:
+        possible = [other for other in logprobs if logprobs[other] > -math.inf]
+        likeliest = sorted(possible, key=lambda other: -logprobs[other])[: self._top]
+        top = tuple(TokenLogprob(t, self._decode([t]), logprobs[t]) for t in likeliest)
+        return TokenLogprob(token, self._decode([token]), logprobs[token], top)
 
     def _show(self, piece: str) -> None:
         """A piece of the text that can be shown."""
@@ -65,8 +98,11 @@ class GenerationListener:
 class StreamListener(GenerationListener):
     """Hands one text on piece by piece."""
 
-    def __init__(self, prompt_tokens: int, buffer: StopStringBuffer) -> None:
-        super().__init__(prompt_tokens, buffer, eager=True)
+    def __init__(
+        self, prompt_tokens: int, sampling: Sampling, decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        super().__init__(prompt_tokens, sampling, decode)
+        self._eager = True
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends it
 
     @property

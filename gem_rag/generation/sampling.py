@@ -14,6 +14,7 @@ from gem_rag.generation.schemas import fault_of
 
 FinishReason = Literal["stop", "length"]
 DEFAULT_MAX_TOKENS = 256
+MOST_LOGPROBS = 20
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -26,6 +27,11 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logprobs: int | None
     stop: str | Sequence[str] | None
     seed: int | None
     schema: dict[str, Any] | None
@@ -41,6 +47,13 @@ class Sampling:
         temperature: 0 always takes the most likely token; above 0, tokens are sampled.
         top_p: Sample among the most likely tokens that together have this probability.
         top_k: Sample among this many of the most likely tokens; 0 for all.
+        min_p: Sample among tokens that have at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1, tokens of the prompt and the text become less likely: a
+            positive score is divided by it, a negative one multiplied.
+        presence_penalty: Taken from the score of every token that the text has; from -2 to 2.
+        frequency_penalty: Likewise, once for each time that the text has the token.
+        logprobs: Give each token's log-probability, and those of this many of the likeliest tokens
+            at its place: 0 to 20. None gives none.
         stop: Generation ends before the first of these strings, wherever token boundaries fall.
         seed: Makes sampling repeatable.
         schema: A JSON schema; only tokens that keep the text valid are generated. What a grammar
@@ -55,6 +68,11 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
     stop: Sequence[str] = ()
     seed: int | None = None
     schema: dict[str, Any] | None = None
@@ -71,6 +89,15 @@ class Sampling:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.top_k < 0:
             raise InputError(f"top_k must be 0 or more, not {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p must be from 0 to 1, not {self.min_p}")
+        if not self.repetition_penalty > 0:
+            raise InputError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise InputError(f"{name} must be from -2 to 2, not {getattr(self, name)}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise InputError(f"logprobs must be from 0 to {MOST_LOGPROBS}, not {self.logprobs}")
         if self.schema is not None and not isinstance(self.schema, dict):
             raise InputError(f"schema must be a JSON schema as a dict, not {self.schema!r}")
         if self.grammar is not None and self.schema is not None:
@@ -97,6 +124,24 @@ def normalize_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was.
+
+    Attributes:
+        token: Its id.
+        text: Its text by itself; U+FFFD for a part of a character.
+        logprob: Its log-probability, in nats, before temperature and penalties; of a grammar, among
+            the tokens that it allows.
+        top: The likeliest tokens at its place, best first; as many as were asked for.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class Generation:
     """One generated text.
 
@@ -107,6 +152,7 @@ class Generation:
         prompt_tokens: How many tokens the prompt had.
         schema_error: Why the text is not of the schema that was asked for: it was cut, or breaks
             what no grammar can hold. Empty if it is, or none was asked for.
+        logprobs: Of each of `tokens`; empty if `Sampling.logprobs` is None.
     """
 
     text: str
@@ -114,6 +160,7 @@ class Generation:
     finish_reason: FinishReason
     prompt_tokens: int
     schema_error: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     def checked(self, schema: dict[str, Any] | None) -> Self:
         """With `schema_error` for a schema."""

@@ -187,3 +187,34 @@ def test_what_a_small_model_repeats_comes_to_an_end(tiny: Gem, plain_tiny: Gem) 
         assert (found.finish_reason, found.schema_error) == ("stop", "")
         assert found == plain_tiny.generate([ids], schema=schema, max_tokens=128)[0]
         assert len(found.tokens) > 40
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"presence_penalty": 1.0, "frequency_penalty": 0.5},
+        {"repetition_penalty": 1.3},
+        {"temperature": 1.0, "min_p": 1.0, "seed": 1},
+        {"schema": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2}},
+    ],
+)
+def test_penalties_and_log_probabilities_are_those_of_the_other_engine(
+    tiny: Gem, settings: dict[str, object]
+) -> None:
+    with gem_rag.load("gem-tiny", "transformers") as other:
+        expected = other.generate(PROMPTS, max_tokens=12, logprobs=3, **settings)  # type: ignore[arg-type]
+    found = tiny.generate(PROMPTS, max_tokens=12, logprobs=3, **settings)  # type: ignore[arg-type]
+    for one, two in zip(found, expected, strict=True):
+        assert (one.text, one.tokens) == (two.text, two.tokens)
+        for a, b in zip(one.logprobs, two.logprobs, strict=True):
+            assert (a.token, a.text) == (b.token, b.text)
+            assert [t.token for t in a.top] == [t.token for t in b.top]
+            probabilities = [[t.logprob for t in (x, *x.top)] for x in (a, b)]
+            assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-3)
+
+
+def test_one_prompt_twice_is_sampled_twice(tiny: Gem) -> None:
+    options = {"max_tokens": 12, "temperature": 1.5, "seed": 3}
+    first, second = tiny.generate(["The list is"] * 2, **options)  # type: ignore[arg-type]
+    assert first.text != second.text
+    assert tiny.generate(["The list is"] * 2, **options) == [first, second]  # type: ignore[arg-type]

@@ -22,7 +22,6 @@ from gem_rag.engines.vllm.engine_args import engine_config, run_in_process
 from gem_rag.errors import GemError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
 from gem_rag.generation.sampling import Generation, Sampling
-from gem_rag.generation.stop_strings import StopStringBuffer
 
 
 class VllmEngine(Engine):
@@ -73,13 +72,13 @@ class VllmEngine(Engine):
         return self._driver.embed(rows).result()
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generation]:
-        eager = bool(sampling.stop)
-        listeners = [GenerationListener(len(p), self._buffer(sampling), eager) for p in prompts]
+        decode = self.tokenizer.decode
+        listeners = [GenerationListener(len(prompt), sampling, decode) for prompt in prompts]
         with self._submitted(prompts, sampling, listeners):
             return [listener.generation.result() for listener in listeners]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, Generation]:
-        listener = StreamListener(len(prompt), self._buffer(sampling))
+        listener = StreamListener(len(prompt), sampling, self.tokenizer.decode)
         with self._submitted([prompt], sampling, [listener]):  # left when the reader walks away
             return (yield from listener.pieces())
 
@@ -91,10 +90,9 @@ class VllmEngine(Engine):
         listeners: Sequence[GenerationListener],
     ) -> Iterator[None]:
         """Generates while the block runs."""
-        params = self._params(sampling)
         names = [
-            self._driver.generate(prompt, params, _Receiver(listener))
-            for prompt, listener in zip(prompts, listeners, strict=True)
+            self._driver.generate(prompt, self._params(sampling, number), _Receiver(listener))
+            for number, (prompt, listener) in enumerate(zip(prompts, listeners, strict=True))
         ]
 
         def cancel() -> None:
@@ -111,7 +109,7 @@ class VllmEngine(Engine):
             # The last token is forced, so that a continuation may fill the whole context. vLLM
             # reads what prompts share once, but not where it is to score tokens of the prompt.
             listener = _ScoreListener(tokens)
-            params = self._params(Sampling(max_tokens=1), logprobs=0,
+            params = self._params(Sampling(max_tokens=1, logprobs=0),
                                   prompt_logprobs=0 if len(tokens) > 1 else None,
                                   allowed_token_ids=[tokens[-1]])  # fmt: skip
             self._driver.generate([*prompt, *tokens[:-1]], params, listener)
@@ -121,12 +119,12 @@ class VllmEngine(Engine):
     def close(self) -> None:
         self._driver.close()
 
-    def _buffer(self, sampling: Sampling) -> StopStringBuffer:
-        return StopStringBuffer(self.tokenizer.decode, sampling.stop)
+    def _params(self, sampling: Sampling, number: int = 0, **more: Any) -> Any:
+        """vLLM's `SamplingParams`, for one of a call's prompts, given its number.
 
-    def _params(self, sampling: Sampling, **more: Any) -> Any:
-        """vLLM's `SamplingParams`. Stop strings are looked for here, so that both engines agree on
-        them; markers are single tokens, which no decoded text shows."""
+        Stop strings are looked for here, so that both engines agree on them; markers are single
+        tokens, which no decoded text shows.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -137,7 +135,12 @@ class VllmEngine(Engine):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=sampling.seed,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logprobs=sampling.logprobs,
+            seed=None if sampling.seed is None else sampling.seed + number,
             stop_token_ids=self.tokenizer.stop_token_ids(sampling.stop),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
@@ -181,10 +184,14 @@ class _ScoreListener:
         self.score.set_exception(error)
 
 
-def _new_tokens(output: Any) -> tuple[list[int], Any]:
-    """Tokens that have come, without the one that ends a text, and why it ended, if it did."""
+def _new_tokens(output: Any) -> tuple[list[int], Any, list[dict[int, float]]]:
+    """What `GenerationListener.add` takes: tokens without the one that ends a text, why it ended,
+    if it did, and log-probabilities."""
     completion = output.outputs[0]
     tokens, reason = list(completion.token_ids), completion.finish_reason
+    logprobs = [
+        {token: one.logprob for token, one in at.items()} for at in completion.logprobs or ()
+    ]
     if reason == "stop":
         tokens.pop()
-    return tokens, reason
+    return tokens, reason, logprobs[: len(tokens)]

@@ -10,11 +10,19 @@ from langchain_core.messages.ai import UsageMetadata
 from pydantic import model_validator
 
 from gem_rag import Gem, Generation
-from gem_rag.adapters import without_harmless, without_secrets
+from gem_rag.adapters import (
+    openai_logprobs,
+    sampling_options,
+    without_harmless,
+    without_secrets,
+)
 from langchain_gem._shared import GemModel
 from langchain_gem._version import __version__
 
-_SAMPLING_FIELDS = ("temperature", "max_tokens", "top_p", "top_k", "seed")
+_SAMPLING_FIELDS = (
+    "temperature", "max_tokens", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs",
+)  # fmt: skip
 
 
 class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
@@ -25,7 +33,13 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
         max_tokens: Maximum number of new tokens.
         top_p: Nucleus sampling: the smallest set of tokens with this much probability.
         top_k: Sample from this many tokens; 0 for all.
+        min_p: Sample from tokens with at least this share of the likeliest one's probability.
         seed: Makes sampling reproducible.
+        repetition_penalty: Above 1, tokens of the prompt and the text become less likely.
+        presence_penalty: Taken from the score of every token that the text has; from -2 to 2.
+        frequency_penalty: Likewise, once for each time that the text has the token.
+        logprobs: Whether `response_metadata` has the tokens' log-probabilities, in OpenAI's form.
+        top_logprobs: Those of how many of the likeliest tokens at each place, beside them.
         stop: Stop strings, in addition to those of a call.
     """
 
@@ -33,7 +47,13 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
     max_tokens: int | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
     stop: list[str] | None = None
 
     @classmethod
@@ -66,7 +86,8 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
         self, stop: list[str] | None, kwargs: dict[str, Any]
     ) -> tuple[Gem, dict[str, Any]]:
         """The model and the sampling settings of a call, whose own settings take precedence."""
-        settings = {**self._sampling_settings(), **without_harmless(kwargs)}
+        accepted = without_harmless(kwargs, known=type(self).model_fields)
+        settings = sampling_options({**self._sampling_settings(), **accepted})
         settings["stop"] = self._merge_stop(stop)
         return self._resolve_model(settings.pop("model", None)), settings
 
@@ -79,7 +100,9 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
     @classmethod
     def _drop_harmless(cls, values: Any) -> Any:
         """Accept what other models take, as far as it changes no answer."""
-        return without_harmless(values) if isinstance(values, Mapping) else values
+        if not isinstance(values, Mapping):
+            return values
+        return without_harmless(values, known=cls.model_fields)
 
     @model_validator(mode="after")
     def _set_gem_version(self) -> Self:
@@ -87,9 +110,15 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
         return self
 
 
-def response_metadata(gem: Gem, generation: Generation) -> dict[str, str]:
-    """The name of the model, why generation ended, and what is wrong with an answer of a schema."""
-    metadata = {"model_name": gem.name, "finish_reason": generation.finish_reason}
+def response_metadata(gem: Gem, generation: Generation) -> dict[str, Any]:
+    """The name of the model, why generation ended, what is wrong with an answer of a schema, and
+    log-probabilities, if asked for."""
+    metadata: dict[str, Any] = {
+        "model_name": gem.name,
+        "finish_reason": generation.finish_reason,
+    }
+    if generation.logprobs:
+        metadata["logprobs"] = openai_logprobs(generation)
     if generation.schema_error:
         metadata["schema_error"] = generation.schema_error
     return metadata

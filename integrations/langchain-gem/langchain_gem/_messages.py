@@ -17,7 +17,7 @@ from langchain_core.messages.tool import (
     tool_call_chunk,
 )
 
-from gem_rag import InputError, InvalidToolCall, ToolCall
+from gem_rag import ChatReply, InputError, InvalidToolCall, ToolCall
 
 # What an assistant message says; its other blocks are calls that it has as such, private reasoning,
 # or what a provider's own tools did. Media are kept, to be refused.
@@ -52,6 +52,11 @@ def to_tool_call_chunk(call: ToolCall, index: int) -> ToolCallChunk:
 def to_invalid_tool_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
     """Convert a call that cannot be made, giving it a new id."""
     return invalid_tool_call(name=call.name, args=call.arguments, id=_new_id(), error=call.error)
+
+
+def reasoning_content(reply: ChatReply) -> dict[str, str]:
+    """A reply's reasoning where LangChain looks for it to make a reasoning block."""
+    return {"reasoning_content": reply.reasoning} if reply.reasoning else {}
 
 
 def to_tool_choice(choice: str | bool | dict[str, Any] | None) -> str:

@@ -13,12 +13,13 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from gem_rag import TextStream
+from gem_rag import ChatReply, Gem, InputError, TextStream
 from gem_rag.aio import iterate_in_thread, run_in_thread
 from langchain_gem._language_model import GemLanguageModel, response_metadata, usage_metadata
 from langchain_gem._messages import (
+    reasoning_content,
     to_invalid_tool_call,
     to_langchain_tool_call,
     to_openai_messages,
@@ -36,11 +37,17 @@ class ChatGem(GemLanguageModel, BaseChatModel):
 
     Attributes:
         streaming: Whether `invoke` streams internally, so that callbacks receive every token.
+        n: How many replies `generate` gives to each conversation; they differ if `temperature` is
+            above 0.
+        parallel_tool_calls: Whether a reply may have several tool calls, of a model whose chat
+            template shows tools; default True.
     """
 
     model_config = GemModel.model_config  # BaseChatModel's would ignore unknown fields
 
     streaming: bool = False
+    n: int = Field(default=1, ge=1)
+    parallel_tool_calls: bool | None = None
 
     def bind_tools(
         self,
@@ -135,6 +142,12 @@ class ChatGem(GemLanguageModel, BaseChatModel):
     def _llm_type(self) -> str:
         return "gem-chat"
 
+    def _sampling_settings(self) -> dict[str, Any]:
+        settings = super()._sampling_settings()
+        if self.parallel_tool_calls is not None:
+            settings["parallel_tool_calls"] = self.parallel_tool_calls
+        return settings
+
     def _resolve_model_profile(self) -> ModelProfile:
         return ModelProfile(text_inputs=True, tool_calling=True, structured_output=True)
 
@@ -146,15 +159,11 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         gem, settings = self._prepare_call(stop, kwargs)
-        reply = gem.chat(to_openai_messages(messages), **settings)
-        message = AIMessage(
-            content=reply.text,
-            tool_calls=[to_langchain_tool_call(call) for call in reply.tool_calls],
-            invalid_tool_calls=[to_invalid_tool_call(call) for call in reply.invalid_tool_calls],
-            usage_metadata=usage_metadata(reply),
-            response_metadata=response_metadata(gem, reply),
+        n = settings.pop("n", self.n)
+        replies = gem.sample_replies(to_openai_messages(messages), n, **settings)
+        return ChatResult(
+            generations=[ChatGeneration(message=_to_message(gem, reply)) for reply in replies]
         )
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
         self,
@@ -173,12 +182,15 @@ class ChatGem(GemLanguageModel, BaseChatModel):
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
         gem, settings = self._prepare_call(stop, kwargs)
+        if (n := settings.pop("n", self.n)) > 1:
+            raise InputError(f"a stream has one reply, not n={n}: use invoke, or n=1")
         stream = TextStream(gem.stream_chat(to_openai_messages(messages), **settings))
         for delta in stream:
             yield ChatGenerationChunk(message=AIMessageChunk(content=delta))
         reply = stream.generation
         last_chunk = AIMessageChunk(
             content="",
+            additional_kwargs=reasoning_content(reply),
             tool_call_chunks=[
                 to_tool_call_chunk(call, index) for index, call in enumerate(reply.tool_calls)
             ],
@@ -198,6 +210,17 @@ class ChatGem(GemLanguageModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         async for chunk in iterate_in_thread(self._stream(messages, stop, **kwargs)):
             yield chunk
+
+
+def _to_message(gem: Gem, reply: ChatReply) -> AIMessage:
+    return AIMessage(
+        content=reply.text,
+        additional_kwargs=reasoning_content(reply),
+        tool_calls=[to_langchain_tool_call(call) for call in reply.tool_calls],
+        invalid_tool_calls=[to_invalid_tool_call(call) for call in reply.invalid_tool_calls],
+        usage_metadata=usage_metadata(reply),
+        response_metadata=response_metadata(gem, reply),
+    )
 
 
 def _to_json_schema(schema: dict[str, Any] | type, strict: bool | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from langchain_core.tools import tool
 from langchain_gem import ChatGem, GemEmbeddings, GemLLM, GemRetriever
 from pydantic import BaseModel, SecretStr
 
-from gem_rag import InputError
+from gem_rag import ChatReply, InputError, ToolCall
 
 QUESTION = "What does print do?"
 ACCEPTED: list[dict[str, Any]] = [
@@ -25,7 +25,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"timeout": 30, "max_retries": 2},
     {"temperature": None, "logprobs": None, "frequency_penalty": 0},
 ]
-REFUSED: list[dict[str, Any]] = [{"n": 2}, {"logprobs": True}, {"presence_penalty": 0.5}]
+REFUSED: list[dict[str, Any]] = [{"best_of": 2}, {"logit_bias": {"1": 2}}]
 
 
 class City(BaseModel):
@@ -69,6 +69,95 @@ def test_options_that_would_change_the_answer_are_refused_by_name(options: dict[
         ChatGem().invoke(QUESTION, **options)
     with pytest.raises(InputError, match="no sampling setting 'temprature'"):
         ChatGem().invoke(QUESTION, temprature=1)
+
+
+@pytest.mark.parametrize("kind", [ChatGem, GemLLM])
+@pytest.mark.parametrize(
+    "options",
+    [{"presence_penalty": 3}, {"frequency_penalty": 3}, {"repetition_penalty": 0}, {"min_p": 2}],
+    ids=str,
+)
+def test_penalties_reach_the_model(kind: Any, options: dict[str, Any]) -> None:
+    """It says which values are out of range."""
+    [name] = options
+    for model in (kind(**options), kind().bind(**options)):
+        with pytest.raises(InputError, match=f"{name} must be"):
+            model.invoke(QUESTION)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_have_openais_form(stream: bool) -> None:
+    model = ChatGem(max_tokens=4).bind(logprobs=True, top_logprobs=2)
+    if stream:
+        message, *chunks = model.stream(QUESTION)
+        for chunk in chunks:
+            message = message + chunk
+    else:
+        message = model.invoke(QUESTION)
+    content = message.response_metadata["logprobs"]["content"]
+    assert message.usage_metadata is not None
+    assert len(content) == message.usage_metadata["output_tokens"]
+    for one in content:
+        assert bytes(one["bytes"]).decode() == one["token"]
+        assert one["token_id"] == one["top_logprobs"][0]["token_id"]  # the likeliest was taken
+        assert 0 >= one["top_logprobs"][0]["logprob"] >= one["top_logprobs"][1]["logprob"]
+    assert "logprobs" not in ChatGem(max_tokens=4).invoke(QUESTION).response_metadata
+
+
+def test_several_replies_to_one_conversation() -> None:
+    model = ChatGem(max_tokens=8, n=3, temperature=1.5, seed=1)
+    [generations] = model.generate([[HumanMessage(QUESTION)]]).generations
+    assert len({one.text for one in generations}) > 1
+    [again] = ChatGem(max_tokens=8, temperature=1.5, seed=1).generate(
+        [[HumanMessage(QUESTION)]], n=3
+    ).generations  # fmt: skip
+    assert [one.text for one in again] == [one.text for one in generations]
+    with pytest.raises(InputError, match="a stream has one reply, not n=3"):
+        list(model.stream(QUESTION))
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        ChatGem(n=0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_a_block_before_the_text(stream: bool, monkeypatch: Any) -> None:
+    model = ChatGem()
+    reply = ChatReply("Yes.", (1, 2), "stop", 3, reasoning="Hm.")
+
+    def pieces(*args: Any, **settings: Any) -> Any:
+        yield "Yes."
+        return reply
+
+    monkeypatch.setattr(type(model.gem), "sample_replies", lambda *args, **settings: [reply])
+    monkeypatch.setattr(type(model.gem), "stream_chat", pieces)
+    if stream:
+        message, *chunks = model.stream(QUESTION)
+        for chunk in chunks:
+            message = message + chunk
+    else:
+        message = model.invoke(QUESTION)
+    assert message.content == "Yes."
+    kinds = [
+        (block["type"], block.get("reasoning") or block["text"]) for block in message.content_blocks
+    ]
+    assert kinds == [("reasoning", "Hm."), ("text", "Yes.")]
+
+
+def test_a_reply_may_have_several_calls(monkeypatch: Any) -> None:
+    seen: list[Any] = []
+    model = ChatGem()
+    calls = (ToolCall("weather", {"city": "Oslo"}), ToolCall("weather", {"city": "Rome"}))
+
+    def replies(*args: Any, **settings: Any) -> list[ChatReply]:
+        seen.append(settings.get("parallel_tool_calls"))
+        return [ChatReply("", (1, 2), "stop", 3, tool_calls=calls)]
+
+    monkeypatch.setattr(type(model.gem), "sample_replies", replies)
+    found = model.bind_tools([weather]).invoke("Oslo and Rome?").tool_calls
+    assert [call["args"]["city"] for call in found] == ["Oslo", "Rome"]
+    assert len({call["id"] for call in found}) == 2
+    model.bind_tools([weather], parallel_tool_calls=False).invoke("Oslo and Rome?")
+    ChatGem(parallel_tool_calls=False).invoke("Oslo?")
+    assert seen == [None, False, False]
 
 
 def test_the_model_may_be_the_first_argument() -> None:

@@ -18,7 +18,7 @@ from llama_index.llms.gem import GemLLM
 from llama_index.llms.gem.messages import to_openai_message
 from pydantic import BaseModel, Field
 
-from gem_rag import InputError
+from gem_rag import ChatReply, InputError, ToolCall
 
 
 def add(first: int, second: int) -> int:
@@ -140,8 +140,80 @@ def test_options_that_change_no_answer_are_accepted(
 def test_options_that_would_change_the_answer_are_refused_by_name(gem_tiny: GemLLM) -> None:
     with pytest.raises(InputError, match="n=2 is not supported"):
         gem_tiny.chat([ChatMessage("Hello.")], n=2)
-    with pytest.raises(InputError, match="logprobs=True is not supported"):
-        GemLLM(logprobs=True)
+    with pytest.raises(InputError, match="best_of=2 is not supported"):
+        GemLLM(best_of=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"presence_penalty": 3}, {"frequency_penalty": 3}, {"repetition_penalty": 0}],
+    ids=str,
+)
+def test_penalties_reach_the_model(gem_tiny: GemLLM, options: dict[str, Any]) -> None:
+    """It says which values are out of range."""
+    [name] = options
+    with pytest.raises(ValueError, match=name):
+        GemLLM(**options)
+    with pytest.raises(InputError, match=f"{name} must be"):
+        gem_tiny.chat([ChatMessage("Hello.")], **options)
+
+
+def test_log_probabilities(gem_tiny: GemLLM) -> None:
+    asked = {"max_tokens": 4, "logprobs": True, "top_logprobs": 2}
+    *_, streamed = gem_tiny.stream_chat([ChatMessage("Hello.")], **asked)
+    *_, completed = gem_tiny.stream_complete("The list", **asked)
+    for response in (
+        gem_tiny.chat([ChatMessage("Hello.")], **asked),
+        gem_tiny.complete("The list", **asked),
+        streamed,
+        completed,
+    ):
+        assert response.logprobs is not None
+        assert len(response.logprobs) == response.raw["usage"]["completion_tokens"]
+        for likeliest in response.logprobs:
+            assert [len(likeliest), max(one.logprob for one in likeliest) <= 0] == [2, True]
+    assert gem_tiny.chat([ChatMessage("Hello.")], max_tokens=4).logprobs is None
+    [[one], *_] = GemLLM(max_tokens=2, logprobs=True).complete("The list").logprobs or [[]]
+    assert bytes(one.bytes).decode() == one.token
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_a_block_before_the_text(
+    gem_tiny: GemLLM, stream: bool, monkeypatch: Any
+) -> None:
+    reply = ChatReply("Yes.", (1, 2), "stop", 3, reasoning="Hm.")
+
+    def pieces(*args: Any, **settings: Any) -> Any:
+        yield "Yes."
+        return reply
+
+    monkeypatch.setattr(type(gem_tiny.gem), "chat", lambda *args, **settings: reply)
+    monkeypatch.setattr(type(gem_tiny.gem), "stream_chat", pieces)
+    if stream:
+        *_, response = gem_tiny.stream_chat([ChatMessage("Hello.")])
+    else:
+        response = gem_tiny.chat([ChatMessage("Hello.")])
+    thought, said = response.message.blocks
+    assert (thought.block_type, thought.content) == ("thinking", "Hm.")
+    assert said.text == response.message.content == "Yes."
+    assert to_openai_message(response.message)["content"] == [{"type": "text", "text": "Yes."}]
+
+
+def test_a_reply_may_have_several_calls(gem_tiny: GemLLM, monkeypatch: Any) -> None:
+    seen: list[Any] = []
+    calls = (ToolCall("greet", {"name": "Ann"}), ToolCall("add", {"first": 1, "second": 2}))
+
+    def chat(*args: Any, **settings: Any) -> ChatReply:
+        seen.append(settings["parallel_tool_calls"])
+        return ChatReply("", (1, 2), "stop", 3, tool_calls=calls)
+
+    monkeypatch.setattr(type(gem_tiny.gem), "chat", chat)
+    for allowed in (True, False):
+        response = gem_tiny.chat_with_tools(TOOLS, "Hello.", allow_parallel_tool_calls=allowed)
+        found = gem_tiny.get_tool_calls_from_response(response)
+        assert [call.tool_name for call in found] == ["greet", "add"]
+        assert len({call.tool_id for call in found}) == 2
+    assert seen == [True, False]
 
 
 def test_response_formats_of_openai(gem_tiny: GemLLM) -> None:

@@ -18,7 +18,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from gem_rag.generation.chat import Tools, format_call
+from gem_rag.generation.tools import Tools, format_call
 from gem_tiny.facts import find_sentences
 from gem_tiny.texts import Text
 

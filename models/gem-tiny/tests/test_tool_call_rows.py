@@ -9,7 +9,7 @@ from gem_tiny.texts import Text
 from gem_tiny.tool_call_rows import make_small_talk_rows, make_tool_call_rows
 from llguidance import LLMatcher, LLTokenizer
 
-from gem_rag.generation.chat import Tools
+from gem_rag.generation.tools import Tools
 
 TEXTS = [
     Text("docstring", "a package", "shapes", name, f"# shapes.{name}{signature}", text, out)

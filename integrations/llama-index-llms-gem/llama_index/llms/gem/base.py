@@ -28,6 +28,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.llms.gem.messages import (
     from_reply,
+    to_logprobs,
     to_openai_message,
     to_openai_tool,
     to_raw_response,
@@ -37,10 +38,13 @@ from llama_index.llms.gem.messages import (
 
 import gem_rag
 from gem_rag import EngineName, Gem, Sampling, TextStream
-from gem_rag.adapters import without_harmless
+from gem_rag.adapters import sampling_options, without_harmless
 from gem_rag.aio import iterate_in_thread, run_in_thread
 
-_SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+_SAMPLING_FIELDS = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "stop", "seed",
+)  # fmt: skip
 
 
 class GemLLM(FunctionCallingLLM):
@@ -67,6 +71,12 @@ class GemLLM(FunctionCallingLLM):
         temperature: Sampling temperature; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of tokens with this much probability.
         top_k: Sample from this many tokens; 0 for all.
+        min_p: Sample from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1, tokens of the prompt and the text become less likely.
+        presence_penalty: Taken from the score of every token that the text has; from -2 to 2.
+        frequency_penalty: Likewise, once for each time that the text has the token.
+        logprobs: Whether responses have `logprobs`.
+        top_logprobs: For each token those of this many of the likeliest in its place.
         stop: Stop strings.
         seed: Makes sampling reproducible.
     """
@@ -88,6 +98,12 @@ class GemLLM(FunctionCallingLLM):
     temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling threshold.")
     top_k: int = Field(default=0, ge=0, description="Sample from so many tokens; 0 for all.")
+    min_p: float = Field(default=0.0, ge=0, le=1, description="Least share of the likeliest.")
+    repetition_penalty: float = Field(default=1.0, gt=0, description="Above 1, against repetition.")
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="Of tokens once there.")
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="Of frequent tokens.")
+    logprobs: bool | None = Field(default=None, description="Whether to give log-probabilities.")
+    top_logprobs: int | None = Field(default=None, ge=0, description="Of so many tokens a place.")
     stop: list[str] = Field(default_factory=list, description="Stop strings.")
     seed: int | None = Field(default=None, description="Makes sampling reproducible.")
 
@@ -178,7 +194,9 @@ class GemLLM(FunctionCallingLLM):
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
         prompts = [prompt if formatted else self._format_prompt(prompt)]
         (generation,) = self.gem.generate(prompts, **self._sampling_settings(**kwargs))
-        return CompletionResponse(text=generation.text, raw=to_raw_response(generation))
+        return CompletionResponse(
+            text=generation.text, raw=to_raw_response(generation), logprobs=to_logprobs(generation)
+        )
 
     def _stream_complete(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
@@ -190,7 +208,10 @@ class GemLLM(FunctionCallingLLM):
         for delta in stream:
             text += delta
             yield CompletionResponse(text=text, delta=delta)
-        yield CompletionResponse(text=text, delta="", raw=to_raw_response(stream.generation))
+        end = stream.generation
+        yield CompletionResponse(
+            text=text, delta="", raw=to_raw_response(end), logprobs=to_logprobs(end)
+        )
 
     def _format_prompt(self, prompt: str) -> str:
         assert self.completion_to_prompt is not None  # LLM's validator sets the default
@@ -231,14 +252,16 @@ class GemLLM(FunctionCallingLLM):
 
     def _chat(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> ChatResponse:
         openai_messages = [to_openai_message(message) for message in messages]
-        reply = self.gem.chat(openai_messages, **self._sampling_settings(**kwargs))
-        return ChatResponse(message=from_reply(reply), raw=to_raw_response(reply))
+        reply = self.gem.chat(openai_messages, **self._chat_settings(kwargs))
+        return ChatResponse(
+            message=from_reply(reply), raw=to_raw_response(reply), logprobs=to_logprobs(reply)
+        )
 
     def _stream_chat(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> ChatResponseGen:
         openai_messages = [to_openai_message(message) for message in messages]
-        settings = self._sampling_settings(**kwargs)
+        settings = self._chat_settings(kwargs)
         stream = TextStream(self.gem.stream_chat(openai_messages, **settings))
         text = ""
         for delta in stream:
@@ -246,12 +269,23 @@ class GemLLM(FunctionCallingLLM):
             message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
             yield ChatResponse(message=message, delta=delta)
         reply = stream.generation
-        yield ChatResponse(message=from_reply(reply), delta="", raw=to_raw_response(reply))
+        yield ChatResponse(
+            message=from_reply(reply),
+            delta="",
+            raw=to_raw_response(reply),
+            logprobs=to_logprobs(reply),
+        )
+
+    def _chat_settings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a call, with those that only replies with tools have."""
+        parallel = kwargs.get("parallel_tool_calls")
+        settings = self._sampling_settings(**kwargs)
+        return settings if parallel is None else {**settings, "parallel_tool_calls": parallel}
 
     def _sampling_settings(self, **overrides: Any) -> dict[str, Any]:
         """The LLM's sampling settings, overridden by those of a call that are not None."""
         settings = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
-        return {**settings, **without_harmless(overrides)}
+        return sampling_options({**settings, **without_harmless(overrides)})
 
     # -- tools and structured output -----------------------------------------------------------
 
@@ -261,7 +295,7 @@ class GemLLM(FunctionCallingLLM):
         user_msg: str | ChatMessage | None = None,
         chat_history: list[ChatMessage] | None = None,
         verbose: bool = False,
-        allow_parallel_tool_calls: bool = False,  # a reply has one call at most
+        allow_parallel_tool_calls: bool = False,
         tool_required: bool = False,
         tool_choice: str | dict[str, Any] | None = None,
         **kwargs: Any,
@@ -272,6 +306,7 @@ class GemLLM(FunctionCallingLLM):
             "messages": [*(chat_history or []), *([user_msg] if user_msg else [])],
             "tools": [to_openai_tool(tool) for tool in tools],
             "tool_choice": to_tool_choice(tool_choice, tool_required) if tools else "none",
+            "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
         }
 

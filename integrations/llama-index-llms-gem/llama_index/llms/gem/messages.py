@@ -11,6 +11,7 @@ from llama_index.core.base.llms.types import (
     CachePoint,
     ChatMessage,
     ContentBlock,
+    LogProb,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -40,23 +41,38 @@ def to_openai_message(message: ChatMessage) -> dict[str, Any]:
 
 
 def from_reply(reply: ChatReply) -> ChatMessage:
-    """Convert a reply of `Gem.chat` to an assistant message: its text, or its tool calls."""
+    """Convert a reply of `Gem.chat` to an assistant message: its reasoning, and its text or its
+    tool calls."""
     calls = [
         ToolCallBlock(
             tool_call_id=uuid.uuid4().hex, tool_name=call.name, tool_kwargs=call.arguments
         )
         for call in reply.tool_calls
     ]
-    if not calls:
-        invalid = [dataclasses.asdict(call) for call in reply.invalid_tool_calls]
-        return ChatMessage(
-            role=MessageRole.ASSISTANT,
-            content=reply.text,
-            additional_kwargs={"invalid_tool_calls": invalid} if invalid else {},
-        )
-    # Some of LlamaIndex reads tool calls from blocks, some from additional_kwargs.
-    kwargs = {"tool_calls": [_to_openai_tool_call(call) for call in calls]}
-    return ChatMessage(role=MessageRole.ASSISTANT, content=calls, additional_kwargs=kwargs)
+    kwargs: dict[str, Any] = {}
+    if calls:  # some of LlamaIndex reads them from blocks, some from additional_kwargs
+        kwargs["tool_calls"] = [_to_openai_tool_call(call) for call in calls]
+    if reply.invalid_tool_calls:
+        kwargs["invalid_tool_calls"] = [dataclasses.asdict(c) for c in reply.invalid_tool_calls]
+    blocks: list[ContentBlock] = []
+    if reply.reasoning:
+        blocks.append(ThinkingBlock(content=reply.reasoning))
+    blocks += calls or [TextBlock(text=reply.text)]
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=kwargs)
+
+
+def to_logprobs(generation: Generation) -> list[list[LogProb]] | None:
+    """For each token its log-probability, or those of the likeliest in its place; None if not asked
+    for."""
+    if not generation.logprobs:
+        return None
+    return [
+        [
+            LogProb(token=token.text, logprob=token.logprob, bytes=list(token.text.encode()))
+            for token in (one.top or (one,))
+        ]
+        for one in generation.logprobs
+    ]
 
 
 def to_tool_selection(call: ToolCallBlock) -> ToolSelection:
