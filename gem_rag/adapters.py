@@ -1,16 +1,21 @@
-"""What adapters for frameworks share: options that others' models take, blank texts, reranking."""
+"""What adapters for frameworks share: options that others' models take, blank texts, documents that
+are found by their chunks, vectors that come with texts, reranking."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gem_rag.core.arrays import FloatArray
 from gem_rag.errors import InputError
 from gem_rag.model import Gem
+
+if TYPE_CHECKING:
+    from gem_rag.rag.index import Index
+    from gem_rag.rag.reading import Reading
 
 # Options that change no answer here: there is no network, and a reply has one call at most.
 _HARMLESS = (
@@ -22,6 +27,7 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},),
     "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
 }  # fmt: skip
+_SAME = 0.99  # cosine of one text's vectors, in other precisions or on other engines
 _SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
 
 
@@ -95,3 +101,80 @@ def best_first(gem: Gem, question: str, passages: Sequence[str]) -> list[int]:
     from gem_rag.rag.reranking import best_first
 
     return best_first(gem, question, passages) if passages else []
+
+
+def best_documents(
+    index: Index, question: str, k: int, vector: Sequence[float] | None = None, **settings: Any
+) -> list[tuple[str, float]]:
+    """The documents nearest to a question, each found by its best chunk.
+
+    Args:
+        index: Where to search; an empty one has none.
+        question: What to look for; empty to search by a vector alone.
+        k: How many documents.
+        vector: Of the question, by the index's model; default what it makes of it.
+        **settings: Of `Index.search`.
+
+    Returns:
+        Sources and cosines, best first.
+
+    Raises:
+        InputError: As `Index.search`, or the vector is of another model.
+    """
+    vectors = None if vector is None else _unit(vector)[None]
+    best: dict[str, float] = {}
+    depth, total = k, len(index)
+    while total:
+        [hits] = index.search_many([question], depth, vectors=vectors, **settings)
+        for hit in hits:
+            best.setdefault(hit.chunk.source, hit.score)
+        if len(best) >= k or len(hits) < depth or depth >= total:
+            break
+        depth = min(2 * depth, total)  # several chunks may be of one document
+    return list(best.items())[:k]
+
+
+class GivenVectors:
+    """Embeds for `Index.sync` with vectors that came with the texts; others are the model's own.
+
+    Args:
+        gem: The index's model.
+        vectors: By text: of a chunk that is that text, and nothing else.
+
+    Raises:
+        InputError: The vectors are of another model, by that of the shortest text.
+    """
+
+    shard = 2_048
+
+    def __init__(self, gem: Gem, vectors: Mapping[str, Sequence[float]]) -> None:
+        self._gem = gem
+        self._vectors = {text: _unit(vector) for text, vector in vectors.items()}
+        text = min(vectors, key=len)  # cheapest to embed, and least likely to be truncated
+        own, given = embed_with_blanks(gem, "document", [text])[0], self._vectors[text]
+        if given.shape != own.shape or given @ own < _SAME:
+            raise InputError(
+                f"the vector given for {text[:40]!r} is not that of {gem.name!r}, with which the "
+                "index embeds: give vectors of that model, or none"
+            )
+
+    def embed(self, readings: Sequence[Reading]) -> FloatArray:
+        """Vectors of passages, as given or by the model: float32 [n, dim]."""
+        from gem_rag.rag.reading import embed_readings
+
+        vectors = np.empty((len(readings), self._gem.dim), dtype=np.float32)
+        others = []
+        for place, reading in enumerate(readings):
+            given = None if reading.start else self._vectors.get(reading.text)
+            if given is None:
+                others.append(place)
+            else:
+                vectors[place] = given
+        if others:
+            vectors[others] = embed_readings(self._gem, [readings[place] for place in others])
+        return vectors
+
+
+def _unit(vector: Sequence[float]) -> FloatArray:
+    array = np.asarray(vector, dtype=np.float32)
+    return array / max(float(np.linalg.norm(array)), 1e-9)
