@@ -21,6 +21,8 @@ NODE_ID, NODE_CONTENT, REF_DOC_ID = "_node_id", "_node_content", "ref_doc_id"
 Metadata = Mapping[str, Any]
 Check = Callable[[Metadata], bool]
 
+# What holds of a field that there is not; LlamaIndex itself has not always thought so.
+_OF_NOTHING = (FilterOperator.NE, FilterOperator.NIN, FilterOperator.IS_EMPTY)
 _OF_TEXT = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
 
 
@@ -83,6 +85,8 @@ def _compile_one(one: MetadataFilter) -> Check:
     def check(metadata: Metadata) -> bool:
         if one.key not in metadata and NODE_CONTENT in metadata:  # a list, say, or nothing
             metadata = json.loads(metadata[NODE_CONTENT])["metadata"]
+        if metadata.get(one.key) is None:
+            return one.operator in _OF_NOTHING
         try:
             return holds(metadata)
         except TypeError:
