@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from gem_rag import Document, Index, InputError
 from gem_rag.cli.app import app
-from gem_rag.rag.conditions import parse_conditions, satisfies
+from gem_rag.rag.conditions import Where, parse_conditions, satisfies
 
 BOOKS: dict[str, dict[str, Any]] = {
     "old": {"year": 1998, "author": "Ada", "draft": False},
@@ -29,7 +30,7 @@ def index(tmp_path: Path) -> Index:
     return index
 
 
-def found(index: Index, where: dict[str, Any]) -> set[str]:
+def found(index: Index, where: Where) -> set[str]:
     return {hit.chunk.source for hit in index.search("a book", 9, where=where)}
 
 
@@ -52,6 +53,24 @@ def found(index: Index, where: dict[str, Any]) -> set[str]:
 )
 def test_conditions(index: Index, where: dict[str, Any], wanted: set[str]) -> None:
     assert found(index, where) == wanted
+
+
+def test_a_function_decides_by_itself(index: Index) -> None:
+    def is_recent(metadata: Mapping[str, Any]) -> bool:
+        return metadata.get("year", 0) > 2000 or not metadata
+
+    assert found(index, is_recent) == {"new", "bare"}
+    assert [hit.chunk.source for hit in index.search("a book", 1, where=is_recent)] != ["old"]
+    with pytest.raises(InputError, match="where is 3: give a mapping"):
+        index.search("a book", where=3)  # type: ignore[arg-type]
+
+
+def test_documents_are_selected_without_a_search(index: Index) -> None:
+    assert index.select({}) == ["bare", "new", "old"]
+    assert index.select({"author": "Ada"}) == ["old"]
+    assert index.select(lambda metadata: "price" in metadata) == ["new"]
+    with pytest.raises(InputError, match="an operator of 'year'"):
+        index.select({"year": {"above": 3}})
 
 
 def test_hits_have_the_metadata(index: Index) -> None:

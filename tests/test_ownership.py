@@ -181,6 +181,13 @@ def test_documents_are_removed_by_name_file_or_folder(tmp_path: Path) -> None:
     assert [hit.chunk.source for hit in index.search("door", k=9)] == ["docs/b.md"]
 
 
+def test_a_document_made_in_python_is_removed_before_a_folder_of_its_name(tmp_path: Path) -> None:
+    index = open_index(tmp_path / "index")
+    index.sync([write(tmp_path / "docs", a="water pump"), Document("docs", "shut door")])
+    assert index.remove("docs") == ["docs"]
+    assert index.remove("docs") == ["docs/a.md"]
+
+
 def test_a_name_that_the_index_does_not_have_removes_nothing(tmp_path: Path) -> None:
     index = open_index(tmp_path / "index")
     index.sync(write(tmp_path / "docs", a="water pump"))

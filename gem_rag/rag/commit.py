@@ -100,6 +100,10 @@ class Commit:
         """(source, file) of all documents; of those made in Python the file is empty."""
         yield from self.connection.execute("SELECT source, file FROM documents ORDER BY file")
 
+    def metadata(self) -> Iterator[tuple[str, str]]:
+        """(source, metadata in JSON) of all documents."""
+        yield from self.connection.execute("SELECT source, metadata FROM documents ORDER BY source")
+
     def find_live(self, chunks: Sequence[int]) -> set[int]:
         """Which of some chunks there are."""
         return set(self.places(chunks))

@@ -12,7 +12,7 @@ from gem_rag._utils.suggestions import check_choice
 from gem_rag.documents.document import MetadataValue
 from gem_rag.errors import InputError
 
-Where = Mapping[str, Any]
+Where = Mapping[str, Any] | Callable[[Mapping[str, MetadataValue]], bool]
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "ne": operator.ne,
     "gt": operator.gt,
@@ -26,6 +26,12 @@ _CONDITION = re.compile(r"(?P<field>[^=!<>]+?)\s*(?P<symbol>!=|>=|<=|=|>|<)\s*(?
 
 def check_where(where: Where) -> None:
     """Raise InputError for a condition that is none."""
+    if not isinstance(where, Mapping):
+        if not callable(where):
+            raise InputError(
+                f"where is {where!r}: give a mapping of fields to values, or a function"
+            )
+        return
     for field, wanted in where.items():
         if isinstance(wanted, Mapping):
             if not wanted:
@@ -43,7 +49,10 @@ def satisfies(metadata: Mapping[str, MetadataValue], where: Where) -> bool:
 
     A condition is a value, a list of values one of which it must be, or a mapping of operators
     ("ne", "gt", "gte", "lt", "lte") to values. Numbers and texts are not compared with each other.
+    A function of the metadata decides by itself.
     """
+    if not isinstance(where, Mapping):
+        return where(metadata)
     return all(
         field in metadata and _fits(metadata[field], wanted) for field, wanted in where.items()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal, Unpack, get_args
 
 from gem_rag._utils.progress import progress_bar
 from gem_rag._utils.suggestions import did_you_mean
+from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
 from gem_rag.documents.document import Document
 from gem_rag.documents.readers import check_paths, count_files, read_paths
@@ -22,6 +24,7 @@ from gem_rag.rag.answer import Answer
 from gem_rag.rag.answer import answer as answer_from_hits
 from gem_rag.rag.citations import Citation
 from gem_rag.rag.commit import Commit
+from gem_rag.rag.conditions import Where, check_where, satisfies
 from gem_rag.rag.doctor import Finding, examine
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
@@ -170,6 +173,17 @@ class Index:
         """Names of the documents in the index."""
         return self._storage.read(Commit.sources)
 
+    def select(self, where: Where) -> list[str]:
+        """Names of the documents whose metadata satisfy conditions, as of a search."""
+        check_where(where)
+        return self._storage.read(
+            lambda commit: [
+                source
+                for source, metadata in commit.metadata()
+                if satisfies(json.loads(metadata), where)
+            ]
+        )
+
     def document(self, source: str) -> Document:
         """A document as it was indexed; raises InputError if it is not in the index."""
         document = self._storage.read(lambda commit: commit.document(source))
@@ -195,9 +209,28 @@ class Index:
         return self.search_many([question], k, **options)[0]
 
     def search_many(
-        self, questions: Sequence[str], k: int = 5, **options: Unpack[SearchOptions]
+        self,
+        questions: Sequence[str],
+        k: int = 5,
+        *,
+        vectors: FloatArray | None = None,
+        **options: Unpack[SearchOptions],
     ) -> list[list[Hit]]:
-        """As `search`, for many questions in one batch."""
+        """As `search`, for many questions in one batch.
+
+        Args:
+            questions: What to look for.
+            k: How many chunks to return for each.
+            vectors: Of the questions, unit rows [questions, dim], of the index's model; default
+                what it makes of them. With these a question may be empty, and no words are sought.
+            **options: As for `search`.
+
+        Returns:
+            Hits, as of `search`, for each question.
+
+        Raises:
+            InputError: As `search`, or there is not one such vector for each question.
+        """
         settings = SearchSettings(**options)
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}")
@@ -205,7 +238,12 @@ class Index:
             raise InputError(
                 f"the index in {self.folder} is empty: add documents with gem-rag index"
             )
-        queries = self.gem.embed_queries(questions)
+        queries = self.gem.embed_queries(questions) if vectors is None else vectors
+        if queries.shape != (len(questions), self.gem.dim):
+            raise InputError(
+                f"vectors of {len(questions)} questions by {self.gem.name!r} are of the shape "
+                f"({len(questions)}, {self.gem.dim}), not {queries.shape}: embed with that model"
+            )
         depth = max(k, settings.reranked)
         found = self._storage.read(
             lambda commit: search(commit, questions, queries, depth, settings)
@@ -328,7 +366,8 @@ class Index:
         A file that is still in a folder comes back when the folder is synced again: exclude it.
 
         Args:
-            names: Of documents, or of files and folders, whose documents are all removed.
+            names: Of documents, or of files and folders, whose documents are all removed; of a
+                document made in Python and a folder of the same name, the former.
 
         Returns:
             The sources of what was removed.
@@ -341,7 +380,10 @@ class Index:
             indexed = dict(commit.files())
             gone: set[str] = set()
             for name in [names] if isinstance(names, str) else names:
-                found = {s for s, file in indexed.items() if _is_named(s, file, name)}
+                if indexed.get(name) == "":  # made in Python: a store may have very many
+                    found = {name}
+                else:
+                    found = {s for s, file in indexed.items() if _is_named(s, file, name)}
                 if not found:
                     raise InputError(
                         f"the index in {self.folder} has nothing named {name!r}"

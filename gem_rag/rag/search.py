@@ -45,7 +45,8 @@ class SearchSettings:
         sources: Patterns as in a `.gitignore` file: only documents whose file, or name for those
             made in Python, one of them matches. Empty for all.
         where: Conditions on documents' metadata, all of which must hold: a value, a list of values,
-            or {"gte": value} and the like for each field (see `satisfies`).
+            or {"gte": value} and the like for each field (see `satisfies`); or a function of the
+            metadata.
         min_score: Only chunks whose cosine with the question is at least this.
         diversity: From 0 to 1, how much hits that are like earlier ones are put behind others
             (maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998).

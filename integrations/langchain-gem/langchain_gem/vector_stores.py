@@ -14,6 +14,7 @@ from langchain_core.vectorstores import VectorStore
 import gem_rag
 from gem_rag import Document as GemDocument
 from gem_rag import Gem, Index, InputError, Ranking, StoreName
+from gem_rag.adapters import best_documents
 from langchain_gem.embeddings import GemEmbeddings
 
 
@@ -149,25 +150,41 @@ class GemVectorStore(VectorStore):
         Args:
             query: What to look for.
             k: How many.
-            **kwargs: `filter`, conditions on metadata as in `where` of `Index.search`, and that
-                method's settings.
+            **kwargs: `filter`, conditions on metadata, or a function of it, as in `where` of
+                `Index.search`, and that method's settings.
 
         Returns:
             Documents and cosines, best first.
         """
-        settings = {"ranking": self.ranking, **kwargs}
+        return self._search(query, k, None, kwargs)
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        """The k documents nearest to a vector of the index's model.
+
+        Args:
+            embedding: The vector, as of `embeddings`.
+            k: How many.
+            **kwargs: As for `similarity_search_with_score`, but for the ranking.
+
+        Returns:
+            The documents, best first.
+
+        Raises:
+            InputError: The vector is of another length.
+        """
+        found = self._search("", k, embedding, {**kwargs, "ranking": "vectors"})
+        return [document for document, _ in found]
+
+    def _search(
+        self, query: str, k: int, vector: list[float] | None, options: dict[str, Any]
+    ) -> list[tuple[Document, float]]:
+        settings = {"ranking": self.ranking, **options}
         if (conditions := settings.pop("filter", None)) is not None:
             settings["where"] = conditions
-        best: dict[str, float] = {}
-        depth, total = k, len(self.index)
-        while total:
-            hits = self.index.search(query, depth, **settings)
-            for hit in hits:
-                best.setdefault(hit.chunk.source, hit.score)
-            if len(best) >= k or len(hits) < depth or depth >= total:
-                break
-            depth = min(2 * depth, total)  # several chunks may be of one document
-        return [(self._document(source), score) for source, score in list(best.items())[:k]]
+        found = best_documents(self.index, query, k, vector, **settings)
+        return [(self._document(source), score) for source, score in found]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -185,6 +202,17 @@ class GemVectorStore(VectorStore):
             The documents.
         """
         return self.similarity_search(query, k, diversity=1 - lambda_mult, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search`, by a vector of the index's model."""
+        return self.similarity_search_by_vector(embedding, k, diversity=1 - lambda_mult, **kwargs)
 
     def _select_relevance_score_fn(self) -> Any:
         return lambda cosine: max(0.0, cosine)

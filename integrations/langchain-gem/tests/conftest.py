@@ -24,6 +24,15 @@ def gem() -> Iterator[Gem]:
         yield loaded
 
 
+@pytest.fixture
+def passes(gem: Gem) -> Iterator[list[None]]:
+    """Grows by one with each forward pass of the model: one of a batch is a token of each text."""
+    counted: list[None] = []
+    hook = gem._engine._model.register_forward_hook(lambda *_: counted.append(None))
+    yield counted
+    hook.remove()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_up() -> Iterator[None]:
     yield

@@ -50,6 +50,26 @@ def test_searches_take_the_settings_of_an_index(store: GemVectorStore) -> None:
     assert len(store.max_marginal_relevance_search("a list", k=2)) == 2
 
 
+def test_a_filter_may_be_a_function(store: GemVectorStore) -> None:
+    found = store.similarity_search("add to a list", filter=lambda m: m["area"] != "lists")
+    assert {document.id for document in found} == {"a", "c"}
+
+
+async def test_a_vector_is_a_query(store: GemVectorStore) -> None:
+    vector = store.embeddings.embed_query("add to a list")
+    by_text = store.similarity_search("add to a list", k=2)
+    assert store.similarity_search_by_vector(vector, k=2) == by_text
+    assert await store.asimilarity_search_by_vector(vector, k=2) == by_text
+    files = store.similarity_search_by_vector(vector, filter={"area": "files"})
+    assert [document.id for document in files] == ["a"]
+    diverse = store.max_marginal_relevance_search_by_vector(vector, k=2, lambda_mult=1.0)
+    assert diverse == by_text
+    words = GemVectorStore(store.index, ranking="words")  # of which a vector has none
+    assert words.similarity_search_by_vector(vector, k=2) == by_text
+    with pytest.raises(InputError, match="embed with that model"):
+        store.similarity_search_by_vector([1.0, 0.0])
+
+
 @pytest.mark.parametrize(
     ("search", "kwargs"),
     [

@@ -204,6 +204,16 @@ def test_settings_of_a_call_take_precedence(gem: Gem) -> None:
     assert len(texts) > 1
 
 
+async def test_what_ragas_asks_for_is_given(gem: Gem) -> None:
+    """Its wrapper names one answer, and stop strings that there are not, in each call."""
+    asked = {"n": 1, "temperature": 0.01, "stop": None}
+    llm = GemLLM(gem, max_tokens=12, seed=0)
+    expected = llm.complete(PROMPT, temperature=0.01)
+    assert llm.complete(PROMPT, **asked) == await llm.acomplete(PROMPT, **asked) == expected
+    with pytest.raises(InputError, match="n=3 is not supported"):
+        llm.complete(PROMPT, **{**asked, "n": 3})
+
+
 def test_an_unknown_setting_is_named(llm: GemLLM) -> None:
     with pytest.raises(InputError, match="temprature"):
         llm.complete(PROMPT, temprature=1)

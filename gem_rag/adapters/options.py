@@ -1,18 +1,14 @@
-"""What adapters for frameworks share: options that others' models take, log-probabilities in
-OpenAI's form, blank texts, reranking."""
+"""Options as applications written for other models pass them, and log-probabilities as those have
+them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any
 
-import numpy as np
-
-from gem_rag.core.arrays import FloatArray
 from gem_rag.errors import InputError
 from gem_rag.generation.sampling import Generation, TokenLogprob
-from gem_rag.model import Gem
 
 # Options that change no answer here: there is no network, and a plain text calls no tools.
 _HARMLESS = (
@@ -88,42 +84,3 @@ def _openai_token(one: TokenLogprob) -> dict[str, Any]:
 def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those that traces and logs must not hold, such as the hub's token."""
     return {name: value for name, value in options.items() if not _SECRET.search(name)}
-
-
-def embed_with_blanks(
-    gem: Gem, role: Literal["query", "document"], texts: Sequence[str], **settings: Any
-) -> FloatArray:
-    """Embed texts, of which one without a letter does not fail the others.
-
-    Args:
-        gem: The model.
-        role: Of all texts.
-        texts: A blank one has the vector of a space.
-        **settings: Of `Gem.embed_queries` or `Gem.embed_documents`.
-
-    Returns:
-        Unit vectors in the order of the texts: float32 [n, dim].
-
-    Raises:
-        InputError: As those.
-    """
-    embed = gem.embed_queries if role == "query" else gem.embed_documents
-    blank = [
-        place for place, text in enumerate(texts) if isinstance(text, str) and not text.strip()
-    ]
-    if not blank:
-        return embed(texts, **settings)
-    vectors = np.empty((len(texts), gem.dim), dtype=np.float32)
-    vectors[blank] = gem.embed_tokens([gem.tokenize(gem.config.prompts[role] + " ")])
-    others = [place for place in range(len(texts)) if place not in set(blank)]
-    if others:
-        vectors[others] = embed([texts[place] for place in others], **settings)
-    return vectors
-
-
-def best_first(gem: Gem, question: str, passages: Sequence[str]) -> list[int]:
-    """The places of passages, which are given best first, in a better order: see
-    `gem_rag.rag.reranking.rerank`."""
-    from gem_rag.rag.reranking import best_first
-
-    return best_first(gem, question, passages) if passages else []
