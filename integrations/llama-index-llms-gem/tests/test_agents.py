@@ -1,17 +1,18 @@
 """Agents of LlamaIndex on `GemLLM`: calls, results and events, alone, together and interrupted.
 
-What the models say is not tested. `Steps` says what they do next, so that every step is taken.
+What the models say is not tested; `Steps` says what they do next.
 Annotations are not postponed in this file, because LlamaIndex derives schemas from them.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
+from agents import Steps, Tools
 from llama_index.core.agent.workflow import (
     AgentOutput,
     AgentStream,
@@ -22,7 +23,7 @@ from llama_index.core.agent.workflow import (
 )
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.tools import BaseTool, FunctionTool
+from llama_index.core.tools import FunctionTool
 from llama_index.llms.gem import GemLLM
 from pydantic import BaseModel, Field
 from workflows.errors import WorkflowCancelledByUser, WorkflowTimeoutError
@@ -31,8 +32,6 @@ import gem_rag
 from gem_rag import Gem
 
 QUESTION = "What is two and three?"
-Digit = Annotated[int, Field(ge=0, le=9)]  # which a small model would write on and on
-STEPS = ("find_page", "add", "none")
 LONG = 300
 ENDLESS = {"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": LONG}
 
@@ -47,43 +46,6 @@ MODELS = [
         ],
     ),
 ]
-
-
-class Steps(GemLLM):
-    """Calls the tools of `STEPS` one after another, and then answers."""
-
-    def _prepare_chat_with_tools(
-        self, tools: Sequence[BaseTool], *args: Any, tool_required: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        prepared = super()._prepare_chat_with_tools(tools, *args, **kwargs)
-        roles = [message.role.value for message in prepared["messages"]]
-        done = roles[len(roles) - roles[::-1].index("user") :].count("tool")
-        return {**prepared, "tool_choice": "any" if tool_required else STEPS[done]}
-
-
-class Tools:
-    """Three tools that note their calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-
-    def find_page(self, number: Digit) -> str:
-        """Find a page of the manual."""
-        self.calls.append(("find_page", {"number": number}))
-        return f"Page {number} says: add the numbers."
-
-    def add(self, first: Digit, second: Digit) -> int:
-        """Add two numbers."""
-        self.calls.append(("add", {"first": first, "second": second}))
-        return first + second
-
-    def greet(self, loudly: bool) -> str:
-        """Greet the user."""
-        self.calls.append(("greet", {"loudly": loudly}))
-        return "Hello!"
-
-    def all(self) -> list[Callable[..., Any]]:
-        return [self.find_page, self.add, self.greet]
 
 
 @pytest.fixture(params=MODELS)

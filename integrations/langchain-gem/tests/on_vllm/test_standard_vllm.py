@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from agents import Steps, Tools, calls_of
+from langchain.agents import create_agent
 from langchain_gem import ChatGem, GemEmbeddings
 from standard import ChatSuite, EmbeddingsSuite, RetrieverSuite, other_model
 
@@ -47,3 +49,11 @@ async def test_one_engine_embeds_and_answers_at_once() -> None:
     )
     assert len(vectors) == 20
     assert {answer.content for answer in answers} == {alone}
+
+
+async def test_an_agent_takes_its_steps() -> None:
+    tools = Tools()
+    agent = create_agent(ChatGem(max_tokens=40, **VLLM), tools.all(), middleware=[Steps()])
+    result = await agent.ainvoke({"messages": [("user", "What is two and three?")]})
+    assert [name for name, _ in tools.calls] == ["find_page", "add"]
+    assert calls_of(result["messages"]) == tools.calls

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
-from llama_index.embeddings.gem import GemEmbedding
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+from llama_index.embeddings.gem import GemEmbedding, GemVectorStore
 from on_vllm import SMALL
 
 from gem_rag import Gem
@@ -32,3 +36,16 @@ async def test_concurrent_results_equal_sequential_ones(vllm_gem: Gem) -> None:
     sequential = [embedding.get_text_embedding(text) for text in TEXTS]
     concurrent = await asyncio.gather(*map(embedding.aget_text_embedding, TEXTS))
     assert np.allclose(concurrent, sequential, atol=1e-4)
+
+
+async def test_a_store_is_used_on_both_engines(vllm_gem: Gem, tmp_path: Path) -> None:
+    store = GemVectorStore(tmp_path, vllm_gem)
+    nodes = [TextNode(text=text) for text in TEXTS]
+    index = VectorStoreIndex.from_vector_store(store, store.embed_model)
+    await index.ainsert_nodes(nodes)
+    found = await index.as_retriever(similarity_top_k=3).aretrieve("how to open a file")
+    again = GemVectorStore(tmp_path, "gem-tiny", engine="transformers")
+    reopened = VectorStoreIndex.from_vector_store(again, again.embed_model)
+    others = reopened.as_retriever(similarity_top_k=3).retrieve("how to open a file")
+    assert [node.node_id for node in others] == [node.node_id for node in found]
+    assert [n.score for n in others] == pytest.approx([n.score for n in found], abs=1e-3)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from agents import Steps, Tools
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
@@ -80,3 +83,15 @@ async def test_structured_output_conforms_to_the_class(vllm_gem: Gem) -> None:
     assert Point.model_validate_json(
         llm.complete("A point:", schema=Point.model_json_schema()).text
     )
+
+
+async def test_agents_run_together(vllm_gem: Gem) -> None:
+    async def run(question: str) -> tuple[str, list[Any]]:
+        tools = Tools()
+        agent = FunctionAgent(tools=tools.all(), llm=Steps(vllm_gem, max_tokens=40))
+        return str(await agent.run(question)), tools.calls
+
+    questions = [f"What is {number} and {number}?" for number in range(3)]
+    sequential = [await run(question) for question in questions]
+    assert [[name for name, _ in calls] for _, calls in sequential] == [["find_page", "add"]] * 3
+    assert await asyncio.gather(*map(run, questions)) == sequential
