@@ -111,12 +111,14 @@ class GemLanguageModel(GemModel, BaseLanguageModel[Any]):
 
 
 def response_metadata(gem: Gem, generation: Generation) -> dict[str, Any]:
-    """The name of the model, why generation ended, what is wrong with an answer of a schema, and
-    log-probabilities, if asked for."""
+    """The name of the model, why generation ended, what is wrong with an answer of a schema or with
+    calls, and log-probabilities, if asked for."""
     metadata: dict[str, Any] = {
         "model_name": gem.name,
         "finish_reason": generation.finish_reason,
     }
+    if errors := [call.error for call in getattr(generation, "invalid_tool_calls", ())]:
+        metadata["tool_call_errors"] = errors
     if generation.logprobs:
         metadata["logprobs"] = openai_logprobs(generation)
     if generation.schema_error:

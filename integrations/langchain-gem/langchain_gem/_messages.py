@@ -54,6 +54,16 @@ def to_invalid_tool_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
     return invalid_tool_call(name=call.name, args=call.arguments, id=_new_id(), error=call.error)
 
 
+def to_invalid_tool_call_chunk(call: InvalidToolCall) -> ToolCallChunk:
+    """Convert a call that cannot be made to a chunk that LangChain takes for none.
+
+    When chunks are added up, LangChain completes the JSON of a call that was cut and makes it: as a
+    JSON text, its arguments stay what was written.
+    """
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return tool_call_chunk(name=call.name, args=arguments, id=_new_id(), index=None)
+
+
 def reasoning_content(reply: ChatReply) -> dict[str, str]:
     """A reply's reasoning where LangChain looks for it to make a reasoning block."""
     return {"reasoning_content": reply.reasoning} if reply.reasoning else {}

@@ -21,6 +21,7 @@ from langchain_gem._language_model import GemLanguageModel, response_metadata, u
 from langchain_gem._messages import (
     reasoning_content,
     to_invalid_tool_call,
+    to_invalid_tool_call_chunk,
     to_langchain_tool_call,
     to_openai_messages,
     to_tool_call_chunk,
@@ -192,9 +193,9 @@ class ChatGem(GemLanguageModel, BaseChatModel):
             content="",
             additional_kwargs=reasoning_content(reply),
             tool_call_chunks=[
-                to_tool_call_chunk(call, index) for index, call in enumerate(reply.tool_calls)
+                *(to_tool_call_chunk(call, index) for index, call in enumerate(reply.tool_calls)),
+                *map(to_invalid_tool_call_chunk, reply.invalid_tool_calls),
             ],
-            invalid_tool_calls=[to_invalid_tool_call(call) for call in reply.invalid_tool_calls],
             usage_metadata=usage_metadata(reply),
             response_metadata=response_metadata(gem, reply),
             chunk_position="last",

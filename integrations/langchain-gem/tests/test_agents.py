@@ -145,19 +145,7 @@ def test_calls_of_the_model_can_be_limited(chat: ChatGem, tools: Tools) -> None:
     assert [name for name, _ in tools.calls] == ["find_page"]
 
 
-@pytest.mark.parametrize(
-    "stream",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="langchain-core completes the JSON of a cut call when chunks are added up",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_call_that_is_cut_is_not_made(tools: Tools, stream: bool) -> None:
     def note(text: str) -> None:
         """Note something."""
