@@ -11,6 +11,8 @@ from gem_rag.cli.common import DEFAULT_MODEL, load_model, print_notice, require_
 from gem_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gem_rag.server.catalog import Catalog, IndexFolder
     from gem_rag.server.settings import Settings
 
@@ -175,10 +177,22 @@ def _model_of(folders: list[IndexFolder]) -> str:
     return Manifest.read_existing(folders[0].folder).model if folders else DEFAULT_MODEL
 
 
-def _open(model: str, folders: list[IndexFolder], settings: Settings) -> Catalog:
+def _open(
+    model: str, folders: list[IndexFolder], settings: Settings, names: Sequence[str] = ()
+) -> Catalog:
     from gem_rag.server.catalog import Catalog
 
-    return Catalog.open(load_model(model, "transformers"), folders, settings)
+    return Catalog.open(load_model(model, "transformers"), folders, settings, names=names)
+
+
+def _served_names(arguments: list[str]) -> list[str]:
+    """What follows vLLM's option --served-model-name; its others are for vLLM alone."""
+    first, *names = arguments or ["--served-model-name"]
+    flags = [word for word in (first, *names) if word.startswith("-")]
+    if flags != ["--served-model-name"] or first != flags[0]:
+        other = next((word for word in (first, *names) if word != "--served-model-name"), first)
+        raise InputError(f"there is no option {other}: vLLM's own go with --engine vllm")
+    return names
 
 
 def _become_vllm(

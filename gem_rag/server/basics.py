@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gem_rag.aio import run_in_thread
 from gem_rag.server.bodies import Body
@@ -92,7 +92,7 @@ def basics_router(service: Service) -> APIRouter:
             return JSONResponse({"status": "dead", "reason": service.failure}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    @router.get("/metrics", response_model=None)
+    @router.get("/metrics", response_model=None, response_class=PlainTextResponse)
     def metrics() -> Response:
         """What Prometheus reads."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

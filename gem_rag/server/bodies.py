@@ -13,6 +13,7 @@ from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.server.errors import ApiError
 
 MAX_BODY_BYTES = 64 << 20
+_TYPES = ("str", "int", "float", "bool", "ContentPart", "RankedText")
 
 
 class Part(BaseModel):
@@ -92,8 +93,15 @@ def _refusal(kind: type[Body], error: ValidationError) -> ApiError:
             "out",
             param=name,
         )
-    place = "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
-    return ApiError(f"{name}{place}: {kind.hints.get(name) or first['msg']}", param=name)
+    where = name + "".join(map(_step, first["loc"][1:]))
+    return ApiError(f"{where}: {kind.hints.get(name) or first['msg']}", param=name)
+
+
+def _step(part: str | int) -> str:
+    """A step on the way to what is wrong; one of several types that it is not is no step."""
+    if isinstance(part, int):
+        return f"[{part}]"
+    return f".{part}" if part.isidentifier() and part not in _TYPES else ""
 
 
 def _inline(schema: Any, parts: Mapping[str, Any]) -> Any:

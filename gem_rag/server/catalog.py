@@ -172,6 +172,16 @@ class Catalog:
             )
         return self.indexes[name]
 
+    def check_question(self, question: str) -> None:
+        """Raise ApiError for a question of which only the beginning would be searched for."""
+        tokens = self.gem.count_tokens(self.gem.config.prompts["query"] + question)
+        if tokens > self.gem.max_length:
+            raise ApiError(
+                f"the question has {tokens} tokens and the model embeds at most "
+                f"{self.gem.max_length}: ask a shorter one",
+                param="question",
+            )
+
     def check_count(self, name: str, count: int) -> None:
         """Raise ApiError if a request has more inputs than are allowed."""
         if count > self.settings.max_inputs:

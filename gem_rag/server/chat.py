@@ -123,7 +123,7 @@ def chat_router(service: Service) -> APIRouter:
         return head.completion(await run_in_thread(_finish, pieces), raw_request)
 
     router = APIRouter()
-    post_json(router, "/v1/chat/completions", ChatRequest, chat)
+    post_json(router, "/v1/chat/completions", ChatRequest, chat, streams=True)
     return router
 
 

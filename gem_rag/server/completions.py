@@ -79,7 +79,7 @@ def completions_router(service: Service) -> APIRouter:
         return {**head, "choices": choices, "usage": _count(raw_request, *found)}
 
     router = APIRouter()
-    post_json(router, "/v1/completions", CompletionRequest, complete)
+    post_json(router, "/v1/completions", CompletionRequest, complete, streams=True)
     return router
 
 

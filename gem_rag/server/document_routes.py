@@ -23,7 +23,7 @@ from gem_rag.server.bodies import Body, Part, read_body
 from gem_rag.server.catalog import Catalog, Service
 from gem_rag.server.errors import ApiError
 from gem_rag.server.rag_fields import Value
-from gem_rag.server.routes import ERRORS, event, event_stream, guarded, post_json
+from gem_rag.server.routes import ERRORS, STREAMS, event, event_stream, guarded, post_json
 
 PATH = "/v1/rag/documents"
 Work = Callable[[uploads.Tell], dict[str, Any]]
@@ -101,7 +101,7 @@ def documents_router(service: Service) -> APIRouter:
     @router.post(
         PATH,
         response_model=None,
-        responses=ERRORS,
+        responses={**ERRORS, **STREAMS},
         openapi_extra={"requestBody": {"content": _CONTENT, "required": True}},
     )
     async def add(raw_request: Request) -> Response:
@@ -120,7 +120,7 @@ def documents_router(service: Service) -> APIRouter:
         served = service.catalog.index(request.index)
         return await _run(partial(uploads.sync, served), request.stream, raw_request)
 
-    post_json(router, "/v1/rag/sync", SyncRequest, sync)
+    post_json(router, "/v1/rag/sync", SyncRequest, sync, streams=True)
     return router
 
 

@@ -42,8 +42,9 @@ def make_mcp_server(catalog: Callable[[], Catalog]) -> MCPServer[Any]:
         log_level="WARNING",
     )
 
-    async def run(name: str | None, work: Callable[[Index], T]) -> T:
+    async def run(name: str | None, work: Callable[[Index], T], question: str = "") -> T:
         try:
+            catalog().check_question(question)
             return await run_in_thread(work, catalog().index(name).index)
         except (ApiError, GemError) as error:
             raise ToolError(str(error)) from error
@@ -55,7 +56,7 @@ def make_mcp_server(catalog: Callable[[], Catalog]) -> MCPServer[Any]:
         def work(index: Index) -> dict[str, Any]:
             return {"passages": [hit_fields(hit) for hit in index.search(question, k)]}
 
-        return await run(index, work)
+        return await run(index, work, question)
 
     @server.tool()
     async def ask(question: Question, index: Name = None, k: Count = 5) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def make_mcp_server(catalog: Callable[[], Catalog]) -> MCPServer[Any]:
                 "citations": [citation_fields(citation) for citation in answer.citations],
             }
 
-        return await run(index, work)
+        return await run(index, work, question)
 
     @server.tool()
     async def read_source(

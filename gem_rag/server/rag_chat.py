@@ -37,6 +37,7 @@ async def start(
         raise catalog.unknown_model(request.model)
     served = catalog.indexes[name]
     history, question = split_history(request.messages)
+    catalog.check_question(question)
     conversation = converse(
         served,
         request.rag or RagFields(),

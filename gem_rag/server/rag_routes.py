@@ -67,6 +67,7 @@ def rag_router(service: Service) -> APIRouter:
     async def search(request: SearchRequest, raw_request: Request) -> dict[str, Any]:
         """Search an index for the passages nearest to a question."""
         served = service.catalog.index(request.index)
+        service.catalog.check_question(request.question)
         hits = await run_in_thread(
             served.index.search, request.question, request.k, **request.search_options
         )
@@ -79,6 +80,7 @@ def rag_router(service: Service) -> APIRouter:
         "done", or "error".
         """
         served = service.catalog.index(request.index)
+        service.catalog.check_question(request.question)
         conversation = converse(
             served,
             request,
@@ -95,7 +97,7 @@ def rag_router(service: Service) -> APIRouter:
         return {**answer, **_citations(turn), **_measures(turn, raw_request)}
 
     post_json(router, "/v1/rag/search", SearchRequest, search)
-    post_json(router, "/v1/rag/ask", AskRequest, ask)
+    post_json(router, "/v1/rag/ask", AskRequest, ask, streams=True)
     return router
 
 

@@ -29,7 +29,15 @@ Examine = Callable[[Exception], Awaitable[ApiError]]
 _log = logging.getLogger("gem_rag.server")
 
 
-def post_json(router: APIRouter, path: str, kind: type[B], answer: Answer[B]) -> None:
+# Of routes that answer either way.
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
+
+
+def post_json(
+    router: APIRouter, path: str, kind: type[B], answer: Answer[B], *, streams: bool = False
+) -> None:
     """Add a route that answers JSON.
 
     Args:
@@ -38,6 +46,7 @@ def post_json(router: APIRouter, path: str, kind: type[B], answer: Answer[B]) ->
         kind: The request's body.
         answer: Answers a request, or raises ApiError or GemError. It is cancelled when the client
             leaves.
+        streams: Whether it may answer with server-sent events instead.
     """
 
     async def endpoint(raw_request: Request) -> Response:
@@ -55,7 +64,7 @@ def post_json(router: APIRouter, path: str, kind: type[B], answer: Answer[B]) ->
         path,
         name=path,
         openapi_extra={"requestBody": {"content": content, "required": True}},
-        responses=ERRORS,
+        responses={**ERRORS, **STREAMS} if streams else ERRORS,
         response_model=None,
     )(endpoint)
 
