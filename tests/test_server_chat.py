@@ -237,6 +237,8 @@ def test_pairs_that_do_not_fit_are_refused(client: TestClient) -> None:
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, None, "shorten"),
         ({"temprature": 1}, 400, "temprature", "did you mean 'temperature'"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
+        ({"temperature": 1e-300}, 400, "temperature", "give 0, or 0.001 and more"),
+        ({"temperature": 1e300}, 400, "temperature", "less than or equal to 1000"),
         ({"temperature": "hot"}, 400, "temperature", "valid number"),
         ({"top_p": 0}, 400, None, "top_p must be above 0"),
         ({"n": 2}, 400, "n", "knows only 1"),

@@ -12,10 +12,14 @@ from gem_rag.server.catalog import Catalog
 from gem_rag.server.errors import ApiError
 
 
+# Scores are divided by it: beyond these, float32 has no numbers for the result.
+_COLDEST, _HOTTEST = 1e-3, 1e3
+
+
 class SamplingFields(Part):
     """Settings of `Sampling`, by its own names: one that it gains is one line here."""
 
-    temperature: float | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=_HOTTEST)
     top_p: float | None = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     stop: str | list[str] | None = None
@@ -93,7 +97,12 @@ class GenerationFields(SamplingFields, Body):
 
 
 def sampling_options(request: SamplingFields) -> SamplingOptions:
-    """The settings that a request gives."""
+    """The settings that a request gives. Raises ApiError for a temperature that is next to 0."""
+    if 0 < (request.temperature or 0) < _COLDEST:
+        raise ApiError(
+            f"temperature is {request.temperature}: give 0, or {_COLDEST} and more",
+            param="temperature",
+        )
     given: Any = {name: getattr(request, name) for name in SamplingFields.model_fields}
     options: Any = {name: value for name, value in given.items() if value is not None}
     if options.get("top_k") == -1:  # vLLM's word for all
