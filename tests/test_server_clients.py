@@ -33,6 +33,7 @@ from serving import (
 )
 
 import gem_rag
+from gem_rag.engines.continuous_batching import ContinuousBatcher
 from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
@@ -74,6 +75,26 @@ def test_the_tools_on_stdin_and_stdout(folder: IndexFolder) -> None:
     arguments = ["-m", "gem_rag", "mcp", "--index", f"docs={folder.folder}"]
     server = StdioServerParameters(command=sys.executable, args=arguments, env=dict(os.environ))
     asyncio.run(asyncio.wait_for(use_tools(server), 2 * DEADLINE))
+
+
+def test_nothing_is_generated_for_a_reader_that_left(
+    url: str, gem: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    run_once = ContinuousBatcher._run_once
+
+    def counted(self: ContinuousBatcher) -> None:
+        nonlocal steps
+        steps += 1
+        run_once(self)
+
+    monkeypatch.setattr(ContinuousBatcher, "_run_once", counted)
+    endless = {**ENDLESS, "max_tokens": 900, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=endless) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+    assert wait_until(lambda: gem.num_generating == 0)
+    assert 0 < steps < 450
 
 
 # -- the server ends -----------------------------------------------------------------------------

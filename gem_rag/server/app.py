@@ -98,7 +98,10 @@ class Routes:
             page_router(),
         ):
             app.include_router(router)
-        app.router.routes += mcp_app(self._mcp, service.settings.max_body_bytes).routes
+        tools = mcp_app(self._mcp, service.settings.max_body_bytes).routes
+        for route in tools:
+            route.endpoint.__name__ = "mcp"  # type: ignore[attr-defined]  # which vLLM logs
+        app.router.routes += tools
         app.mount("/page", _PageFiles(directory=_PAGE), name="page")
 
     @asynccontextmanager

@@ -101,7 +101,7 @@ def basics_router(service: Service) -> APIRouter:
 
 
 def _describe(catalog: Catalog, name: str) -> dict[str, Any]:
-    root = catalog.gem.name if name.startswith(PREFIX) else name
+    root = catalog.names[0] if name.startswith(PREFIX) else name
     return {
         "id": name,
         "object": "model",

@@ -11,7 +11,6 @@ from gem_rag.server.bodies import Body, Part
 from gem_rag.server.catalog import Catalog
 from gem_rag.server.errors import ApiError
 
-
 # Scores are divided by it: beyond these, float32 has no numbers for the result.
 _COLDEST, _HOTTEST = 1e-3, 1e3
 
