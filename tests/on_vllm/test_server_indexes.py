@@ -1,4 +1,4 @@
-"""`gem-rag serve --engine vllm --index`: the routes over indexes in vLLM's app, and their clients."""
+"""`gem-rag serve --engine vllm --index`: indexes in vLLM's app, and clients of other makers."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ async function show(source, span, place, index = currentIndex()) {
   const last = first + marked.replace(/\n$/, "").split("\n").length - 1;
   const lines = first === last ? `line ${first} of the text` : `lines ${first} to ${last} of the text`;
   $("viewer-title").textContent = source;
-  $("viewer-place").textContent = span ? [...new Set([place, lines].filter(Boolean))].join(", ") : "";
+  const inFile = place?.startsWith("line ") ? "" : place;  // which says no more than the lines
+  $("viewer-place").textContent = span ? [inFile, lines].filter(Boolean).join(", ") : "";
   const mark = element("mark", marked);
   $("viewer-text").replaceChildren(before, ...(span ? [mark] : []), after);
   $("viewer").hidden = false;
@@ -185,7 +186,7 @@ async function ask(question) {
   const answer = element("div", "", { className: "answer busy" });
   const list = element("ol", undefined, { className: "passages" });
   const measures = element("p", "", { className: "quiet" });
-  article.append(element("h3", question), answer, list, measures);
+  article.append(element("h2", question), answer, list, measures);
   $("turns").append(article);
   article.scrollIntoView({ block: "end" });
   const controller = state.running = new AbortController();
