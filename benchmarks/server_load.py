@@ -3,7 +3,7 @@
 Every answer is compared with the one that the same request got alone before; the server's memory
 is watched; then chats are timed beside one client that embeds 10,000 documents.
 
-    python benchmarks/server_load.py [--engine vllm] [--seconds 120] [--clients 64]
+    python benchmarks/server_load.py [--engine vllm] [--seconds 120] [--documents 10000]
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ import gem_rag
 MODEL = "gem-tiny"
 TOPICS = 40  # that are indexed
 PATIENCE = 0.2  # seconds after which a client that aborts is gone
-EMBEDDED = 10_000  # documents beside chats
 ON_VLLM = ("--dtype", "float32", "--kv-cache-memory-bytes", str(256 << 20), "--enforce-eager")
 
 
@@ -53,11 +52,18 @@ class Task(NamedTuple):
     read: Callable[[Any], Any]
 
 
-def main(engine: str = "transformers", seconds: float = 120.0, clients: int = 64) -> None:
+def main(
+    engine: str = "transformers",
+    seconds: float = 120.0,
+    clients: int = 64,
+    documents: int = 10_000,
+) -> None:
     """Measure, and record."""
     with tempfile.TemporaryDirectory() as scratch:
         index = make_index(Path(scratch))
-        figures = asyncio.run(measure(engine, index, seconds, clients, Path(scratch, "log")))
+        figures = asyncio.run(
+            measure(engine, index, seconds, clients, documents, Path(scratch, "log"))
+        )
     record("server load", {"engine": engine, "clients": clients, "seconds": seconds, **figures})
 
 
@@ -102,7 +108,7 @@ def read_vectors(found: Any) -> Any:
 
 
 async def measure(
-    engine: str, index: Path, seconds: float, clients: int, log: Path
+    engine: str, index: Path, seconds: float, clients: int, documents: int, log: Path
 ) -> dict[str, Any]:
     async with serving(engine, index, log) as (client, process):
         tasks = make_tasks()
@@ -119,7 +125,7 @@ async def measure(
             figures |= percentiles(kind, times[kind])
         figures["MiB before"], figures["MiB after"] = before >> 20, memory_of(process) >> 20
         figures["running afterwards"] = await running(client)
-        return figures | await measure_chats_beside_embedding(client, tasks)
+        return figures | await measure_chats_beside_embedding(client, tasks, documents)
 
 
 async def use(
@@ -150,7 +156,7 @@ async def use(
 
 
 async def measure_chats_beside_embedding(
-    client: httpx.AsyncClient, tasks: list[Task]
+    client: httpx.AsyncClient, tasks: list[Task], documents: int
 ) -> dict[str, Any]:
     """Chats, one after the other, by themselves and while documents are embedded."""
     chats = itertools.cycle([task for task in tasks if task.kind == "chat"])
@@ -162,7 +168,7 @@ async def measure_chats_beside_embedding(
 
     quiet = [await chat() for _ in range(50)]
     pool = itertools.cycle(topics.values())
-    texts = [f"{number} {next(pool)[:300]}" for number in range(EMBEDDED)]
+    texts = [f"{number} {next(pool)[:300]}" for number in range(documents)]
     body = {"input": texts, "encoding_format": "base64"}
     start = time.perf_counter()
     embedding = asyncio.create_task(post(client, Task("", "/v1/embeddings", body, len)))
@@ -173,8 +179,8 @@ async def measure_chats_beside_embedding(
     took = round(time.perf_counter() - start, 1)
     return {
         **percentiles("chat alone", quiet),
-        **percentiles(f"chat beside {EMBEDDED:,} documents", beside),
-        f"{EMBEDDED:,} documents, s": took,
+        **percentiles(f"chat beside {documents:,} documents", beside),
+        f"{documents:,} documents, s": took,
     }
 
 

@@ -97,7 +97,6 @@ class ServerPlugin:
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes; those of chats with an index go before vLLM's."""
         from fastapi import FastAPI as App
-        from vllm.entrypoints.serve.utils.api_utils import load_aware_call
 
         from gem_rag.server.app import Routes, protect
         from gem_rag.server.catalog import Service
@@ -109,7 +108,7 @@ class ServerPlugin:
         ours = _settings(app.state.args.additional_config)
         service = Service(ours.settings)
         answer = EmbeddingAnswer(service, self._embed)
-        app.include_router(embeddings_router(load_aware_call(answer.__call__)))
+        app.include_router(embeddings_router(_count_load(answer.__call__)))
         self._service, self._routes = service, Routes(service)
         self._routes.attach(app)
         chats = App()
@@ -159,6 +158,23 @@ class ServerPlugin:
 
         assert self._embedder is not None
         return await self._embedder.embed([Row.whole(row) for row in rows])
+
+
+def _count_load(answer: Any) -> Any:
+    """An answer that vLLM's /load counts while it is made."""
+    from vllm.entrypoints.serve.utils.api_utils import load_aware_call
+
+    counted = load_aware_call(answer)
+
+    async def answer_counted(request: Any, raw_request: Any) -> Any:
+        try:
+            return await counted(request, raw_request)
+        except asyncio.CancelledError:  # which vLLM's decorator passes by
+            if getattr(raw_request.app.state, "enable_server_load_tracking", False):
+                raw_request.app.state.server_load_metrics -= 1
+            raise
+
+    return answer_counted
 
 
 def _drain_first(embedder: AsyncEmbedder, shutdown: Callable[..., None]) -> Callable[..., None]:
