@@ -61,9 +61,8 @@ def main(
     """Measure, and record."""
     with tempfile.TemporaryDirectory() as scratch:
         index = make_index(Path(scratch))
-        figures = asyncio.run(
-            measure(engine, index, seconds, clients, documents, Path(scratch, "log"))
-        )
+        log = Path(scratch, "log")
+        figures = asyncio.run(measure(engine, index, seconds, clients, documents, log))
     record("server load", {"engine": engine, "clients": clients, "seconds": seconds, **figures})
 
 
@@ -113,19 +112,29 @@ async def measure(
     async with serving(engine, index, log) as (client, process):
         tasks = make_tasks()
         alone = [task.read(await post(client, task)) for task in tasks]
-        before = memory_of(process)
+        memory = [memory_of(process)]
         times: dict[str, list[float]] = defaultdict(list)
         wrong: list[str] = []
         end = time.monotonic() + seconds
         await asyncio.gather(
-            *(use(client, number, tasks, alone, end, times, wrong) for number in range(clients))
+            watch_memory(process, end, seconds / 4, memory),
+            *(use(client, number, tasks, alone, end, times, wrong) for number in range(clients)),
         )
         figures: dict[str, Any] = {"answers": sum(map(len, times.values())), "wrong": len(wrong)}
         for kind in sorted(times):
             figures |= percentiles(kind, times[kind])
-        figures["MiB before"], figures["MiB after"] = before >> 20, memory_of(process) >> 20
+        figures["MiB before, and after each quarter"] = [used >> 20 for used in memory]
         figures["running afterwards"] = await running(client)
         return figures | await measure_chats_beside_embedding(client, tasks, documents)
+
+
+async def watch_memory(
+    process: psutil.Process, end: float, pause: float, memory: list[int]
+) -> None:
+    """Note what the server needs, now and then; what it needs once, it keeps."""
+    while time.monotonic() < end:
+        await asyncio.sleep(pause)
+        memory.append(memory_of(process))
 
 
 async def use(
