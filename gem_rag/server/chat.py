@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gem_rag.aio import iterate_in_thread, run_in_thread
-from gem_rag.generation.chat import ChatReply
+from gem_rag.generation.replies import ChatReply
 from gem_rag.generation.sampling import Generation, SamplingOptions, TextStream
 from gem_rag.server import rag_chat
 from gem_rag.server.bodies import Part

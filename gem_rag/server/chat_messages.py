@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gem_rag.generation.chat import ChatReply, Message
+from gem_rag.generation.chat import Message
+from gem_rag.generation.replies import ChatReply
 from gem_rag.generation.sampling import Generation
 from gem_rag.server.bodies import Part
 from gem_rag.server.errors import ApiError
