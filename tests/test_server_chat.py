@@ -241,10 +241,13 @@ def test_pairs_that_do_not_fit_are_refused(client: TestClient) -> None:
         ({"temperature": 1e300}, 400, "temperature", "less than or equal to 1000"),
         ({"temperature": "hot"}, 400, "temperature", "valid number"),
         ({"top_p": 0}, 400, None, "top_p must be above 0"),
-        ({"n": 2}, 400, "n", "knows only 1"),
-        ({"logprobs": True}, 400, "logprobs", "knows only False"),
+        ({"n": 0}, 400, "n", "greater than or equal to 1"),
+        ({"n": 2, "stream": True}, 400, "n", "one answer can be streamed"),
+        ({"best_of": 2}, 400, "best_of", "knows only 1"),
+        ({"logprobs": 21}, 400, "logprobs", "or from 0 to 20"),
+        ({"top_logprobs": 21}, 400, "top_logprobs", "less than or equal to 20"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias", "leave it out"),
-        ({"presence_penalty": 0.5}, 400, "presence_penalty", "leave it out"),
+        ({"presence_penalty": 3}, 400, "presence_penalty", "less than or equal to 2"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
         ({"max_completion_tokens": 5}, 400, "max_tokens", "say the same"),
         ({"tool_choice": "get_wether"}, 400, "tool_choice", "should be 'auto'"),
@@ -286,6 +289,47 @@ def test_what_cannot_be_obeyed_is_refused_by_name(
 )
 def test_what_changes_nothing_is_taken(client: TestClient, fields: Any) -> None:
     assert answer(client, **fields)["choices"] == answer(client)["choices"]
+
+
+def test_log_probabilities(client: TestClient) -> None:
+    asked = {"logprobs": True, "top_logprobs": 2, "temperature": 0}
+    whole = answer(client, **asked)
+    content = whole["choices"][0]["logprobs"]["content"]
+    assert len(content) == whole["usage"]["completion_tokens"]
+    for one in content:
+        assert bytes(one["bytes"]).decode() == one["token"]
+        assert one["token"] == one["top_logprobs"][0]["token"]  # the likeliest was taken
+        assert len(one["top_logprobs"]) == 2
+    *_, last = chunks(client, CHAT, **{**SHORT, **asked})
+    assert [one["token"] for one in last["choices"][0]["logprobs"]["content"]] == [
+        one["token"] for one in content
+    ]
+    asked = {"model": MODEL, "prompt": "The list", "max_tokens": 4, "logprobs": 2, "temperature": 0}
+    [choice] = client.post("/v1/completions", json=asked).json()["choices"]
+    found = choice["logprobs"]
+    assert "".join(found["tokens"]) == choice["text"]
+    assert [len(top) for top in found["top_logprobs"]] == [2] * len(found["tokens"])
+    assert found["text_offset"][:2] == [0, len(found["tokens"][0])]
+
+
+def test_several_answers_to_one_request(client: TestClient) -> None:
+    whole = answer(client, n=3, temperature=1.5, seed=1)
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert len({choice["message"]["content"] for choice in whole["choices"]}) > 1
+    assert whole["usage"]["prompt_tokens"] == answer(client)["usage"]["prompt_tokens"]
+    asked = {"model": MODEL, "prompt": ["The list", "A file"], "max_tokens": 4, "n": 2}
+    found = client.post("/v1/completions", json={**asked, "temperature": 0}).json()
+    texts = [choice["text"] for choice in found["choices"]]
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+
+
+def test_penalties_reach_the_model(client: TestClient) -> None:
+    asked = {"model": MODEL, "prompt": "The list", "max_tokens": 24, "temperature": 0}
+    free, held = (
+        client.post("/v1/completions", json={**asked, **more}).json()["choices"][0]["text"]
+        for more in ({}, {"frequency_penalty": 2, "presence_penalty": 2})
+    )
+    assert free != held
 
 
 def test_several_prompts_cannot_be_streamed(client: TestClient) -> None:

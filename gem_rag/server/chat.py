@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gem_rag.adapters import openai_logprobs
 from gem_rag.aio import iterate_in_thread, run_in_thread
 from gem_rag.generation.replies import ChatReply
 from gem_rag.generation.sampling import Generation, SamplingOptions, TextStream
@@ -20,7 +21,12 @@ from gem_rag.server.bodies import Part
 from gem_rag.server.catalog import PREFIX, Catalog, Service
 from gem_rag.server.chat_messages import ChatMessage, messages_of, reply_message, tokens_of
 from gem_rag.server.errors import ApiError
-from gem_rag.server.generation_fields import GenerationFields, limit_tokens, sampling_options
+from gem_rag.server.generation_fields import (
+    HINTS,
+    GenerationFields,
+    generation_options,
+    limit_tokens,
+)
 from gem_rag.server.observing import count_tokens
 from gem_rag.server.rag_fields import RagFields
 from gem_rag.server.routes import event, event_stream, post_json
@@ -47,8 +53,9 @@ class ChatRequest(GenerationFields):
     """A request for the next message of a conversation."""
 
     hints: ClassVar[Mapping[str, str]] = {
+        **HINTS,
         "tool_choice": "Input should be 'auto', 'none', 'required' or a function's name, as in "
-        '{"type": "function", "function": {"name": ...}}'
+        '{"type": "function", "function": {"name": ...}}',
     }
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -72,12 +79,16 @@ class ChatRequest(GenerationFields):
                 param="chat_template_kwargs",
             )
         if self.model.startswith(PREFIX):
-            for name in ("tools", "response_format", "chat_template_kwargs"):
+            for name in (
+                "tools", "response_format", "chat_template_kwargs", "logprobs", "top_logprobs",
+            ):  # fmt: skip
                 if getattr(self, name):
                     raise ApiError(
                         f"{self.model} answers from documents and knows no {name}: leave it out",
                         param=name,
                     )
+            if self.count > 1:
+                raise ApiError(f"n is {self.n}, and {self.model} gives one answer", param="n")
         elif self.rag is not None:
             raise ApiError(
                 f"rag goes with a model {PREFIX}NAME, which answers from an index", param="rag"
@@ -108,7 +119,12 @@ def chat_router(service: Service) -> APIRouter:
 
     async def chat(request: ChatRequest, raw_request: Request) -> Response | dict[str, Any]:
         """Write the next message of a conversation."""
-        catalog = service.catalog
+        catalog, head = service.catalog, _Head(request.model)
+        if request.count > 1:
+            catalog.check_model(request.model)
+            catalog.check_count("n", request.count)
+            replies = await run_in_thread(_sample, catalog, request)
+            return head.completion(replies, raw_request)
         if request.model.startswith(PREFIX):
             pieces: Generator[str, None, ChatReply] = await rag_chat.start(
                 catalog, request, str(raw_request.base_url)
@@ -116,11 +132,10 @@ def chat_router(service: Service) -> APIRouter:
         else:
             catalog.check_model(request.model)
             pieces = await run_in_thread(_start, catalog, request)
-        head = _Head(request.model)
         if request.stream:
             chunks = _stream(head, request, pieces, raw_request)
             return event_stream(raw_request, chunks, last=DONE)
-        return head.completion(await run_in_thread(_finish, pieces), raw_request)
+        return head.completion([await run_in_thread(_finish, pieces)], raw_request)
 
     router = APIRouter()
     post_json(router, "/v1/chat/completions", ChatRequest, chat, streams=True)
@@ -129,6 +144,17 @@ def chat_router(service: Service) -> APIRouter:
 
 def _start(catalog: Catalog, request: ChatRequest) -> Generator[str, None, ChatReply]:
     """The pieces of a reply; what is wrong with the request is found before the first."""
+    asked = _asked(catalog, request)
+    return catalog.gem.stream_chat(**asked)
+
+
+def _sample(catalog: Catalog, request: ChatRequest) -> list[ChatReply]:
+    """Several replies."""
+    return catalog.gem.sample_replies(n=request.count, **_asked(catalog, request))
+
+
+def _asked(catalog: Catalog, request: ChatRequest) -> dict[str, Any]:
+    """The arguments of `Gem.chat`."""
     gem, messages = catalog.gem, messages_of(request.messages)
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     shown = tools if request.choice != "none" else []
@@ -136,17 +162,18 @@ def _start(catalog: Catalog, request: ChatRequest) -> Generator[str, None, ChatR
     room = max(1, gem.context_length - len(prompt))
     options: SamplingOptions = {
         "temperature": 1.0,  # OpenAI's default
-        **sampling_options(request),
+        **generation_options(request),
         "max_tokens": limit_tokens(catalog, request.wanted_tokens, room),
     }
-    return gem.stream_chat(
-        messages,
-        tools,
-        request.choice if tools else "auto",
-        request.response_format,
-        request.chat_template_kwargs,
+    return {
+        "messages": messages,
+        "tools": tools,
+        "tool_choice": request.choice if tools else "auto",
+        "response_format": request.response_format,
+        "chat_template_kwargs": request.chat_template_kwargs,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         **options,
-    )
+    }
 
 
 def _finish(pieces: Generator[str, None, Generation]) -> Generation:
@@ -176,7 +203,7 @@ async def _stream(
         ]
     if rest:
         yield head.chunk(rest)
-    yield head.chunk({}, finish_reason(reply))
+    yield head.chunk({}, finish_reason(reply), _logprobs(reply))
     used = count_tokens(raw_request, reply.prompt_tokens, tokens_of(reply))
     if request.includes_usage:
         yield head.event(choices=[], usage=used)
@@ -188,26 +215,39 @@ def finish_reason(reply: Generation) -> str:
     return "tool_calls" if called and reply.finish_reason != "length" else reply.finish_reason
 
 
+def _logprobs(reply: Generation) -> dict[str, Any] | None:
+    return openai_logprobs(reply) if reply.logprobs else None
+
+
 class _Head:
     """What all chunks of a response have in common."""
 
     def __init__(self, model: str) -> None:
         self._model, self._id, self._created = model, f"chatcmpl-{uuid.uuid4().hex}", time.time()
 
-    def completion(self, reply: Generation, raw_request: Request) -> dict[str, Any]:
+    def completion(self, replies: Sequence[Generation], raw_request: Request) -> dict[str, Any]:
         """The response in one piece."""
-        choice = {
-            "index": 0,
-            "message": reply_message(reply),
-            "logprobs": None,
-            "finish_reason": finish_reason(reply),
-        }
-        used = count_tokens(raw_request, reply.prompt_tokens, tokens_of(reply))
-        return {**self._fields("chat.completion"), "choices": [choice], "usage": used}
+        choices = [
+            {
+                "index": index,
+                "message": reply_message(reply),
+                "logprobs": _logprobs(reply),
+                "finish_reason": finish_reason(reply),
+            }
+            for index, reply in enumerate(replies)
+        ]
+        generated = sum(map(tokens_of, replies))
+        used = count_tokens(raw_request, replies[0].prompt_tokens, generated)
+        return {**self._fields("chat.completion"), "choices": choices, "usage": used}
 
-    def chunk(self, delta: Mapping[str, Any], reason: str | None = None) -> str:
+    def chunk(
+        self,
+        delta: Mapping[str, Any],
+        reason: str | None = None,
+        logprobs: Mapping[str, Any] | None = None,
+    ) -> str:
         """A piece of the message."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self.event(choices=[choice])
 
     def event(self, choices: Sequence[Mapping[str, Any]], **fields: Any) -> str:

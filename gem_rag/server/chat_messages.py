@@ -65,6 +65,7 @@ class ChatMessage(Part):
     audio: None = None
     function_call: None = None
     schema_error: str | None = None
+    reasoning_content: str | None = None
 
 
 def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -96,6 +97,8 @@ def reply_message(reply: Generation) -> dict[str, Any]:
             *(_call(call.name, _arguments(call.arguments)) for call in reply.tool_calls),
             *(_call(call.name, call.arguments) for call in reply.invalid_tool_calls),
         ]
+    if isinstance(reply, ChatReply) and reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
     if isinstance(reply, CitedReply):
         message["annotations"] = list(reply.annotations)
     if reply.schema_error:

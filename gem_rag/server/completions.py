@@ -17,7 +17,12 @@ from gem_rag.model import Prompt
 from gem_rag.server.catalog import PREFIX, Service
 from gem_rag.server.chat import DONE
 from gem_rag.server.errors import ApiError
-from gem_rag.server.generation_fields import GenerationFields, limit_tokens, sampling_options
+from gem_rag.server.generation_fields import (
+    HINTS,
+    GenerationFields,
+    generation_options,
+    limit_tokens,
+)
 from gem_rag.server.observing import count_tokens
 from gem_rag.server.routes import event, event_stream, post_json
 
@@ -28,7 +33,8 @@ class CompletionRequest(GenerationFields):
     """A request to continue texts."""
 
     hints: ClassVar[Mapping[str, str]] = {
-        "prompt": "Input should be a text, a list of texts, token ids or a list of them"
+        **HINTS,
+        "prompt": "Input should be a text, a list of texts, token ids or a list of them",
     }
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -63,11 +69,11 @@ def completions_router(service: Service) -> APIRouter:
                 f"{request.model} answers in chats: use /v1/chat/completions", param="model"
             )
         catalog.check_model(request.model)
-        prompts = request.prompts
+        prompts = [prompt for prompt in request.prompts for _ in range(request.count)]
         catalog.check_count("prompt", len(prompts))
         options: SamplingOptions = {
             "temperature": 1.0,
-            **sampling_options(request),
+            **generation_options(request),
             "max_tokens": limit_tokens(catalog, request.max_tokens, _MAX_TOKENS),
         }
         head = _fields(request.model)
@@ -75,8 +81,12 @@ def completions_router(service: Service) -> APIRouter:
             pieces = TextStream(await run_in_thread(catalog.gem.stream, prompts[0], **options))
             return event_stream(raw_request, _stream(head, request, pieces, raw_request), last=DONE)
         found = await run_in_thread(catalog.gem.generate, prompts, **options)
-        choices = [_choice(i, one.text, one.finish_reason) for i, one in enumerate(found)]
-        return {**head, "choices": choices, "usage": _count(raw_request, *found)}
+        choices = [
+            _choice(i, one.text, one.finish_reason, _logprobs(one)) for i, one in enumerate(found)
+        ]
+        prompt_tokens = sum(one.prompt_tokens for one in found[:: request.count])
+        used = count_tokens(raw_request, prompt_tokens, sum(len(one.tokens) for one in found))
+        return {**head, "choices": choices, "usage": used}
 
     router = APIRouter()
     post_json(router, "/v1/completions", CompletionRequest, complete, streams=True)
@@ -92,8 +102,8 @@ async def _stream(
     async for text in iterate_in_thread(pieces.reading()):
         yield event({**head, "choices": [_choice(0, text, None)]})
     found = pieces.generation
-    yield event({**head, "choices": [_choice(0, "", found.finish_reason)]})
-    used = _count(raw_request, found)
+    yield event({**head, "choices": [_choice(0, "", found.finish_reason, _logprobs(found))]})
+    used = count_tokens(raw_request, found.prompt_tokens, len(found.tokens))
     if request.includes_usage:
         yield event({**head, "choices": [], "usage": used})
 
@@ -107,10 +117,22 @@ def _fields(model: str) -> dict[str, Any]:
     }
 
 
-def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def _choice(
+    index: int, text: str, reason: str | None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _count(raw_request: Request, *found: Generation) -> dict[str, int]:
-    prompt = sum(one.prompt_tokens for one in found)
-    return count_tokens(raw_request, prompt, sum(len(one.tokens) for one in found))
+def _logprobs(found: Generation) -> dict[str, Any] | None:
+    """Log-probabilities as completions have them: lists, by token."""
+    if not found.logprobs:
+        return None
+    lengths = [len(one.text) for one in found.logprobs]
+    return {
+        "tokens": [one.text for one in found.logprobs],
+        "token_logprobs": [one.logprob for one in found.logprobs],
+        "top_logprobs": [
+            {other.text: other.logprob for other in one.top} for one in found.logprobs
+        ],
+        "text_offset": [sum(lengths[:place]) for place in range(len(lengths))],
+    }

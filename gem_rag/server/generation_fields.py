@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from gem_rag.generation.sampling import SamplingOptions
+from gem_rag.adapters import sampling_options as with_logprobs
+from gem_rag.generation.sampling import MOST_LOGPROBS, SamplingOptions
 from gem_rag.server.bodies import Body, Part
 from gem_rag.server.catalog import Catalog
 from gem_rag.server.errors import ApiError
@@ -21,25 +22,27 @@ class SamplingFields(Part):
     temperature: float | None = Field(None, ge=0, le=_HOTTEST)
     top_p: float | None = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=_COLDEST, le=_HOTTEST)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
 
 
 # What else OpenAI's requests may say of an answer, and the values that are obeyed here.
 _OBEYED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "echo": (False,),
     "suffix": ("",),
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
+
+
+HINTS = {"logprobs": f"Input should be a boolean, or from 0 to {MOST_LOGPROBS}"}
 
 
 class GenerationFields(SamplingFields, Body):
@@ -57,18 +60,21 @@ class GenerationFields(SamplingFields, Body):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    n: Any = None
+    n: int | None = Field(None, ge=1)
+    logprobs: bool | Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     best_of: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
     logit_bias: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
     echo: Any = None
     suffix: Any = None
     modalities: Any = None
     store: Any = None
     service_tier: Any = None
+
+    @property
+    def count(self) -> int:
+        """How many answers were asked for."""
+        return self.n or 1
 
     @property
     def includes_usage(self) -> bool:
@@ -85,6 +91,8 @@ class GenerationFields(SamplingFields, Body):
                     "leave it out",
                     param=name,
                 )
+        if self.stream and self.count > 1:
+            raise ApiError(f"n is {self.n}, and one answer can be streamed: give 1", param="n")
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options goes with stream: true", param="stream_options")
         for name in self.stream_options or ():
@@ -93,6 +101,13 @@ class GenerationFields(SamplingFields, Body):
                     f"stream_options has an unknown field {name!r}: use include_usage",
                     param="stream_options",
                 )
+
+
+def generation_options(request: GenerationFields) -> SamplingOptions:
+    """As `sampling_options`, with log-probabilities."""
+    asked = {"logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
+    options: Any = with_logprobs({**sampling_options(request), **asked})
+    return options
 
 
 def sampling_options(request: SamplingFields) -> SamplingOptions:
