@@ -62,7 +62,7 @@ def main(model: str = "gem-tiny") -> None:
     """Print delays and memory."""
     folder = str(open_checkpoint(model).path)
     commands = {
-        "gem-rag serve": ["-m", "gem_rag", "serve", "--model", folder],
+        "gem-rag serve": ["-m", "gem_rag", "serve", "--engine", "vllm", "--model", folder],
         "vLLM's pooling server": [
             *("-m", "vllm.entrypoints.openai.api_server", "--model", folder),
             *("--runner", "pooling", "--convert", "embed", "--no-enable-prefix-caching"),

@@ -194,10 +194,15 @@ class Gem:
         """Token ids of a plain text, as `generate` reads it."""
         return self._tokenizer.encode([text])[0].ids
 
-    def tokenize_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    def tokenize_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation, as `chat` reads it; raises what `chat` raises."""
-        template = self._tokenizer.chat_template
-        return tokenize_conversation(self._tokenizer, messages, Tools(tools, template=template))
+        offered = Tools(tools, template=self._tokenizer.chat_template)
+        return tokenize_conversation(self._tokenizer, messages, offered, chat_template_kwargs or {})
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -218,6 +223,16 @@ class Gem:
     def context_length(self) -> int:
         """The most tokens of a prompt and its continuation together."""
         return self._engine.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._engine.vocab_size
+
+    @property
+    def num_generating(self) -> int:
+        """How many texts are being generated, or wait for it."""
+        return self._engine.num_generating
 
     # -- generating --------------------------------------------------------------------------
 
@@ -565,10 +580,9 @@ class Gem:
         if not ids:
             raise InputError("the prompt is empty: give the model something to continue")
         for token in ids:
-            if not 0 <= token < self._engine.vocab_size:
+            if not 0 <= token < self.vocab_size:
                 raise InputError(
-                    f"the model has no token {token}: its tokens are 0 to "
-                    f"{self._engine.vocab_size - 1}"
+                    f"the model has no token {token}: its tokens are 0 to {self.vocab_size - 1}"
                 )
         return ids
 

@@ -13,9 +13,9 @@ import pytest
 from gem_rag.core.config import GemConfig
 from gem_rag.core.layout import Row
 from gem_rag.engines.vllm.async_embedder import AsyncEmbedder
-from gem_rag.engines.vllm.plugin import _drain_first
 from gem_rag.engines.vllm.rpc import WorkerCapabilities
 from gem_rag.errors import GemError
+from gem_rag.server.vllm_plugin import _drain_first
 
 ROWS = [Row.whole([number] * 4) for number in range(40)]
 CHECKPOINT: Any = SimpleNamespace(config=GemConfig(k=1))

@@ -20,22 +20,18 @@ from helpers import BOS, SPECIAL_TOKENS, VOCABULARY, build_tokenizer, close_to, 
 from gem_rag.core.config import GemConfig
 from gem_rag.core.layout import Row
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.engines.vllm import embedding_codec, openai_embeddings
-from gem_rag.engines.vllm.embedding_codec import EmbeddingCodec
-from gem_rag.engines.vllm.openai_embeddings import (
-    ApiError,
-    EmbeddingRequest,
-    embeddings_router,
-    parse_request,
-)
 from gem_rag.model import Gem
+from gem_rag.server import bodies, embedding_codec
+from gem_rag.server.embedding_codec import EmbeddingCodec
+from gem_rag.server.embeddings import EmbeddingRequest, embeddings_router
+from gem_rag.server.errors import ApiError
 
 LONGEST = 60
 JSON = {"content-type": "application/json"}
 
 
 def request(**fields: Any) -> EmbeddingRequest:
-    return parse_request(json.dumps(fields).encode())
+    return EmbeddingRequest.parse(json.dumps(fields).encode())
 
 
 def rows_of(codec: EmbeddingCodec, asked: EmbeddingRequest) -> list[list[int]]:
@@ -151,7 +147,7 @@ BAD_BODIES = [
 @pytest.mark.parametrize(("body", "param"), BAD_BODIES, ids=[str(b[0]) for b in BAD_BODIES])
 def test_a_bad_body_is_refused_by_the_name_of_its_field(body: bytes, param: str | None) -> None:
     with pytest.raises(ApiError) as caught:
-        parse_request(body)
+        EmbeddingRequest.parse(body)
     error = caught.value
     assert (error.status, error.param) == (400, param)
     assert error.message.startswith(f"{param}: " if param else "the body")
@@ -169,7 +165,7 @@ def test_a_bad_body_is_refused_by_the_name_of_its_field(body: bytes, param: str 
 )
 def test_a_refusal_says_what_is_wrong(body: bytes, said: str) -> None:
     with pytest.raises(ApiError, match=said):
-        parse_request(body)
+        EmbeddingRequest.parse(body)
 
 
 # -- requests to token rows --------------------------------------------------------------------
@@ -580,7 +576,7 @@ def test_bodies_that_are_not_json_by_their_type_are_refused(
 def test_a_body_beyond_all_bounds_is_not_parsed(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_embeddings, "MAX_BODY_BYTES", 1 << 20)
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1 << 20)
     body = json.dumps({"input": ["a" * 1000] * 2000}).encode()
     answer = client.post("/v1/embeddings", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, 413)

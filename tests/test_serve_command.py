@@ -18,9 +18,12 @@ from gem_rag import cli
 from gem_rag.assets import GEM_TINY
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import GemConfig
-from gem_rag.engines.vllm import plugin, serve
-from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
+from gem_rag.engines.vllm.engine_args import LOOP_BREAKER, WORKER_EXTENSION
 from gem_rag.errors import InputError
+from gem_rag.server import vllm_command as serve
+from gem_rag.server import vllm_plugin as plugin
+from gem_rag.server.catalog import IndexFolder
+from gem_rag.server.settings import Settings
 
 CHECKPOINT = Checkpoint("owner/name", Path("/models/name"), GemConfig())
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -52,12 +55,28 @@ def test_the_server_gets_the_model_and_what_embeds() -> None:
     assert value(command, "--worker-extension-cls") == WORKER_EXTENSION
     assert value(command, "--host") == "0.0.0.0"
     assert value(command, "--port") == "81"
-    assert json.loads(value(command, "--additional-config")) == {"gem_rag": {"embed_share": 0.25}}
+    assert json.loads(value(command, "--additional-config"))["gem_rag"]["embed_share"] == 0.25
 
 
-def test_the_share_in_the_command_is_one_the_plugin_reads() -> None:
-    written = json.loads(value(line(embed_share=1), "--additional-config"))
-    assert plugin._settings(written) == {"embed_share": 1}
+def test_what_is_in_the_command_is_what_the_plugin_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [IndexFolder("docs", Path("/indexes/docs"))]
+    settings = Settings(("secret", "other"), ("name",), ("https://page",), max_tokens=7)
+    command = serve.command(
+        CHECKPOINT, host="::", port=81, embed_share=1, folders=folders, settings=settings
+    )
+    assert "secret" not in " ".join(command)
+    assert json.loads(value(command, "--allowed-origins")) == ["https://page"]
+    monkeypatch.setenv(plugin.KEYS, serve.environment(settings.api_keys)[plugin.KEYS])
+    written = json.loads(value(command, "--additional-config"))
+    assert plugin._settings(written) == (1, folders, settings)
+
+
+def test_grammars_are_those_of_the_library_unless_it_is_said_otherwise() -> None:
+    assert json.loads(value(line(), "--structured-outputs-config")) == {"backend": "guidance"}
+    assert value(line(), "--logits-processors") == LOOP_BREAKER
+    assert "--logits-processors" not in line("--speculative-config", "{}")
+    given = line("--structured-outputs-config.backend", "xgrammar")
+    assert "--structured-outputs-config" not in given
 
 
 def test_further_flags_are_handed_on_in_order() -> None:
@@ -75,7 +94,9 @@ def test_more_api_servers_are_refused_since_vllm_would_start_one(flag: str) -> N
         line(flag, "2")
 
 
-@pytest.mark.parametrize("flag", ["--model", "--worker-extension-cls", "--additional-config"])
+@pytest.mark.parametrize(
+    "flag", ["--model", "--worker-extension-cls", "--additional-config", "--allowed-origins"]
+)
 def test_flags_that_gem_rag_sets_are_refused(flag: str) -> None:
     for more in ([flag, "x"], [f"{flag}=x"]):
         with pytest.raises(InputError, match=f"^{flag}(=x)? is set by gem-rag serve: leave it out"):
@@ -188,12 +209,14 @@ def test_registering_gives_engines_the_extension(
 
 @pytest.mark.parametrize("additional", [None, {}, {"gem_rag": None}, {"other": {"x": 1}}, object()])
 def test_settings_may_be_left_out(additional: Any) -> None:
-    assert plugin._settings(additional) == {}
+    assert plugin._settings(additional) == (0.5, [], Settings(max_running=512))
 
 
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(InputError, match="unknown key 'embed_shares' .did you mean 'embed_share'"):
         plugin._settings({"gem_rag": {"embed_shares": 0.5}})
+    with pytest.raises(InputError, match="settings has an unknown key 'max_token'"):
+        plugin._settings({"gem_rag": {"settings": {"max_token": 5}}})
 
 
 # -- gem-rag serve -----------------------------------------------------------------------------
@@ -231,6 +254,7 @@ def test_serve_becomes_vllms_server(
 ) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     arguments = ("--model", "gem-tiny", "--port", "1234", "--max-model-len", "64")
+    arguments += ("--shutdown-timeout", "9")
     assert run(*arguments) == (0, "", "")
     [(program, command, variables)] = started
     assert program == command[0] == sys.executable
@@ -239,32 +263,35 @@ def test_serve_becomes_vllms_server(
     assert value(command, "--served-model-name") == "gem-tiny"
     assert value(command, "--host") == "127.0.0.1"
     assert value(command, "--port") == "1234"
-    assert json.loads(value(command, "--additional-config")) == {"gem_rag": {"embed_share": 0.5}}
-    assert command[-2:] == ["--max-model-len", "64"]
+    assert json.loads(value(command, "--additional-config"))["gem_rag"]["embed_share"] == 0.5
+    assert command[-4:] == ["--max-model-len", "64", "--shutdown-timeout", "9"]
     assert variables == {**os.environ, "VLLM_PLUGINS": "gem_rag,other"}
 
 
 def test_serve_has_a_model_and_an_address_of_its_own(run: Any, started: Any) -> None:
-    assert run("--host", "0.0.0.0", "--embed-share", "0.1", "--enforce-eager") == (0, "", "")
+    code, out, err = run("--host", "0.0.0.0", "--embed-share", "0.1", "--enforce-eager")
+    assert (code, out) == (0, "")
+    assert err == (
+        "gem-rag: warning: whoever reaches 0.0.0.0 may ask, and change the indexes: set "
+        "GEM_RAG_API_KEY\n"
+    )
     [(_, command, _)] = started
     assert value(command, "--served-model-name") == "gem-tiny"
     assert (value(command, "--host"), value(command, "--port")) == ("0.0.0.0", "8000")
-    assert json.loads(value(command, "--additional-config")) == {"gem_rag": {"embed_share": 0.1}}
+    assert json.loads(value(command, "--additional-config"))["gem_rag"]["embed_share"] == 0.1
     assert command[-1] == "--enforce-eager"
-
-
-def test_the_engine_option_is_accepted_with_a_warning(run: Any, started: Any) -> None:
-    code, out, err = run("--engine", "vllm")
-    assert (code, out, len(started)) == (0, "", 1)
-    assert err == "gem-rag: warning: --engine is no longer needed, and goes in gem-rag 0.2\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--engine", "nonsense"], "engine must be one of vllm, not 'nonsense'"),
+        (["--engine", "nonsense"], "--engine must be one of auto, transformers, vllm"),
         (["--model", "./no/model"], "there is no model folder './no/model'"),
         (["--embed-share", "0"], "embed_share must be above 0 and at most 1, not 0.0"),
+        (["--index", "./no/index"], "there is no index in"),
+        (["--index", "a b=./no"], "'a b' cannot be an index's name"),
+        (["--api-key", "a b"], "an API key is made of"),
+        (["--engine", "transformers", "--enforce-eager"], "there is no option --enforce-eager"),
         (["--port", "many"], "Invalid value for '--port'"),
         (["--additional-config", "{}"], "--additional-config is set by gem-rag serve"),
         (["--worker-extension-cls=x"], "--worker-extension-cls is set by gem-rag serve"),
@@ -280,8 +307,8 @@ def test_wrong_use_is_one_line_and_code_two(
     assert err.count("\n") == 1
 
 
-def test_serve_needs_vllm(run: Any, started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_on_vllm_needs_it(run: Any, started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    code, _, err = run()
+    code, _, err = run("--engine", "vllm")
     assert (code, started) == (2, [])
     assert err == "gem-rag: this needs vllm: pip install 'gem-rag[vllm]'\n"

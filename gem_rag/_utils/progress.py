@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Protocol
@@ -50,6 +50,21 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Advance]:
             progress.update(task, advance=count, description=label)
 
         yield advance
+
+
+def told(advance: Advance, total: int, listener: Callable[[int, int], None] | None) -> Advance:
+    """`advance`, which also tells a listener how many of all steps have been made."""
+    if listener is None:
+        return advance
+    done = 0
+
+    def advance_and_tell(count: int, label: str | None = None) -> None:
+        nonlocal done
+        done += count
+        advance(count, label)
+        listener(done, total)
+
+    return advance_and_tell
 
 
 def silence_libraries() -> None:

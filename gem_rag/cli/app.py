@@ -23,6 +23,7 @@ from gem_rag.cli import eval_commands as evaluate
 from gem_rag.cli import hub_commands as hub
 from gem_rag.cli import index_command as indexing
 from gem_rag.cli import pairs_command as pairs
+from gem_rag.cli import serve_command as serving
 from gem_rag.cli.common import (
     DEFAULT_INDEX,
     DEFAULT_MODEL,
@@ -65,6 +66,10 @@ app.command()(indexing.index)
 app.command()(chat.chat)
 app.command()(pairs.make_pairs)
 app.command()(indexing.doctor)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    serving.serve
+)
+app.command()(serving.mcp)
 app.command()(hub.push)
 app.command()(hub.pull)
 app.add_typer(evaluate.app, name="eval")
@@ -200,42 +205,6 @@ def train(
     report = run(plan, model, out, resume=resume, progress=progress, full=full)
     if report is not None:  # in distributed training, only the first process has it
         print_result(dataclasses.asdict(report), as_json, report.summary())
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(
-    context: typer.Context,
-    # No -m: it would swallow vLLM's short flags that contain an m.
-    model: Annotated[
-        str, typer.Option("--model", help="Bundled or hub name, or folder.")
-    ] = DEFAULT_MODEL,
-    engine: Annotated[str | None, typer.Option(hidden=True)] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    embed_share: Annotated[
-        float,
-        typer.Option(help="Share of the time that embeddings may take while text is generated."),
-    ] = 0.5,
-) -> None:
-    """Serve chat, completions and embeddings from one set of weights, through an OpenAI-style API.
-
-    Further options are passed to vLLM: gem-rag serve --model NAME --tensor-parallel-size 2
-    """
-    from gem_rag._utils.suggestions import check_choice
-    from gem_rag.core.checkpoint import open_checkpoint
-    from gem_rag.engines.vllm.serve import command, environment
-
-    if engine is not None:
-        check_choice("engine", engine, ("vllm",))
-        warnings.warn(
-            "--engine is no longer needed, and goes in gem-rag 0.2",
-            DeprecationWarning,
-            stacklevel=1,
-        )
-    require_extra("vllm", "vllm")
-    checkpoint = open_checkpoint(model)
-    argv = command(checkpoint, host=host, port=port, embed_share=embed_share, more=context.args)
-    os.execve(argv[0], argv, environment())  # vLLM's server replaces this process
 
 
 @app.command()

@@ -36,6 +36,7 @@ _CONVERTED = {
     ".html": "html",
     ".htm": "html",
 }
+KINDS = frozenset({*READERS, *_CONVERTED})  # suffixes of files that can be indexed
 _ZIP = b"PK\x03\x04"
 _MAGIC = {"pdf": b"%PDF-", "docx": _ZIP, "pptx": _ZIP, "epub": _ZIP}
 _TEXT_FORMATS = ("html", "notebook", "mail")
@@ -93,9 +94,8 @@ def read_paths(
 
 def count_files(paths: Sequence[Path], selection: Selection = _EVERYTHING) -> int:
     """How many files `read_paths` will read."""
-    kinds = {*READERS, *_CONVERTED}
     return sum(
-        sum(isinstance(entry, Path) for entry in selection.files(path, kinds, LeftOut()))
+        sum(isinstance(entry, Path) for entry in selection.files(path, KINDS, LeftOut()))
         if path.is_dir()
         else 1
         for path in paths

@@ -55,6 +55,12 @@ class ContinuousBatcher:
         self._waiting: deque[deque[Request]] = deque()  # by call; calls take turns
         self._joining: list[Request] = []
 
+    def __len__(self) -> int:
+        """How many texts are generated, or wait for it."""
+        with self._lock:
+            calls = [self._batch.requests, self._joining, *self._waiting]
+            return len({request for call in calls for request in call if not request.done})
+
     def submit(self, requests: Iterable[Request]) -> None:
         """Let the texts of one call join; `run_until` generates them."""
         with self._lock:

@@ -71,6 +71,11 @@ class Engine(ABC):
         What the first ones share is read once where the engine can.
         """
 
+    @property
+    @abstractmethod
+    def num_generating(self) -> int:
+        """How many texts are being generated, or wait for it."""
+
     @abstractmethod
     def close(self) -> None:
         """Free the weights."""

@@ -187,6 +187,10 @@ class TransformersEngine(Engine):
             turn=self._generation_lock,
         )
 
+    @property
+    def num_generating(self) -> int:
+        return len(self._batcher)
+
     @contextmanager
     def language_model(self) -> Iterator[Any]:
         """The plain causal language model; see `Gem.language_model`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Literal, Self, TypedDict, TypeVar
@@ -203,3 +204,8 @@ class TextStream(Iterator[str], Generic[G]):
         except StopIteration as end:
             self.generation = end.value
             raise
+
+    def reading(self) -> Generator[str, None, None]:
+        """The pieces; closing this generator ends the text."""
+        with closing(self._pieces):
+            yield from self

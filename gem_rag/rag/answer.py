@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from gem_rag.core.config import AnswerStyle, check_margin
 from gem_rag.documents.document import Chunk
 from gem_rag.errors import InputError
 from gem_rag.generation.grammars import quote_grammar
-from gem_rag.generation.sampling import SamplingOptions, normalize_stop
+from gem_rag.generation.sampling import Generation, SamplingOptions, TextStream, normalize_stop
 from gem_rag.model import Gem
 from gem_rag.rag.citations import Citation, cite
 from gem_rag.rag.hits import Hit
@@ -42,6 +43,8 @@ class Answer:
         hits: The passages that were read, in the order of their numbers.
         unsupported: What style "checked" left out: sentences that no passage supports.
         timings: Seconds spent in "search" and "generate": of a streamed answer, its reader's too.
+        usage: Tokens of the prompt and of what was generated; none where the model was not asked.
+        is_cut: Whether `max_tokens` ended what was generated.
     """
 
     text: str
@@ -49,6 +52,8 @@ class Answer:
     hits: list[Hit]
     unsupported: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,15 @@ def answer(
     """
     request = _prepare(gem, question, hits, style, margin, sampling)
     start = time.perf_counter()
-    text = REFUSAL
+    text, generation = REFUSAL, None
     if request.read:
-        text = gem.generate([request.prompt], **request.sampling)[0].text.strip()
+        [generation] = gem.generate([request.prompt], **request.sampling)
+        text = generation.text.strip()
     if request.style == "checked":
-        return _checked_answer(request, check_sentences(text, request.chunks), start)
-    return _cited_answer(request, text, start)
+        found = _checked_answer(request, check_sentences(text, request.chunks))
+    else:
+        found = _cited_answer(request, text)
+    return _measured(found, generation, start)
 
 
 def stream_answer(
@@ -140,7 +148,7 @@ def stream_answer(
         A generator of pieces that together are the answer's text; its return value is the `Answer`.
     """
     request = _prepare(gem, question, hits, style, margin, sampling)
-    pieces: Generator[str, None, Any] = (text for text in (REFUSAL,))
+    pieces: Generator[str, None, Generation | None] = (text for text in (REFUSAL,))
     if request.read:
         pieces = gem.stream(request.prompt, **request.sampling)
     return _stream(request, pieces)
@@ -210,14 +218,17 @@ def _prepare(
     return _Request(prompt, read, style, sampling)
 
 
-def _stream(request: _Request, pieces: Generator[str, None, Any]) -> Generator[str, None, Answer]:
+def _stream(
+    request: _Request, pieces: Generator[str, None, Generation | None]
+) -> Generator[str, None, Answer]:
     start = time.perf_counter()
+    stream: TextStream[Any] = TextStream(pieces)
     with closing(pieces):
         if request.style == "checked":
-            checked = yield from _check_pieces(pieces, request.chunks)
-            return _checked_answer(request, checked, start)
-        text = yield from _strip_pieces(pieces)
-        return _cited_answer(request, text, start)
+            found = _checked_answer(request, (yield from _check_pieces(stream, request.chunks)))
+        else:
+            found = _cited_answer(request, (yield from _strip_pieces(stream)))
+        return _measured(found, stream.generation, start)
 
 
 def _strip_pieces(pieces: Iterable[str]) -> Generator[str, None, str]:
@@ -246,14 +257,14 @@ def _check_pieces(
     return checked
 
 
-def _checked_answer(request: _Request, checked: Sequence[CheckedSentence], start: float) -> Answer:
+def _checked_answer(request: _Request, checked: Sequence[CheckedSentence]) -> Answer:
     """The sentences that a passage supports, each with the passage's number."""
     kept = _supported(checked)
     text = " ".join(map(_numbered, kept)) or REFUSAL
     citations = [sentence.citation for sentence in kept if sentence.citation]
     # A model that refuses in our words has claimed nothing that could be left out.
     unsupported = [s.text for s in checked if not s.citation and s.text != REFUSAL]
-    return Answer(text, citations, request.read, unsupported, _seconds_since(start))
+    return Answer(text, citations, request.read, unsupported)
 
 
 def _supported(checked: Sequence[CheckedSentence]) -> list[CheckedSentence]:
@@ -264,18 +275,24 @@ def _numbered(sentence: CheckedSentence) -> str:
     return f"{sentence.text} [{sentence.citation.number}]" if sentence.citation else sentence.text
 
 
-def _cited_answer(request: _Request, text: str, start: float) -> Answer:
+def _cited_answer(request: _Request, text: str) -> Answer:
     if request.style not in _QUOTES:
         citations = cite(text, request.chunks)
     elif REFUSAL.startswith(text):  # some of it, where max_tokens cut it
         citations = []
     else:
         citations = cite_quotes(text, request.chunks)
-    return Answer(text, citations, request.read, [], _seconds_since(start))
+    return Answer(text, citations, request.read)
 
 
-def _seconds_since(start: float) -> dict[str, float]:
-    return {"generate": time.perf_counter() - start}
+def _measured(answer: Answer, generation: Generation | None, start: float) -> Answer:
+    """An answer with what it took."""
+    timings = {"generate": time.perf_counter() - start}
+    if generation is None:
+        return dataclasses.replace(answer, timings=timings)
+    usage = {"prompt": generation.prompt_tokens, "generated": len(generation.tokens)}
+    is_cut = generation.finish_reason == "length"
+    return dataclasses.replace(answer, timings=timings, usage=usage, is_cut=is_cut)
 
 
 def _fit_prompt(

@@ -50,6 +50,23 @@ class Turn:
         return self.answer.hits
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was found for a question in a conversation.
+
+    Attributes:
+        question: The question as it was asked.
+        standalone: The question that was searched for.
+        hits: The passages, best first.
+        timings: Seconds spent in "rewrite" and "search".
+    """
+
+    question: str
+    standalone: str
+    hits: list[Hit]
+    timings: dict[str, float]
+
+
 class Conversation:
     """Questions to an index, each in the light of those before; for one thread at a time.
 
@@ -122,20 +139,33 @@ class Conversation:
         check_question(question)
         return self._stream(question)
 
-    def _stream(self, question: str) -> Generator[str, None, Turn]:
+    def find(self, question: str) -> Found:
+        """Search for a question: what `stream` does first, for those who show passages at once.
+
+        Args:
+            question: As for `ask`, which raises the same errors.
+        """
+        check_question(question)
         start = time.perf_counter()
         history = [(turn.standalone, turn.text) for turn in self.turns]
         standalone = rewrite_question(self.index.gem, question, history)
         rewritten = time.perf_counter()
         hits = self._search(standalone)
         timings = {"rewrite": rewritten - start, "search": time.perf_counter() - rewritten}
-        with closing(self._answer(standalone, hits)) as pieces:
+        return Found(question, standalone, hits, timings)
+
+    def stream_found(self, found: Found) -> Generator[str, None, Turn]:
+        """Answer a question for which passages have been found, as `stream` does."""
+        with closing(self._answer(found.standalone, found.hits)) as pieces:
             answer = yield from pieces
         answer = dataclasses.replace(
             answer,
             citations=self.index.locate(answer.citations),
-            timings={**timings, **answer.timings},
+            timings={**found.timings, **answer.timings},
         )
-        turn = Turn(question, standalone, answer)
+        turn = Turn(found.question, found.standalone, answer)
         self.turns.append(turn)
         return turn
+
+    def _stream(self, question: str) -> Generator[str, None, Turn]:
+        return (yield from self.stream_found(self.find(question)))

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
-from gem_rag._utils.progress import progress_bar
+from gem_rag._utils.progress import progress_bar, told
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import AnswerStyle
@@ -308,6 +308,7 @@ class Index:
         exclude: Sequence[str] = (),
         embedder: Embedder | None = None,
         progress: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> SyncReport:
         """Bring the index in sync with files, folders and documents.
 
@@ -326,6 +327,7 @@ class Index:
             exclude: Patterns of what is not read.
             embedder: Embeds instead of the index's model: a `RayEmbedder` with copies of it.
             progress: Whether to show a progress bar.
+            on_progress: Told, whenever a file has been read, how many have been, and of how many.
 
         Returns:
             What was done.
@@ -338,15 +340,15 @@ class Index:
         paths = [Path(item).expanduser() for item in items if not isinstance(item, Document)]
         check_paths(paths)
         selection = Selection(include, exclude, [self.folder])
-        files = count_files(paths, selection) if progress else 0
+        files = count_files(paths, selection) if progress or on_progress else 0
         with (
-            progress_bar("Embedding", files, progress) as advance,
+            progress_bar("Embedding", files, progress) as shown,
             self._storage.writing(Writer, embedder) as (commit, writer),
         ):
             roots = Roots(commit.manifest.roots, self.folder.parent)
             for path in paths:
                 roots.add(path)
-            sync = Sync(commit, writer, advance)
+            sync = Sync(commit, writer, told(shown, files, on_progress))
             for entry in read_paths(
                 paths, self.folder.parent, roots.source, commit.document, selection
             ):

@@ -51,8 +51,10 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, *more: str) -> Iterator[Server]:
     """A server of the bundled model, which keeps its log and its caches in the folder.
+
+    more: options of `gem-rag serve`.
 
     Raises AssertionError with the end of its log if it does not start.
     """
@@ -60,7 +62,7 @@ def serving(folder: Path) -> Iterator[Server]:
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _command(port),
+            [*_command(port), *more],
             env=_environment(folder),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -88,7 +90,18 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
 
 def _command(port: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "gem_rag", "serve", "--model", MODEL, "--port", str(port)),
+        *(
+            sys.executable,
+            "-m",
+            "gem_rag",
+            "serve",
+            "--engine",
+            "vllm",
+            "--model",
+            MODEL,
+            "--port",
+            str(port),
+        ),
         *("--dtype", "float32", "--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager"),
         *("--served-model-name", MODEL, ALIAS),
         *("--enable-server-load-tracking", "--shutdown-timeout", "60"),

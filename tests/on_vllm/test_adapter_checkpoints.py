@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 
 from vllm import EngineArgs
 
-from gem_rag.engines.vllm import plugin
+from gem_rag.server import vllm_plugin as plugin
 
 TEXTS = ["a quick fox", "an index of vectors", "x"]
 

@@ -11,11 +11,7 @@
     flat_texts.py         texts in vLLM's flat sequence, and in the halves' form
     sharded_adapters.py   adapters on vLLM's fused and sharded linear layers
     async_embedder.py     embeddings from an `AsyncLLM` that somebody else runs
-    plugin.py             `/v1/embeddings` in `vllm serve`
-    openai_embeddings.py  OpenAI's form of embedding requests and errors
-    embedding_codec.py    requests to token rows, vectors to responses
-    embedding_metrics.py  what Prometheus is told of the route
-    serve.py              the command that starts vLLM's server
+    client_engine.py      an engine for our code in a process where vLLM's own server runs one
 
 `worker`, `vllm_encoder`, `prefill`, `flat_texts` and `sharded_adapters` run in vLLM's workers,
 everything else in the calling process. Importing this package does not import vLLM.

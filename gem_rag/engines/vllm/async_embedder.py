@@ -36,6 +36,7 @@ class AsyncEmbedder:
     Made by `connect`; for use in the event loop that it was made in.
 
     Attributes:
+        capabilities: What the workers can do.
         max_text_tokens: Most text tokens in one embedding pass.
         dim: Length of an embedding.
     """
@@ -48,7 +49,7 @@ class AsyncEmbedder:
         share: float,
     ):
         self._client, self._k = client, checkpoint.config.k
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._queue = capabilities.queue(self._k, share)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -85,7 +86,7 @@ class AsyncEmbedder:
         """
         if self._refusal is not None:
             raise self._refusal
-        self._capabilities.check(rows, self._k)
+        self.capabilities.check(rows, self._k)
         future: Future[FloatArray] = Future()
         self._queue.add(rows, future)
         self._idle.clear()

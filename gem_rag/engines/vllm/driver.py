@@ -37,6 +37,25 @@ class Listener(Protocol):
         """The request will get nothing more."""
 
 
+class AnyDriver(Protocol):
+    """Runs requests of many threads on a vLLM engine."""
+
+    def __len__(self) -> int:
+        """How many texts are being generated, or wait for it."""
+
+    def embed(self, rows: Sequence[Row]) -> Future[FloatArray]:
+        """One vector for each span of the rows, in order: [spans, dim]."""
+
+    def generate(self, prompt: Sequence[int], params: Any, listener: Listener) -> str:
+        """Continue a prompt under `SamplingParams`; the number by which to `abort` it."""
+
+    def abort(self, name: str) -> None:
+        """Stop a request whose listener wants nothing more."""
+
+    def close(self) -> None:
+        """End; what is under way fails."""
+
+
 class Driver:
     """Starts an engine in a thread of its own and runs it until `close`.
 
@@ -72,6 +91,10 @@ class Driver:
             raise
         except Exception as error:  # vLLM's models, memory and kernels raise many kinds
             raise GemError(f"vLLM did not start: {short_reason(error)}") from error
+
+    def __len__(self) -> int:
+        """How many texts are being generated, or wait for it."""
+        return len(self._listeners)
 
     def embed(self, rows: Sequence[Row]) -> Future[FloatArray]:
         """One vector for each span of the rows, in order: [spans, dim]."""

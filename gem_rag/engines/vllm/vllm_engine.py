@@ -16,7 +16,7 @@ from gem_rag.core.layout import Row
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.engine import Engine
 from gem_rag.engines.vllm import rpc
-from gem_rag.engines.vllm.driver import Driver
+from gem_rag.engines.vllm.driver import AnyDriver, Driver
 from gem_rag.engines.vllm.embedding_queue import EmbeddingQueue, check_share
 from gem_rag.engines.vllm.engine_args import engine_config, run_in_process
 from gem_rag.errors import GemError
@@ -58,12 +58,16 @@ class VllmEngine(Engine):
 
         with run_in_process(in_process):
             config = engine_config(folder, engine_args)
-            self._driver = Driver(config, in_process, prepare)
-        self.tokenizer = SafeTokenizer.from_folder(folder)
+            self._driver: AnyDriver = Driver(config, in_process, prepare)
+        self._describe(checkpoint, config.model_config)
+
+    def _describe(self, checkpoint: Checkpoint, model_config: Any) -> None:
+        """Set what every engine says of its model."""
+        self.tokenizer = SafeTokenizer.from_folder(str(checkpoint.path))
         self.dim = checkpoint.config.dim(self._capabilities.hidden)
-        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
-        self.vocab_size = int(config.model_config.get_vocab_size())
-        self.context_length = int(config.model_config.max_model_len)
+        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self.vocab_size = int(model_config.get_vocab_size())
+        self.context_length = int(model_config.max_model_len)
         self.max_text_tokens = self._capabilities.max_text_tokens
         self.batch_tokens = self._capabilities.batch_tokens
 
@@ -115,6 +119,10 @@ class VllmEngine(Engine):
             self._driver.generate([*prompt, *tokens[:-1]], params, listener)
             listeners.append(listener)
         return np.array([listener.score.result() for listener in listeners], dtype=np.float32)
+
+    @property
+    def num_generating(self) -> int:
+        return len(self._driver)
 
     def close(self) -> None:
         self._driver.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -10,20 +11,31 @@ from importlib.metadata import entry_points
 
 from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.engines.vllm.embedding_queue import check_share
-from gem_rag.engines.vllm.engine_args import WORKER_EXTENSION
-from gem_rag.engines.vllm.plugin import NAME
+from gem_rag.engines.vllm.engine_args import LOOP_BREAKER, WORKER_EXTENSION
 from gem_rag.errors import InputError
+from gem_rag.server.catalog import IndexFolder
+from gem_rag.server.settings import Settings
+from gem_rag.server.vllm_plugin import KEYS, NAME
 
 # The groups that vLLM loads from whole, unless VLLM_PLUGINS names what may be loaded.
 _GROUPS = ("general", "platform", "io_processor", "stat_logger")
-_OURS = ("--model", "--worker-extension-cls", "--additional-config")
+_OURS = ("--model", "--worker-extension-cls", "--additional-config", "--allowed-origins")
 
 
 def command(
-    checkpoint: Checkpoint, *, host: str, port: int, embed_share: float, more: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    *,
+    host: str,
+    port: int,
+    embed_share: float,
+    folders: Sequence[IndexFolder] = (),
+    settings: Settings | None = None,
+    more: Sequence[str] = (),
 ) -> list[str]:
-    """The server's command line.
+    """The server's command line, which shows no API keys.
 
+    folders: of indexes that are served.
+    settings: what is allowed.
     more: flags of `vllm serve`, handed on as they are.
 
     Raises InputError for a flag that gem-rag sets itself.
@@ -40,14 +52,28 @@ def command(
         )
     named = "--served-model-name" in given
     names = () if named else ("--served-model-name", checkpoint.name)
-    settings = {NAME: {"embed_share": embed_share}}
+    settings = settings or Settings()
+    allowed = {k: v for k, v in dataclasses.asdict(settings).items() if k != "api_keys"}
+    ours = {
+        "embed_share": embed_share,
+        "indexes": {name: str(folder) for name, folder in folders},
+        "settings": allowed,
+    }
+    # What gem-rag writes under a grammar is of llguidance's, and ends if it repeats itself.
+    usual = []
+    if not any(flag.startswith("--structured-outputs-config") for flag in given):
+        usual += ["--structured-outputs-config", json.dumps({"backend": "guidance"})]
+    if not given & {"--speculative-config", "--logits-processors"}:
+        usual += ["--logits-processors", LOOP_BREAKER]
     return [
         # The module, not the `vllm` command, which asks for a distribution of that name: the CPU
         # build has another.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(checkpoint.path), *names),
         *("--worker-extension-cls", WORKER_EXTENSION),
-        *("--additional-config", json.dumps(settings)),
+        *("--additional-config", json.dumps({NAME: ours})),
+        *("--allowed-origins", json.dumps(settings.allowed_origins)),
+        *usual,
         *("--host", host, "--port", str(port)),
         *more,
     ]
@@ -58,7 +84,7 @@ def _flag(word: str) -> str:
     return word.split("=")[0].split(".")[0].replace("_", "-")
 
 
-def environment() -> dict[str, str]:
+def environment(api_keys: Sequence[str] = ()) -> dict[str, str]:
     """This process's variables, with the plugin allowed beside those that are allowed already."""
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is None:
@@ -66,4 +92,5 @@ def environment() -> dict[str, str]:
         names = {point.name for group in groups for point in group}
     else:
         names = {name for name in allowed.split(",") if name}
-    return {**os.environ, "VLLM_PLUGINS": ",".join(sorted({*names, NAME}))}
+    keys = {KEYS: " ".join(api_keys)} if api_keys else {}
+    return {**os.environ, **keys, "VLLM_PLUGINS": ",".join(sorted({*names, NAME}))}

@@ -16,8 +16,10 @@ import tokenizers
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.config import GemConfig
 from gem_rag.core.tokenizer import SafeTokenizer
-from gem_rag.engines.vllm.openai_embeddings import ApiError, EmbeddingRequest
 from gem_rag.errors import InputError
+from gem_rag.model import Gem
+from gem_rag.server.embeddings import EmbeddingRequest
+from gem_rag.server.errors import ApiError
 
 # Characters, or token ids, that are tokenized before a request is looked at again: a client that
 # has left is noticed, and other requests take turns.
@@ -48,6 +50,14 @@ class EmbeddingCodec:
     ) -> None:
         self._tokenizer, self._config, self._names = tokenizer, config, list(names)
         self._vocabulary, self._max_length, self._dim = vocabulary, max_length, dim
+
+    @classmethod
+    def of(cls, gem: Gem, names: Sequence[str]) -> EmbeddingCodec:
+        """The codec of a loaded model."""
+        return cls(
+            SafeTokenizer(gem.hf_tokenizer), gem.config, vocabulary=gem.vocab_size,
+            max_length=gem.max_length, dim=gem.dim, names=names,
+        )  # fmt: skip
 
     async def rows(self, request: EmbeddingRequest) -> list[list[int]]:
         """Token ids of each input.
