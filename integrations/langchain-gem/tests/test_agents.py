@@ -50,10 +50,15 @@ class Total(BaseModel):
     total: int = Field(ge=0, le=99)
 
 
-@pytest.fixture(params=MODELS)
-def chat(request: pytest.FixtureRequest, gem: Gem) -> Iterator[ChatGem]:
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> Iterator[Gem]:
     with gem_rag.load(request.param) as loaded:
-        yield ChatGem(model=loaded, max_tokens=40)
+        yield loaded
+
+
+@pytest.fixture
+def chat(model: Gem) -> ChatGem:
+    return ChatGem(model=model, max_tokens=40)
 
 
 @pytest.fixture

@@ -48,10 +48,15 @@ MODELS = [
 ]
 
 
-@pytest.fixture(params=MODELS)
-def llm(request: pytest.FixtureRequest, gem: Gem) -> Iterator[Steps]:
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> Iterator[Gem]:
     with gem_rag.load(request.param) as loaded:
-        yield Steps(loaded, max_tokens=40)
+        yield loaded
+
+
+@pytest.fixture
+def llm(model: Gem) -> Steps:
+    return Steps(model, max_tokens=40)
 
 
 @pytest.fixture
