@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import uvicorn
@@ -64,12 +67,29 @@ def serve(
         address, bound = listener.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
         _log.info("listening on http://%s:%s", name, bound)
-        server.run(sockets=[listener])
+        with _ending_in_order():
+            server.run(sockets=[listener])
     if service.failure and on_failure == "restart" and time.monotonic() - start > _SOON:
         _log.error("starting again: %s", service.failure)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if service.failure and on_failure != "stay":
         raise GemError(service.failure)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """A server that was told to end, and did, is no failure: uvicorn sends itself the signal again
+    when it has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def configure_logging(level: str) -> None:
