@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from gem_rag.server.catalog import Catalog, Service
 from gem_rag.server.observing import JsonFormatter
 
 OnFailure = Literal["exit", "restart", "stay"]
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _SOON = 60.0  # seconds: an engine that dies sooner than this after a start would do so again
 _log = logging.getLogger("gem_rag.server")
 
@@ -50,6 +52,7 @@ def serve(
         GemError: The engine died.
     """
     start = time.monotonic()
+    _share_memory()
     with _bind(host, port) as listener:
         configure_logging(log_level)
         app = create_app(open_catalog())
@@ -74,6 +77,16 @@ def serve(
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if service.failure and on_failure != "stay":
         raise GemError(service.failure)
+
+
+def _share_memory() -> None:
+    """Let threads share two heaps, where the C library is glibc.
+
+    Each of many threads would keep a heap of its own, and what it once needed: two minutes of 64
+    clients took a server of gem-tiny to 2.8 GiB, which still grew, and not to 1.4.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_ARENA_MAX, 2)
 
 
 @contextmanager
