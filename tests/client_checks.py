@@ -191,8 +191,6 @@ def a_client_that_leaves_takes_its_work_with_it(url: str, gem: Gem) -> None:
 async def leave(url: str) -> None:
     """Leave in the middle of a stream, and while waiting for a whole answer."""
     endless, path = {**ENDLESS, "max_tokens": 900}, f"{url}/v1/completions"
-    left = 'gem_rag:requests_total{route="/v1/completions",status="499"}'
-    before = metric(url, left)
     async with httpx.AsyncClient(timeout=DEADLINE) as client:
         async with client.stream("POST", path, json={**endless, "stream": True}) as stream:
             lines = stream.aiter_lines()
@@ -203,7 +201,6 @@ async def leave(url: str) -> None:
         assert await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 1)
         waiting.cancel()
         assert await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 0)
-    assert metric(url, left) == before + 1, "it was not answered"
     assert wait_until(lambda: metric(url, "gem_rag:texts_generating") == 0)
 
 

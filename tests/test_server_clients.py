@@ -99,6 +99,15 @@ def test_nothing_is_generated_for_a_reader_that_left(
         assert next(lines).startswith("data: ")
     assert wait_until(lambda: gem.num_generating == 0)
     assert 0 < steps < 450
+    left = 'gem_rag:requests_total{route="/v1/completions",status="499"}'
+    before, steps = metric(url, left), 0
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{url}/v1/completions", json={**endless, "stream": False},
+            timeout=httpx.Timeout(DEADLINE, read=0.2),
+        )  # fmt: skip
+    assert wait_until(lambda: metric(url, left) == before + 1)
+    assert steps < 900
 
 
 # -- the server ends -----------------------------------------------------------------------------
