@@ -74,9 +74,9 @@ def wait_until(holds: Callable[[], bool], seconds: float = DEADLINE) -> bool:
     return True
 
 
-def metric(url: str, name: str) -> float:
+def metric(url: str, name: str, headers: dict[str, str] | None = None) -> float:
     """The sum of the values of a metric that Prometheus would read."""
-    lines = httpx.get(f"{url}/metrics", follow_redirects=True).text.splitlines()
+    lines = httpx.get(f"{url}/metrics", headers=headers, follow_redirects=True).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 

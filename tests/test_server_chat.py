@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from client_checks import WEATHER
 from fastapi.testclient import TestClient
 from serving import ASKED, ENDLESS, MODEL, make_app, refusal
 
@@ -19,18 +20,6 @@ from gem_rag.rag.reranking import relevance
 
 CHAT = "/v1/chat/completions"
 SHORT = {"model": MODEL, "messages": ASKED, "temperature": 0, "max_tokens": 8}
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
-            "required": ["city"],
-        },
-    },
-}
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ pytest.importorskip("fastapi")
 from client_checks import CHECKS, Check, use_tools
 from fastapi.testclient import TestClient
 from serving import (
+    ALIAS,
     ASKED,
     DEADLINE,
     ENDLESS,
@@ -95,6 +99,15 @@ def test_nothing_is_generated_for_a_reader_that_left(
         assert next(lines).startswith("data: ")
     assert wait_until(lambda: gem.num_generating == 0)
     assert 0 < steps < 450
+    left = 'gem_rag:requests_total{route="/v1/completions",status="499"}'
+    before, steps = metric(url, left), 0
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{url}/v1/completions", json={**endless, "stream": False},
+            timeout=httpx.Timeout(DEADLINE, read=0.2),
+        )  # fmt: skip
+    assert wait_until(lambda: metric(url, left) == before + 1)
+    assert steps < 900
 
 
 # -- the server ends -----------------------------------------------------------------------------
@@ -263,3 +276,46 @@ def test_the_index_is_read_while_it_is_written(url: str, tmp_path: Path) -> None
             found = httpx.post(f"{url}/v1/rag/search", json={"question": "lists"})
             assert found.status_code == 200
         assert len(added.result().json()["added"]) == 200
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_ends_in_order(folder: IndexFolder, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = [
+        *(sys.executable, "-m", "gem_rag", "serve", "--engine", "transformers"),
+        *("--index", f"docs={folder.folder}", "--port", str(port)),
+        *("--served-model-name", MODEL, ALIAS),
+    ]
+    url, headers = f"http://127.0.0.1:{port}", {"Authorization": "Bearer secret"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stderr=output, env={**os.environ, "GEM_RAG_API_KEY": "secret other"}
+        )
+    try:
+        assert wait_until(lambda: process.poll() is not None or is_healthy(url), 2 * DEADLINE)
+        refusal(httpx.get(f"{url}/v1/models"), 401)
+        refusal(httpx.get(f"{url}/v1/models", headers={**headers, "Host": "evil.example"}), 403)
+        models = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
+        assert [model["id"] for model in models] == [MODEL, ALIAS, "rag/docs"]
+        second = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=2 * DEADLINE
+        )
+        assert second.returncode == 2
+        assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
+        with ThreadPoolExecutor(1) as pool:
+            asked = {**ENDLESS, "max_tokens": 200}
+            answer = pool.submit(
+                httpx.post, f"{url}/v1/completions", json=asked, headers=headers, timeout=DEADLINE
+            )
+            running = "gem_rag:requests_running"
+            assert wait_until(lambda: metric(url, running, headers) == 1)
+            process.send_signal(signal.SIGTERM)
+            assert answer.result().json()["usage"]["completion_tokens"] == 200
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    statuses = [line["status"] for line in lines if line["message"] == "request"]
+    assert {401, 403, 200} <= set(statuses)
+    assert "secret" not in log.read_text()

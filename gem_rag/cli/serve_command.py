@@ -122,12 +122,11 @@ def serve(
             further += ["--shutdown-timeout", str(shutdown_timeout)]
         _become_vllm(model, folders, settings, host, port, embed_share, further)
         return
-    if context.args:
-        raise InputError(f"there is no option {context.args[0]}: vLLM's own go with --engine vllm")
+    names = _served_names(context.args)
     from gem_rag.server.run import serve as run
 
     run(
-        lambda: _open(model, folders, settings),
+        lambda: _open(model, folders, settings, names),
         host,
         port,
         shutdown_timeout=30 if shutdown_timeout is None else shutdown_timeout,
@@ -187,11 +186,12 @@ def _open(
 
 def _served_names(arguments: list[str]) -> list[str]:
     """What follows vLLM's option --served-model-name; its others are for vLLM alone."""
-    first, *names = arguments or ["--served-model-name"]
-    flags = [word for word in (first, *names) if word.startswith("-")]
-    if flags != ["--served-model-name"] or first != flags[0]:
-        other = next((word for word in (first, *names) if word != "--served-model-name"), first)
-        raise InputError(f"there is no option {other}: vLLM's own go with --engine vllm")
+    first, names = arguments[:1], arguments[1:]
+    other = [word for word in names if word.startswith("-")]
+    if first != ["--served-model-name"] * len(first):
+        other = first
+    if other:
+        raise InputError(f"there is no option {other[0]}: vLLM's own go with --engine vllm")
     return names
 
 

@@ -1,4 +1,4 @@
-"""`ModelSwitch`: chats with an index are answered by our route, others by vLLM's."""
+"""`ModelSwitch`: some chats are answered by our route, others by vLLM's."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ _PATH = "/v1/chat/completions"
 
 
 class ModelSwitch:
-    """ASGI middleware that looks at the model of a chat.
+    """ASGI middleware that looks at what a chat asks for.
 
     Args:
         app: Answers all other requests.
         chats: Answers chats with indexes.
+        takes_tools: Whether it also answers those with tools: vLLM's route lets a model choose
+            whether to call one only where it has a parser for the model's own form of calls.
     """
 
-    def __init__(self, app: ASGIApp, chats: ASGIApp) -> None:
-        self._app, self._chats = app, chats
+    def __init__(self, app: ASGIApp, chats: ASGIApp, takes_tools: bool) -> None:
+        self._app, self._chats, self._takes_tools = app, chats, takes_tools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
@@ -37,15 +39,17 @@ class ModelSwitch:
         async def replay() -> Message:
             return unread.pop() if unread else await receive()
 
-        await (self._chats if _asks_index(body) else self._app)(scope, replay, send)
+        await (self._chats if self._is_ours(body) else self._app)(scope, replay, send)
 
-
-def _asks_index(body: bytearray) -> bool:
-    if f'"{PREFIX}'.encode() not in body:  # most bodies need not be parsed twice
-        return False
-    try:
-        request = json.loads(body)
-    except ValueError:
-        return False
-    model = request.get("model") if isinstance(request, dict) else None
-    return isinstance(model, str) and model.startswith(PREFIX)
+    def _is_ours(self, body: bytearray) -> bool:
+        if f'"{PREFIX}'.encode() not in body and b'"tools"' not in body:
+            return False  # most bodies need not be parsed twice
+        try:
+            request = json.loads(body)
+        except ValueError:
+            return False
+        if not isinstance(request, dict):
+            return False
+        if self._takes_tools and request.get("tools"):
+            return True
+        return str(request.get("model")).startswith(PREFIX)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import uvicorn
@@ -18,6 +22,7 @@ from gem_rag.server.catalog import Catalog, Service
 from gem_rag.server.observing import JsonFormatter
 
 OnFailure = Literal["exit", "restart", "stay"]
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _SOON = 60.0  # seconds: an engine that dies sooner than this after a start would do so again
 _log = logging.getLogger("gem_rag.server")
 
@@ -47,6 +52,7 @@ def serve(
         GemError: The engine died.
     """
     start = time.monotonic()
+    _share_memory()
     with _bind(host, port) as listener:
         configure_logging(log_level)
         app = create_app(open_catalog())
@@ -64,12 +70,39 @@ def serve(
         address, bound = listener.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
         _log.info("listening on http://%s:%s", name, bound)
-        server.run(sockets=[listener])
+        with _ending_in_order():
+            server.run(sockets=[listener])
     if service.failure and on_failure == "restart" and time.monotonic() - start > _SOON:
         _log.error("starting again: %s", service.failure)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if service.failure and on_failure != "stay":
         raise GemError(service.failure)
+
+
+def _share_memory() -> None:
+    """Let threads share two heaps, where the C library is glibc.
+
+    Each of many threads would keep a heap of its own, and what it once needed: two minutes of 64
+    clients took a server of gem-tiny to 2.8 GiB, which still grew, and not to 1.4.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_ARENA_MAX, 2)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """A server that was told to end, and did, is no failure: uvicorn sends itself the signal again
+    when it has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def configure_logging(level: str) -> None:

@@ -113,7 +113,8 @@ class ServerPlugin:
         self._routes.attach(app)
         chats = App()
         chats.include_router(chat_router(service))
-        app.add_middleware(ModelSwitch, chats=chats)
+        takes_tools = not app.state.args.enable_auto_tool_choice
+        app.add_middleware(ModelSwitch, chats=chats, takes_tools=takes_tools)
         protect(app, ours.settings)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
