@@ -119,13 +119,13 @@ def test_an_answer_is_structured_by_the_model_itself(
     chat: ChatGem, tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     formats: list[Any] = []
-    original = Gem.chat
+    original = Gem.sample_replies
 
     def record(self: Gem, *args: Any, **settings: Any) -> Any:
         formats.append(settings.get("response_format"))
         return original(self, *args, **settings)
 
-    monkeypatch.setattr(Gem, "chat", record)
+    monkeypatch.setattr(Gem, "sample_replies", record)
     # A class without a strategy: LangChain looks into the model's profile. Beside its own strategy
     # it passes no tool_choice on, so the model decides.
     agent = create_agent(chat, tools.all(), response_format=Total)
