@@ -47,6 +47,16 @@ def unlock(code: SecretStr, tags: set[str], size: bytes) -> str:
     return "open"
 
 
+def whole_message(model: Any, question: str, stream: bool) -> Any:
+    """The whole message, whose chunks LangChain adds up."""
+    if not stream:
+        return model.invoke(question)
+    message, *chunks = model.stream(question)
+    for chunk in chunks:
+        message = message + chunk
+    return message
+
+
 @pytest.mark.parametrize("options", ACCEPTED, ids=str)
 @pytest.mark.parametrize("kind", [ChatGem, GemLLM])
 def test_options_that_change_no_answer_are_accepted(kind: Any, options: dict[str, Any]) -> None:
@@ -88,12 +98,7 @@ def test_penalties_reach_the_model(kind: Any, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_have_openais_form(stream: bool) -> None:
     model = ChatGem(max_tokens=4).bind(logprobs=True, top_logprobs=2)
-    if stream:
-        message, *chunks = model.stream(QUESTION)
-        for chunk in chunks:
-            message = message + chunk
-    else:
-        message = model.invoke(QUESTION)
+    message = whole_message(model, QUESTION, stream)
     content = message.response_metadata["logprobs"]["content"]
     assert message.usage_metadata is not None
     assert len(content) == message.usage_metadata["output_tokens"]
@@ -129,12 +134,7 @@ def test_reasoning_is_a_block_before_the_text(stream: bool, monkeypatch: Any) ->
 
     monkeypatch.setattr(type(model.gem), "sample_replies", lambda *args, **settings: [reply])
     monkeypatch.setattr(type(model.gem), "stream_chat", pieces)
-    if stream:
-        message, *chunks = model.stream(QUESTION)
-        for chunk in chunks:
-            message = message + chunk
-    else:
-        message = model.invoke(QUESTION)
+    message = whole_message(model, QUESTION, stream)
     assert message.content == "Yes."
     kinds = [
         (block["type"], block.get("reasoning") or block["text"]) for block in message.content_blocks
@@ -201,12 +201,7 @@ def test_the_profile_says_what_the_model_can_do() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_that_is_cut_is_an_invalid_call(stream: bool) -> None:
     model = ChatGem(max_tokens=9).bind_tools([weather], tool_choice="any")
-    if stream:
-        message, *chunks = model.stream("The weather in Oslo?")
-        for chunk in chunks:
-            message = message + chunk
-    else:
-        message = model.invoke("The weather in Oslo?")
+    message = whole_message(model, "The weather in Oslo?", stream)
     assert (message.content, message.tool_calls) == ("", [])
     [call] = message.invalid_tool_calls
     assert call["name"] == "weather"
