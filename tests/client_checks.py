@@ -198,7 +198,8 @@ async def leave(url: str) -> None:
             assert metric(url, RUNNING) == 1
         assert await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 0)
         waiting = asyncio.create_task(client.post(path, json=endless))
-        assert await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 1)
+        began = await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 1)
+        assert began, waiting.result().text
         waiting.cancel()
         assert await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 0)
     assert wait_until(lambda: metric(url, "gem_rag:texts_generating") == 0)
