@@ -4,8 +4,8 @@
     python examples/langgraph_agent.py [MODEL]
 
 Prints each step as it comes, and at last an answer of a schema. A call always follows its tool's
-schema; whether it makes sense is up to the model. gem-tiny, which has seen such questions, mistakes
-the last one; gem-smollm2-135m, which has seen no tools, calls what does not help.
+schema; whether it makes sense is up to the model, and
+gem-tiny and gem-smollm2-135m are often wrong.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@
     python examples/llama_index_agent.py [MODEL]
 
 Prints each event as it comes, then asks all questions at once, whose answers share passes of the
-model. A call always follows its tool's schema; whether it makes sense is up to the model. gem-tiny,
-which has seen such questions, mistakes the last one; gem-smollm2-135m, which has seen no tools,
-calls what does not help.
+model. A call always follows its tool's schema; whether it makes sense is up to the model, and
+gem-tiny and gem-smollm2-135m are often wrong.
 """
 
 from __future__ import annotations
