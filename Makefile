@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 # Distributions beside gem-rag itself: adapters for other frameworks, and how gem-tiny is made.
 PROJECTS := $(wildcard integrations/* models/*)
 
-.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels docs notebooks gem-tiny
+.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels dist docs notebooks gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -91,8 +91,11 @@ test-lowest test-newest: test-%: setup-dev
 	  OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -q $$folder --rootdir $$folder \
 	    --ignore $$folder/tests/on_vllm || exit 1; done
 
-wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
+wheels: setup-dev ## Build every distribution, check it, install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py
+
+dist: setup-dev ## Build and check every distribution for a release: make dist TAG=v0.1.0
+	$(BIN)/python scripts/check_wheels.py --out dist --no-install --tag '$(TAG)'
 
 docs: setup-dev ## Build the site to build/site; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
