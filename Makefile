@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 # Distributions beside gem-rag itself: adapters for other frameworks, and how gem-tiny is made.
 PROJECTS := $(wildcard integrations/* models/*)
 
-.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels notebooks gem-tiny
+.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels dist docs notebooks gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -91,8 +91,14 @@ test-lowest test-newest: test-%: setup-dev
 	  OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -q $$folder --rootdir $$folder \
 	    --ignore $$folder/tests/on_vllm || exit 1; done
 
-wheels: setup-dev ## Build every distribution; install each alone in a new environment and use it.
+wheels: setup-dev ## Build every distribution, check it, install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py
+
+dist: setup-dev ## Build and check every distribution for a release: make dist TAG=v0.1.0
+	$(BIN)/python scripts/check_wheels.py --out dist --no-install --tag '$(TAG)'
+
+docs: setup-dev ## Build the site to build/site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: setup-vllm ## Run every notebook from a clean kernel; save what they show.
 	$(BIN)/python notebooks/run.py
@@ -122,12 +128,13 @@ build/documentation: models/gem-tiny/gem_tiny/documentation.txt
 	cd build/debs && grep -v '^#' $(CURDIR)/$< | xargs apt-get download
 	for deb in build/debs/*.deb; do name=$$(basename $$deb); dpkg-deb -x $$deb $@/$${name%%_*} || exit 1; done
 
-check: setup-dev ## Lint, type-check; hold layers to contracts, lower bounds to advisories, tables to figures.
+check: setup-dev ## Lint, type-check; hold layers to contracts, lower bounds to advisories, tables to figures, pages to code.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_advisories.py
 	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python scripts/docs_pages.py --check
 	$(BIN)/mypy
 	for folder in $(PROJECTS); do (cd $$folder && $(CURDIR)/$(BIN)/mypy \
 	  --config-file $(CURDIR)/pyproject.toml $$(ls -d langchain_gem llama_index gem_tiny gem_smollm2 2>/dev/null)) || exit 1; done

@@ -1,20 +1,32 @@
-"""Builds every distribution as a wheel, installs each alone in a new environment, and uses it.
+"""Builds every distribution, checks it, installs each alone in a new environment, and uses it.
 
-python scripts/check_wheels.py
+python scripts/check_wheels.py [--out dist] [--no-install] [--tag v0.1.0]
+
+A wheel is built from its source distribution, as an index's user would. --out keeps both; a release
+publishes them.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import venv
+import zipfile
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = (ROOT, *sorted(p.parent for p in ROOT.glob("*/*/pyproject.toml")))
 USES = {
     "gem-rag": "import gem_rag; gem_rag.load().embed_queries(['What is a list?'])",
+    "gem-smollm2-135m": "from gem_rag.core.model_packages import model_names; "
+    "assert 'gem-smollm2-135m' in model_names()",
     "langchain-gem": "from langchain_gem import ChatGem, GemEmbeddings; "
     "GemEmbeddings().embed_query('What is a list?'); ChatGem(max_tokens=4).invoke('Hello')",
     "llama-index-llms-gem": "from llama_index.llms.gem import GemLLM; "
@@ -24,20 +36,57 @@ USES = {
 }
 
 
-def main() -> None:
+def main(
+    out: Annotated[Path | None, typer.Option(help="A new folder that keeps them.")] = None,
+    install: Annotated[bool, typer.Option(help="Install each alone, and use it.")] = True,
+    tag: Annotated[str, typer.Option(help="A release's, which must name the version.")] = "",
+) -> None:
+    """Build, check, install and use."""
+    if tag and tag != f"v{(version := read_version())}":
+        raise SystemExit(f"the tag {tag} is not that of version {version}")
     with tempfile.TemporaryDirectory() as scratch:
-        wheels = Path(scratch) / "wheels"
-        for folder in (ROOT, *sorted((ROOT / "integrations").iterdir())):
-            if (folder / "pyproject.toml").exists():
-                run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
-                    "--wheel-dir", str(wheels), str(folder))  # fmt: skip
-        for name, use in USES.items():
+        place = out or Path(scratch) / "dist"
+        if place.exists() and any(place.iterdir()):
+            raise SystemExit(f"{place} is not empty: name a new folder")
+        for folder in FOLDERS:
+            run(sys.executable, "-m", "build", "--outdir", str(place.absolute()), str(folder))
+        built = sorted(place.iterdir())
+        run(sys.executable, "-m", "twine", "check", "--strict", *map(str, built))
+        problems = [problem for file in built for problem in faults(file)]
+        if problems:
+            raise SystemExit("\n".join(problems))
+        print(f"{len(built)} files built and checked")
+        for name, use in USES.items() if install else ():
             start = time.perf_counter()
-            check(name, use, wheels, Path(scratch) / name)
-            print(f"{name}: built, installed alone and used in {time.perf_counter() - start:.0f} s")
+            check(name, use, place.absolute(), Path(scratch) / name)
+            print(f"{name}: installed alone and used in {time.perf_counter() - start:.0f} s")
+
+
+def read_version() -> str:
+    """The version of all distributions."""
+    text = (ROOT / "gem_rag" / "__init__.py").read_text(encoding="utf-8")
+    [version] = re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    return str(version)
+
+
+def faults(file: Path) -> list[str]:
+    """What a distribution lacks: typing's marker; of gem-rag, its license."""
+    if file.suffix == ".whl":
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    else:
+        with tarfile.open(file) as archive:
+            names = archive.getnames()
+    wanted = ["py.typed", *(["LICENSE"] if file.name.startswith("gem_rag-") else [])]
+    return [
+        f"{file.name} has no {one}"
+        for one in wanted
+        if not any(name.rpartition("/")[2] == one for name in names)
+    ]
 
 
 def check(name: str, use: str, wheels: Path, place: Path) -> None:
+    """Install a distribution alone, and use it."""
     venv.create(place, with_pip=True)
     python = str(place / "bin" / "python")
     versions = str(ROOT / "constraints.txt")
@@ -48,8 +97,9 @@ def check(name: str, use: str, wheels: Path, place: Path) -> None:
 
 
 def run(*command: str, cwd: Path = ROOT) -> None:
+    """Run a command; raises if it fails."""
     subprocess.run(command, check=True, cwd=cwd)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

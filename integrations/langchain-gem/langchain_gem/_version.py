@@ -1,3 +1,7 @@
-"""The version of the distribution, read by its build and by LangSmith traces."""
+"""The version of the distribution, which LangSmith's traces show."""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from importlib.metadata import version
+
+__version__ = version("langchain-gem")
