@@ -22,7 +22,7 @@ _MODULE_OF = {
     "Citation": "gem_rag.rag.citations",
     "Conversation": "gem_rag.rag.conversation",
     "Document": "gem_rag.documents.document",
-    "EngineName": "gem_rag.model",
+    "EngineName": "gem_rag.loading",
     "Gem": "gem_rag.model",
     "GemConfig": "gem_rag.core.config",
     "GemError": "gem_rag.errors",
@@ -37,9 +37,10 @@ _MODULE_OF = {
     "StoreName": "gem_rag.rag.index",
     "SyncReport": "gem_rag.rag.sync",
     "TextStream": "gem_rag.generation.sampling",
+    "TokenLogprob": "gem_rag.generation.sampling",
     "ToolCall": "gem_rag.generation.replies",
     "Turn": "gem_rag.rag.conversation",
-    "load": "gem_rag.model",
+    "load": "gem_rag.loading",
 }
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     from gem_rag.documents.document import Chunk, Document, Skipped
     from gem_rag.errors import GemError, InputError
     from gem_rag.generation.replies import ChatReply, InvalidToolCall, ToolCall
-    from gem_rag.generation.sampling import Generation, Sampling, TextStream
-    from gem_rag.model import EngineName, Gem, load
+    from gem_rag.generation.sampling import Generation, Sampling, TextStream, TokenLogprob
+    from gem_rag.loading import EngineName, load
+    from gem_rag.model import Gem
     from gem_rag.rag.answer import Answer
     from gem_rag.rag.citations import Citation
     from gem_rag.rag.conversation import Conversation, Turn
@@ -80,6 +82,7 @@ __all__ = [
     "StoreName",
     "SyncReport",
     "TextStream",
+    "TokenLogprob",
     "ToolCall",
     "Turn",
     "__version__",

@@ -1,4 +1,4 @@
-"""`Gem`, one shared instance that embeds and generates, and `load`, which finds or makes it.
+"""`Gem`, one shared instance that embeds and generates.
 
 `Gem` turns texts into token ids (prompts, long texts, batches) and leaves the computing to an
 engine. Indexes, files and other frameworks are built on top of it.
@@ -6,14 +6,11 @@ engine. Indexes, files and other frameworks are built on top of it.
 
 from __future__ import annotations
 
-import inspect
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import numpy as np
 
@@ -21,7 +18,7 @@ from gem_rag._utils.deprecation import renamed_keyword, warn_renamed
 from gem_rag._utils.progress import progress_bar
 from gem_rag._utils.suggestions import check_choice, check_known
 from gem_rag.core.arrays import FloatArray, check_finite
-from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
+from gem_rag.core.checkpoint import Checkpoint
 from gem_rag.core.config import GemConfig
 from gem_rag.core.layout import Row, plan_batches
 from gem_rag.core.tokenizer import SafeTokenizer
@@ -56,7 +53,6 @@ from gem_rag.generation.tools import Tool, Tools, calls_since_user
 if TYPE_CHECKING:
     import tokenizers
 
-EngineName = Literal["auto", "transformers", "vllm"]
 Prompt = Sequence[int] | str
 
 _TEXTS_PER_ROUND = 8192  # tokenized and sorted together: bounds memory, keeps padding low
@@ -626,100 +622,6 @@ class Gem:
         """Deprecated: `truncation`."""
         warn_renamed("Gem.overlong", "Gem.truncation")
         return self.truncation
-
-
-# -- load ------------------------------------------------------------------------------------
-
-_instances: WeakValueDictionary[Any, Gem] = WeakValueDictionary()
-_locks: dict[Any, threading.Lock] = {}
-_GEM_OPTIONS = ("truncation", "batch_tokens")
-
-
-@renamed_keyword("overlong", "truncation")
-def load(
-    model: str | Path | Gem = "gem-tiny",
-    engine: EngineName = "auto",
-    *,
-    base: str | Path | None = None,
-    revision: str | None = None,
-    cache_folder: str | Path | None = None,
-    k: int | None = None,
-    **options: Any,
-) -> Gem:
-    """The shared instance of a model: the same model and options give the same object.
-
-    Each call takes a reference, which `Gem.close` releases.
-
-    Args:
-        model: An installed model's name ("gem-tiny" is bundled), a local folder, a GGUF file, or a
-            hub name; a `Gem` is returned as it is.
-        engine: What runs the model: "transformers" (which "auto" stands for) or "vllm".
-        base: The model that an adapter-only checkpoint runs on, likewise; default the one it names,
-            which is looked for among installed models, in the hub's cache, and on the hub.
-        revision: Revision of a hub model.
-        cache_folder: Where hub models are kept, if not in the hub's default cache.
-        k: Special tokens for a model that is not GEM-trained (default 1); its embeddings are poor.
-        **options: `truncation` and `batch_tokens` (tokens in one embedding batch), and the
-            engine's own options (see `TransformersEngine`, `VllmEngine`).
-
-    Returns:
-        The instance.
-
-    Raises:
-        InputError: There is no such model or option.
-        GemError: The architecture cannot give GEM embeddings.
-    """
-    if isinstance(model, Gem):
-        if options or k is not None or revision is not None:
-            raise InputError("a Gem is loaded already: give load() options with a model's name")
-        if not model._retain():
-            raise GemError("this Gem has been closed: load the model again")
-        return model
-    engine_class = _engine_class(engine)
-    _check_options(engine_class, options)
-    checkpoint = open_checkpoint(model, revision, cache_folder, base)
-    if k is not None:
-        checkpoint = checkpoint.with_k(k)
-    if not checkpoint.trained:
-        warnings.warn(
-            f"{checkpoint.name} has not been GEM-trained: it generates as ever, but its "
-            "embeddings are poor",
-            stacklevel=3,
-        )
-    settings = checkpoint.config.k, repr(sorted(options.items()))
-    key = (checkpoint.path, checkpoint.stamp(), engine_class, *settings)
-    with _locks.setdefault(key, threading.Lock()):
-        gem = _instances.get(key)
-        if gem is None or not gem._retain():
-            gem_options = {name: options.pop(name) for name in _GEM_OPTIONS if name in options}
-            gem = Gem(checkpoint, engine_class(checkpoint, **options), **gem_options)
-            gem._retain()
-            _instances[key] = gem
-        return gem
-
-
-def _engine_class(engine: str) -> type[Engine]:
-    names = get_args(EngineName)
-    check_known([engine], names, "there is no engine", f": use one of {', '.join(names)}")
-    if engine == "vllm":
-        try:
-            from gem_rag.engines.vllm.vllm_engine import VllmEngine
-        except ImportError as error:
-            raise InputError(
-                f"the engine 'vllm' needs vLLM ({error}): pip install 'gem-rag[vllm]'"
-            ) from error
-        return VllmEngine
-    from gem_rag.engines.transformers_engine import TransformersEngine
-
-    return TransformersEngine
-
-
-def _check_options(engine_class: type[Engine], options: dict[str, Any]) -> None:
-    parameters = inspect.signature(engine_class).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return  # passed on to a library, which the engine checks them against
-    known = [*list(parameters)[1:], *_GEM_OPTIONS]
-    check_known(options, known, "load() has no option", f": it takes {', '.join(known)}")
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def search_options(
 
 def load_model(model: str, engine: Any = "auto") -> Gem:
     """A model, without other libraries' progress bars and notices."""
-    from gem_rag.model import load
+    from gem_rag.loading import load
 
     silence_libraries()
     return load(model, engine=engine)

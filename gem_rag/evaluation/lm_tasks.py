@@ -40,7 +40,8 @@ from gem_rag.evaluation.scores import (
     Score,
     this_machine,
 )
-from gem_rag.model import Gem, load
+from gem_rag.loading import load
+from gem_rag.model import Gem
 
 
 @dataclass(frozen=True)

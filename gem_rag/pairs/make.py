@@ -18,7 +18,8 @@ from pathlib import Path
 
 from gem_rag._utils.files import write_atomically
 from gem_rag.errors import InputError
-from gem_rag.model import Gem, load
+from gem_rag.loading import load
+from gem_rag.model import Gem
 from gem_rag.pairs.card import Made, card
 from gem_rag.pairs.filters import says_something, without_duplicates
 from gem_rag.pairs.negatives import mine_negatives

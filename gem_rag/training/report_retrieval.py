@@ -21,7 +21,8 @@ from gem_rag.evaluation.known_item import (
     right_ranks,
 )
 from gem_rag.evaluation.significance import Difference, paired
-from gem_rag.model import Gem, load
+from gem_rag.loading import load
+from gem_rag.model import Gem
 from gem_rag.rag.fusion import reciprocal_rank_fusion
 from gem_rag.training.corpus import HeldOut
 
