@@ -26,6 +26,7 @@ COMMANDS = (
     ("index", "docs/"),
     ("ask", "How are default parameter values evaluated?"),
 )
+_BOLD = re.compile(r"\*\*([A-Z][^*]+)\*\*")
 _FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # they would come from another host
 
 
@@ -36,7 +37,8 @@ def main() -> None:
         docs = Path(scratch) / "docs"
         docs.mkdir()
         for topic in TOPICS:
-            (docs / f"{topic}.rst").write_text(topics[topic], encoding="utf-8")
+            text = _BOLD.sub(r"\1", topics[topic])
+            (docs / f"{topic}.txt").write_text(text, encoding="utf-8")
         for words in COMMANDS:
             console.print(Text(f"$ gem-rag {shlex.join(words)}", style="bold"))
             console.print(Text(run(words, Path(scratch))))
