@@ -197,7 +197,9 @@ async def leave(url: str) -> None:
             assert (await anext(lines)).startswith("data: ")
             assert metric(url, RUNNING) == 1
         assert await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 0)
-        waiting = asyncio.create_task(client.post(path, json=endless))
+        # Many texts, which are not done before anybody looks.
+        many = {**endless, "prompt": [endless["prompt"]] * 16}
+        waiting = asyncio.create_task(client.post(path, json=many))
         began = await asyncio.to_thread(wait_until, lambda: metric(url, RUNNING) == 1)
         assert began, waiting.result().text
         waiting.cancel()

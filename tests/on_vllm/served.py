@@ -39,8 +39,7 @@ class Server:
 
     def engine_processes(self) -> list[psutil.Process]:
         """The engine core, then its workers."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "VLLM::" in " ".join(child.cmdline())]
+        return living_children(self.process.pid, "VLLM::")
 
     def is_healthy(self) -> bool:
         """Whether /health answers 200."""
@@ -48,6 +47,14 @@ class Server:
             return httpx.get(f"{self.url}/health", timeout=5).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
+
+
+def living_children(pid: int, name: str) -> list[psutil.Process]:
+    """Processes that a process has started, and those that these have, by a part of their command
+    lines; those that have ended, and that nobody has waited for, have none."""
+    children = psutil.Process(pid).children(recursive=True)
+    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if name in " ".join(child.cmdline())]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import SMALL
+from served import living_children
 
 import gem_rag
 from gem_rag.core.checkpoint import open_checkpoint
@@ -114,6 +115,5 @@ def test_a_gem_says_that_its_engine_has_died() -> None:
 
 def kill_engine() -> None:
     """SIGKILL to the vLLM engine process that was started last."""
-    children = psutil.Process().children(recursive=True)
-    engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    engines = living_children(os.getpid(), "EngineCore")
     os.kill(max(engines, key=psutil.Process.create_time).pid, signal.SIGKILL)
