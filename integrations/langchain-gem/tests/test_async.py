@@ -20,7 +20,7 @@ PROMPTS = [f"What is a list of {number} items?" for number in range(8)]
 CALLS = {
     "embed_documents": lambda: GemEmbeddings().aembed_documents(["a text"] * 40),
     "embed_queries": lambda: GemEmbeddings().aembed_query("a text"),
-    "chat": lambda: ChatGem(max_tokens=2).ainvoke("Hello"),
+    "sample_replies": lambda: ChatGem(max_tokens=2).ainvoke("Hello"),
     "stream_chat": lambda: anext(ChatGem(max_tokens=2).astream("Hello")),
     "generate": lambda: GemLLM(max_tokens=2).ainvoke("Hello"),
     "stream": lambda: anext(GemLLM(max_tokens=2).astream("Hello")),
@@ -39,6 +39,7 @@ async def test_the_event_loop_is_not_blocked(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(Gem, name, wait)
     call = asyncio.ensure_future(CALLS[name]())
     while not started.is_set():
+        assert not call.done(), f"the call does not use Gem.{name}"
         await asyncio.sleep(0.001)
     loop_ran.set()
     assert await call
@@ -56,7 +57,7 @@ async def test_a_search_runs_in_another_thread(monkeypatch: pytest.MonkeyPatch) 
     assert threads != [threading.main_thread()]
 
 
-@pytest.mark.parametrize("name", ["chat", "generate"])
+@pytest.mark.parametrize("name", ["sample_replies", "generate"])
 async def test_calls_are_concurrent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     barrier, original = threading.Barrier(24, timeout=20), getattr(Gem, name)
 
@@ -65,7 +66,7 @@ async def test_calls_are_concurrent(name: str, monkeypatch: pytest.MonkeyPatch) 
         return original(*args, **kwargs)
 
     monkeypatch.setattr(Gem, name, meet)
-    adapter = ChatGem(max_tokens=2) if name == "chat" else GemLLM(max_tokens=2)
+    adapter = ChatGem(max_tokens=2) if name == "sample_replies" else GemLLM(max_tokens=2)
     await asyncio.gather(*(adapter.ainvoke("Hello") for _ in range(24)))
 
 
