@@ -99,7 +99,7 @@ class GemRag:
         self.index.sync(Document(str(n), "\n\n".join(parts)) for n, parts in paragraphs)
 
     def search(self, query: str) -> list[str]:
-        return [hit.chunk.text for hit in self.index.search(query, 10)]
+        return [hit.chunk.text for hit in self.index.search(query, 10, ranking="vectors")]
 
     def hybrid(self, query: str) -> None:
         self.index.search(query, 10, ranking="hybrid")
