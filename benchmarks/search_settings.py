@@ -2,10 +2,12 @@
 
     python benchmarks/search_settings.py [--model gem-tiny]
         [--pairs NAME=FILE] [--manual NAME=FOLDER] [--count 200] [--documents 3000]
+        [--setting NAME ...]
 
 Corpora are those of `models.py`, each in an index. A search gives the first 50 chunks: by cosines,
 by BM25, or by the reciprocal ranks in both ("hybrid"); "+ rerank" puts the first 20 of them in the
-order that the model finds best when it reads each one with the question. One line is
+order that the model finds best when it reads each one with the question; "in a quarter" searches
+the quarter of the documents, by their metadata, that holds the right one. One line is
 recorded for each corpus and setting, with 95 % confidence intervals (bootstrap over queries) of the
 mean reciprocal rank and of its difference from that of vectors alone.
 """
@@ -32,7 +34,9 @@ from gem_rag.rag.reranking import RERANKED, Method, rerank
 
 _DEPTH = 50  # chunks that a search gives
 
-Search = Callable[[str], list[Hit]]
+_PARTS = 4  # of the documents, to one of which a filter leads
+
+Search = Callable[[str, int], list[Hit]]  # of a query and the right document's number
 
 
 def main(
@@ -43,31 +47,38 @@ def main(
     documents: Annotated[int, typer.Option(help="the most documents of a corpus")] = 3000,
     most: Annotated[int, typer.Option(help="the most queries to draw from")] = 1500,
     method: Annotated[Method, typer.Option(help="of reranking")] = "likelihood",
+    setting: Annotated[list[str], typer.Option(help="these beside vectors, not all")] = [],  # noqa: B006
 ) -> None:
     """Measure, print and record every setting on every corpus."""
     with gem_rag.load(model) as gem, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # long texts are truncated
         for name, task in read_tasks(pairs, manual, most).items():
             drawn = sample(task, count, documents)
-            rows = _measure(gem, drawn, method)
+            rows = _measure(gem, drawn, method, setting)
             _show(f"{Path(model).name} on {name}", rows)
-            for setting, figures in rows.items():
-                row = f"{Path(model).name}, {name}: {setting}"
+            for one, figures in rows.items():
+                row = f"{Path(model).name}, {name}: {one}"
                 sizes = {"queries": len(drawn[0]), "documents": len(drawn[1])}
                 record("search_settings", {"row": row, **sizes, **figures}, shown=False)
 
 
-def _measure(gem: Gem, task: Task, method: Method) -> dict[str, dict[str, Any]]:
+def _measure(
+    gem: Gem, task: Task, method: Method, chosen: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Figures by setting."""
     queries, documents, right = task
     with TemporaryDirectory() as folder:
         index = Index.open(folder, gem)
-        index.sync(Document(str(number), text) for number, text in enumerate(documents))
+        index.sync(
+            Document(str(number), text, metadata={"part": number % _PARTS})
+            for number, text in enumerate(documents)
+        )
         found = {
             setting: [
                 _ask(search, query, place) for query, place in zip(queries, right, strict=True)
             ]
             for setting, search in _settings(index, method).items()
+            if not chosen or setting in ("vectors", *chosen)
         }
     baseline = [_reciprocal(rank) for rank, _ in found["vectors"]]
     return {setting: _figures(asked, baseline) for setting, asked in found.items()}
@@ -75,11 +86,16 @@ def _measure(gem: Gem, task: Task, method: Method) -> dict[str, dict[str, Any]]:
 
 def _settings(index: Index, method: Method) -> dict[str, Search]:
     def ranked(ranking: Ranking) -> Search:
-        return lambda query: index.search(query, _DEPTH, ranking=ranking)
+        return lambda query, right: index.search(query, _DEPTH, ranking=ranking)
+
+    def filtered(ranking: Ranking) -> Search:
+        return lambda query, right: index.search(
+            query, _DEPTH, ranking=ranking, where={"part": right % _PARTS}
+        )
 
     def reranked(search: Search) -> Search:
-        def run(query: str) -> list[Hit]:
-            hits = search(query)
+        def run(query: str, right: int) -> list[Hit]:
+            hits = search(query, right)
             best = rerank(index.gem, query, hits[:RERANKED], method=method)
             return best + hits[RERANKED:]
 
@@ -87,13 +103,14 @@ def _settings(index: Index, method: Method) -> dict[str, Search]:
 
     firsts = {name: ranked(name) for name in get_args(Ranking)}
     again = {f"{name} + rerank": reranked(firsts[name]) for name in ("vectors", "hybrid")}
-    return {**firsts, **again}
+    narrowed = {f"{name} in a quarter": filtered(name) for name in get_args(Ranking)}
+    return {**firsts, **again, **narrowed}
 
 
 def _ask(search: Search, query: str, right: int) -> tuple[int, float]:
     """The rank of the right document, 0 if it is not found, and milliseconds."""
     start = time.perf_counter()
-    sources = list(dict.fromkeys(hit.chunk.source for hit in search(query)))
+    sources = list(dict.fromkeys(hit.chunk.source for hit in search(query, right)))
     spent = (time.perf_counter() - start) * 1000
     return (sources.index(str(right)) + 1 if str(right) in sources else 0), spent
 
