@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,12 @@ CALLED = {
 }  # fmt: skip
 CUT = "the call was cut after 2 tokens: raise max_tokens"
 RESULT = {"role": "tool", "tool_call_id": "1", "content": "Snow."}
+
+
+def by_characters(generation: Generation) -> Generator[str, None, Generation]:
+    """A generated text as a stream that has each character by itself."""
+    yield from generation.text
+    return generation
 
 
 def user(text: Any) -> dict[str, Any]:
@@ -364,11 +370,7 @@ def test_reasoning_is_no_part_of_the_answer(
     reply = tools.parse_reply(generation)
     assert (reply.reasoning, reply.text, len(reply.tool_calls)) == (reasoning, text, calls)
 
-    def pieces() -> Any:
-        yield from written
-        return generation
-
-    shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
+    shown_pieces, streamed = helpers.run_out(tools.parse_stream(by_characters(generation)))
     assert streamed == reply
     assert "".join(shown_pieces) == text
 
@@ -424,11 +426,7 @@ def test_what_was_written_is_read(written: str, text: str, calls: list[ToolCall]
     reply = tools.parse_reply(generation)
     assert (reply.text, list(reply.tool_calls)) == (text, calls)
 
-    def pieces() -> Any:
-        yield from written
-        return generation
-
-    shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
+    shown_pieces, streamed = helpers.run_out(tools.parse_stream(by_characters(generation)))
     assert streamed == reply
     assert "".join(shown_pieces) == text
 
@@ -449,11 +447,7 @@ def test_a_call_that_cannot_be_made_is_no_answer(written: str, call: InvalidTool
     reply = tools.parse_reply(generation)
     assert (reply.text, reply.tool_calls, reply.invalid_tool_calls) == ("", (), (call,))
 
-    def pieces() -> Any:
-        yield from written
-        return generation
-
-    assert helpers.run_out(tools.parse_stream(pieces())) == ([], reply)
+    assert helpers.run_out(tools.parse_stream(by_characters(generation))) == ([], reply)
 
 
 def test_a_call_is_cut_by_max_tokens(tiny: Gem) -> None:
@@ -553,11 +547,7 @@ def test_an_answer_of_a_schema_is_read(template: str, written: str, text: str, e
     assert bool(reply.schema_error) == bool(error)
     assert not reply.tool_calls
 
-    def pieces() -> Any:
-        yield from written
-        return generation
-
-    shown_pieces, streamed = helpers.run_out(tools.parse_stream(pieces()))
+    shown_pieces, streamed = helpers.run_out(tools.parse_stream(by_characters(generation)))
     assert streamed == reply
     assert "".join(shown_pieces) == reply.text
 

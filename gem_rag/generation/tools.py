@@ -83,14 +83,10 @@ class Tools:
 
     # -- what may be written -------------------------------------------------------------------
 
-    @property
-    def _completes_openings(self) -> bool:
-        return bool(self) and not self.shown_by_template and self._may_answer
-
     def openings(self) -> list[str]:
         """How the reply of a model that was not trained on tools may begin; empty if there is no
         choice to make."""
-        if not self._completes_openings:
+        if self.shown_by_template or not self or not self._may_answer:
             return []
         names = [call.name for call in self._made]
         self._callable = [f for f in self._callable if names.count(f["name"]) < _MOST_IN_TURN]
