@@ -8,18 +8,22 @@ from pathlib import Path
 os.environ["VLLM_HOST_IP"] = "127.0.0.1"  # before vLLM asks the network for it
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["NO_PROXY"] = "127.0.0.1"
 os.environ["VLLM_CACHE_ROOT"] = str(Path(__file__).parents[2] / "build" / "vllm")
 
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import helpers
 import pytest
+from served import Server, serving
+from serving import make_index
 
 import gem_rag
 from gem_rag.model import Gem
+from gem_rag.server.catalog import IndexFolder
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 # vLLM's attention on CPU takes heads of 32 and more.
@@ -73,3 +77,25 @@ def plain_tiny() -> Iterator[Gem]:
     """gem-tiny on the transformers engine."""
     with gem_rag.load("gem-tiny") as gem:
         yield gem
+
+
+class Served(NamedTuple):
+    """A server of gem-tiny and an index, and the index."""
+
+    server: Server
+    folder: IndexFolder
+
+
+@pytest.fixture(scope="session")
+def served(plain_tiny: Gem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One for all tests that leave it as it was: it takes most of a minute to start."""
+    folder = make_index(tmp_path_factory.mktemp("indexed"), plain_tiny)
+    index = f"docs={folder.folder}"
+    with serving(tmp_path_factory.mktemp("server"), "--index", index) as server:
+        yield Served(server, folder)
+
+
+@pytest.fixture(scope="session")
+def url(served: Served) -> str:
+    """Where it answers."""
+    return served.server.url

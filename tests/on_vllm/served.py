@@ -7,18 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+from serving import ALIAS, MODEL, wait_until
 
-MODEL = "gem-tiny"
-# A second name of the model, for clients that know the names of OpenAI's models only.
-ALIAS = "gpt-4o-mini"
 START_SECONDS = 180
 STOP_SECONDS = 20
 _TAIL = 6000
@@ -83,16 +80,6 @@ def serving(folder: Path, *more: str) -> Iterator[Server]:
         yield server
     finally:
         _end_group(process)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
-    """Whether something comes to hold before the deadline."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _command(port: int) -> list[str]:

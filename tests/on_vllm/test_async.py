@@ -55,7 +55,7 @@ async def written(engine: Any, gem: Gem, name: str) -> tuple[int, ...]:
     return tokens
 
 
-def test_many_tasks_embed_and_generate_at_once(plain_tiny: Gem) -> None:
+def test_many_tasks_embed_and_generate_at_once_until_the_engine_dies(plain_tiny: Gem) -> None:
     rows = [Row.whole(plain_tiny.tokenize(text)) for text in TEXTS]
     wanted = plain_tiny.embed_documents(TEXTS)
 
@@ -71,8 +71,21 @@ def test_many_tasks_embed_and_generate_at_once(plain_tiny: Gem) -> None:
         embedder.close()
         with pytest.raises(GemError, match="closed"):
             await asyncio.wait_for(embedder.embed(rows), 60)
+        await those_who_wait_hear_that_the_engine_has_died(engine, plain_tiny)
 
     with_engine(test, worker_extension_cls=WORKER_EXTENSION)
+
+
+async def those_who_wait_hear_that_the_engine_has_died(engine: Any, gem: Gem) -> None:
+    embedder = await AsyncEmbedder.connect(engine, CHECKPOINT)
+    rows = [Row.whole(gem.tokenize("word " * 100))] * 400
+    waiting = asyncio.create_task(embedder.embed(rows))
+    await embedder.embed(rows[:1])  # by now the first batch is done, and others are not
+    kill_engine()
+    with pytest.raises(GemError, match="engine has died"):
+        await asyncio.wait_for(waiting, 60)
+    with pytest.raises(GemError, match="engine has died"):
+        await embedder.embed(rows[:1])
 
 
 def test_an_engine_without_the_extension_is_refused() -> None:
@@ -83,22 +96,6 @@ def test_an_engine_without_the_extension_is_refused() -> None:
     client = SimpleNamespace(vllm_config=config.create_engine_config())
     with pytest.raises(GemError, match="worker_extension_cls='gem_rag"):
         asyncio.run(AsyncEmbedder.connect(client, CHECKPOINT))
-
-
-def test_those_who_wait_hear_that_the_engine_has_died(plain_tiny: Gem) -> None:
-    rows = [Row.whole(plain_tiny.tokenize("word " * 100))] * 400
-
-    async def test(engine: Any) -> None:
-        embedder = await AsyncEmbedder.connect(engine, CHECKPOINT)
-        waiting = asyncio.create_task(embedder.embed(rows))
-        await embedder.embed(rows[:1])  # by now the first batch is done, and others are not
-        kill_engine()
-        with pytest.raises(GemError, match="engine has died"):
-            await asyncio.wait_for(waiting, 60)
-        with pytest.raises(GemError, match="engine has died"):
-            await embedder.embed(rows[:1])
-
-    with_engine(test, worker_extension_cls=WORKER_EXTENSION)
 
 
 def test_a_gem_says_that_its_engine_has_died() -> None:

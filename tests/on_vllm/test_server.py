@@ -1,27 +1,26 @@
-"""`gem-rag serve` is OpenAI's API to its clients, under load, bad input and a dying engine."""
+"""`gem-rag serve --engine vllm` is OpenAI's API to its clients, under load and bad input."""
 
 from __future__ import annotations
 
 import base64
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
 import schemathesis
+from conftest import Served
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
-from served import ALIAS, MODEL, Server, serving, wait_until
+from serving import ALIAS, MODEL, metric, refusal, wait_until
 
-import gem_rag
 from gem_rag.model import Gem
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -36,25 +35,6 @@ SHORT = TEXTS[:3]
 DEADLINE = 60  # seconds
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_proxy() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def url(server: Server) -> str:
-    """Where a server answers."""
-    return server.url
-
-
 @pytest.fixture(scope="module")
 def api(url: str) -> str:
     return f"{url}/v1"
@@ -67,10 +47,9 @@ def client(api: str) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def gem() -> Iterator[Gem]:
+def gem(plain_tiny: Gem) -> Gem:
     """The model that is served, in this process."""
-    with gem_rag.load(MODEL) as loaded:
-        yield loaded
+    return plain_tiny
 
 
 def embedded(client: openai.OpenAI, given: Any, **wanted: Any) -> np.ndarray:
@@ -255,18 +234,6 @@ def all_at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 # -- bad input -----------------------------------------------------------------------------------
 
 
-def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
-    """OpenAI's error object in a response of this status."""
-    assert response.status_code == status, response.text
-    assert set(response.json()) == {"error"}
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
-    assert isinstance(error["message"], str)
-    assert isinstance(error["type"], str)
-    return error
-
-
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"input": "\xff"}', b"[" * 10_000])
 def test_a_body_that_is_not_json_is_refused(api: str, body: bytes) -> None:
     headers = {"content-type": "application/json"}
@@ -364,10 +331,6 @@ def test_the_route_stands_in_the_schema(url: str) -> None:
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models"} <= set(paths)
 
 
-def test_the_model_is_listed_by_its_names(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL, ALIAS]
-
-
 def test_the_server_is_healthy(url: str) -> None:
     assert httpx.get(f"{url}/health").status_code == httpx.codes.OK
 
@@ -399,12 +362,6 @@ def test_requests_made_from_the_schema_get_what_it_promises(url: str) -> None:
 # -- what operators see ---------------------------------------------------------------------------
 
 
-def metric(url: str, name: str) -> float:
-    """The value of a metric that Prometheus would read; 0 if it has none yet."""
-    lines = httpx.get(f"{url}/metrics/", follow_redirects=True).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
 def test_metrics_count_embeddings(url: str, client: openai.OpenAI) -> None:
     ok = 'gem_rag:embedding_requests_total{status="200"}'
     refused = 'gem_rag:embedding_requests_total{status="400"}'
@@ -419,7 +376,8 @@ def test_metrics_count_embeddings(url: str, client: openai.OpenAI) -> None:
     assert metric(url, "gem_rag:embedding_rows_waiting") == 0
 
 
-def test_a_client_that_leaves_takes_its_request_with_it(server: Server, api: str) -> None:
+def test_a_client_that_leaves_takes_its_request_with_it(served: Served, api: str) -> None:
+    server = served.server
     cancelled = 'gem_rag:embedding_requests_total{status="cancelled"}'
     before = metric(server.url, cancelled)
     large = {"model": MODEL, "input": TEXTS * 200}  # 12,800 texts
@@ -438,70 +396,3 @@ def test_load_counts_embeddings_that_are_under_way(url: str, api: str) -> None:
         loads = (httpx.get(f"{url}/load").json()["server_load"] for _ in iter(answer.done, True))
         assert 1 in loads
         assert answer.result().status_code == httpx.codes.OK
-
-
-# -- the server ends ------------------------------------------------------------------------------
-
-
-def test_a_shutdown_answers_the_embeddings_that_are_under_way(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    large = {"model": MODEL, "input": TEXTS * 15}
-    with serving(tmp_path_factory.mktemp("draining")) as server, ThreadPoolExecutor(1) as pool:
-        url = f"{server.url}{EMBEDDINGS}"
-        answer = pool.submit(httpx.post, url, json=large, timeout=2 * DEADLINE)
-        assert wait_until(
-            lambda: metric(server.url, "gem_rag:embedding_rows_waiting") > 0, DEADLINE
-        )
-        server.process.terminate()
-        assert len(answer.result().json()["data"]) == len(large["input"])
-        assert server.process.wait(DEADLINE) == 0
-
-
-# -- the engine dies -----------------------------------------------------------------------------
-
-
-class Ended(NamedTuple):
-    """How a request ended; status 0 if nobody was there to answer it."""
-
-    began: float
-    status: int
-    message: str
-
-
-def test_nobody_waits_for_a_dead_engine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with serving(tmp_path_factory.mktemp("dying")) as server, ThreadPoolExecutor(4) as pool:
-        ended: list[Ended] = []
-        callers = [pool.submit(embed_while_that_works, server, ended) for _ in range(4)]
-        assert wait_until(lambda: len(ended) >= 4, DEADLINE)
-        died = time.monotonic()
-        server.engine_processes()[-1].kill()  # SIGKILL
-        for caller in callers:
-            caller.result(DEADLINE)
-        assert {end.status for end in ended} <= {200, 503, 0}
-        assert all("engine has died" in end.message for end in ended if end.status == 503)
-        assert all(end.status for end in ended if end.began < died), "a request got no answer"
-        assert any(end.status != 200 for end in ended)
-        assert one_request(server).status in {503, 0}
-        assert wait_until(lambda: not server.is_healthy(), DEADLINE)
-
-
-def embed_while_that_works(server: Server, ended: list[Ended]) -> None:
-    """Embed the same texts again and again, until that fails or the deadline has passed."""
-    deadline = time.monotonic() + 2 * DEADLINE
-    working = True
-    while working and time.monotonic() < deadline:
-        end = one_request(server)
-        ended.append(end)
-        working = end.status == httpx.codes.OK
-
-
-def one_request(server: Server) -> Ended:
-    began = time.monotonic()
-    body = {"model": MODEL, "input": TEXTS, "encoding_format": "base64"}
-    try:
-        response = httpx.post(f"{server.url}{EMBEDDINGS}", json=body, timeout=DEADLINE)
-    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
-        return Ended(began, 0, str(error))
-    message = "" if response.is_success else refusal(response, 503)["message"]
-    return Ended(began, response.status_code, message)

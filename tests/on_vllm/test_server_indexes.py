@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
 from client_checks import CHECKS, INDEXED, Check
+from conftest import Served
 from fastapi.testclient import TestClient
-from served import Server, serving, wait_until
-from serving import ASKED, DEADLINE, ENDLESS, MODEL, QUESTION, make_app, make_index, metric, refusal
+from served import wait_until
+from serving import ASKED, DEADLINE, ENDLESS, MODEL, QUESTION, make_app, metric, refusal
 
-import gem_rag
 from gem_rag.model import Gem
-from gem_rag.server.catalog import IndexFolder
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-KEY = {"Authorization": "Bearer secret"}
-
-
-class Served(NamedTuple):
-    """A server of an index, and the index."""
-
-    server: Server
-    folder: IndexFolder
 
 
 @pytest.fixture(scope="module")
-def gem() -> Iterator[Gem]:
-    with gem_rag.load(MODEL) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def served(gem: Gem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = make_index(tmp_path_factory.mktemp("indexed"), gem)
-    index = f"docs={folder.folder}"
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        serving(tmp_path_factory.mktemp("server"), "--index", index) as server,
-    ):
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        yield Served(server, folder)
-
-
-@pytest.fixture(scope="module")
-def url(served: Served) -> str:
-    return served.server.url
+def gem(plain_tiny: Gem) -> Gem:
+    """The model that is served, in this process."""
+    return plain_tiny
 
 
 @pytest.fixture(scope="module")
@@ -146,31 +120,3 @@ def test_strangers_are_kept_out(url: str) -> None:
         headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"},
     )
     assert "access-control-allow-origin" not in answer.headers
-
-
-def test_keys_and_a_dying_engine(
-    gem: Gem, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GEM_RAG_API_KEY", "secret other")
-    folder = make_index(tmp_path_factory.mktemp("indexed"), gem)
-    index = f"docs={folder.folder}"
-    with serving(tmp_path_factory.mktemp("dying"), "--index", index) as server:
-        asked = {"question": QUESTION}
-        for path in ("/v1/rag/ask", "/v1/chat/completions", "/v1/completions", "/mcp", "/metrics"):
-            refusal(httpx.post(f"{server.url}{path}", json=asked), 401)
-        found = httpx.post(f"{server.url}/v1/rag/ask", json=asked, headers=KEY, timeout=DEADLINE)
-        assert found.status_code == 200
-        server.engine_processes()[-1].kill()
-        assert wait_until(lambda: not answers(server, asked), DEADLINE)
-        assert wait_until(lambda: not server.is_healthy(), DEADLINE)
-
-
-def answers(server: Server, asked: Any) -> bool:
-    """Whether a question is answered; if it is not, the client hears why, or finds nobody."""
-    try:
-        found = httpx.post(f"{server.url}/v1/rag/ask", json=asked, headers=KEY, timeout=DEADLINE)
-    except (httpx.NetworkError, httpx.RemoteProtocolError):
-        return False
-    if found.status_code != 200:
-        assert "engine has died" in refusal(found, 503)["message"]
-    return found.status_code == 200
