@@ -8,6 +8,7 @@ publishes them.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,8 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT, *sorted(p.parent for p in ROOT.glob("*/*/pyproject.toml")))
+# What is installed is used, not what a developer's path has.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 USES = {
     "gem-rag": "import gem_rag; gem_rag.load().embed_queries(['What is a list?'])",
     "gem-smollm2-135m": "from gem_rag.core.model_packages import model_names; "
@@ -133,7 +136,7 @@ def pip_install(environment: Path, *words: str) -> None:
 
 def run(*command: str, cwd: Path = ROOT) -> None:
     """Run a command; raises if it fails."""
-    subprocess.run(command, check=True, cwd=cwd)
+    subprocess.run(command, check=True, cwd=cwd, env=ENVIRONMENT)
 
 
 if __name__ == "__main__":

@@ -55,18 +55,20 @@ def chat(
     context: typer.Context,
     index: Annotated[
         Path | None,
-        typer.Option("--index", "-i", help="Answer from this index, and cite it."),
+        typer.Option("--index", "-i", help="Answer from this index, with citations."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
-            help=f"Bundled or hub name, or folder; default the index's own, or {DEFAULT_MODEL}.",
+            help=f"Installed model, hub name or folder; default: the index's, or {DEFAULT_MODEL}.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in an answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens in an answer.")
+    ] = None,
     temperature: TemperatureOption = 0.0,
     k: HitsOption = 5,
     ranking: RankingOption = DEFAULT_RANKING,
