@@ -158,6 +158,7 @@ def _summary(page: str, made: dict[str, str]) -> str:
 
 _CELL = 30
 _LEFT, _TOP = 120, 108
+_GREY = "#767676"  # to be read on white and on a dark page: the picture has no background
 
 
 def draw_rule() -> str:
@@ -177,14 +178,13 @@ def draw_rule() -> str:
 
 
 def _svg(names: list[str], roles: list[int], allowed: Any) -> str:
-    colors = {0: "#5c6bc0", 1: "#ef6c00", 2: "#2e7d32"}
+    colors = {0: "#5c6bc0", 1: "#ef6c00", 2: "#388e3c"}
     size = _CELL * len(names)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + size + 230} '
         f'{_TOP + size + 16}" font-family="sans-serif" font-size="13" role="img">',
         "<title>Which token (row) attends to which (column)</title>",
-        f'<rect width="{_LEFT + size + 230}" height="{_TOP + size + 16}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="24" fill="#333">attends to</text>',
+        f'<text x="{_LEFT}" y="24" fill="{_GREY}">attends to</text>',
     ]
     for place, (name, role) in enumerate(zip(names, roles, strict=True)):
         middle = place * _CELL + _CELL / 2
@@ -197,18 +197,18 @@ def _svg(names: list[str], roles: list[int], allowed: Any) -> str:
             f'fill="{colors[role]}">{name}</text>'
         )
     for row, column in np.ndindex(allowed.shape):
-        fill = colors[roles[row]] if allowed[row, column] else "#f3f3f5"
+        fill = colors[roles[row]] if allowed[row, column] else f"{_GREY}1a"
         parts.append(
             f'<rect x="{_LEFT + column * _CELL + 1}" y="{_TOP + row * _CELL + 1}" '
             f'width="{_CELL - 2}" height="{_CELL - 2}" rx="3" fill="{fill}"/>'
         )
-    said = ("text: earlier text", "special token: its text, itself", "suffix (training only)")
+    said = ("text: the text so far", "special token: its text, itself", "suffix (training only)")
     for role, words in enumerate(said):
         x, y = _LEFT + size + 18, _TOP + 20 + role * 26
         parts.append(
             f'<rect x="{x}" y="{y - 12}" width="14" height="14" rx="3" fill="{colors[role]}"/>'
         )
-        parts.append(f'<text x="{x + 22}" y="{y}" fill="#333">{words}</text>')
+        parts.append(f'<text x="{x + 22}" y="{y}" fill="{_GREY}">{words}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
