@@ -94,7 +94,7 @@ def _row(parameter: Any, kind: str) -> str:
     if kind == "argument":
         names = f"`{parameter.name.upper()}`"
     default = "required" if parameter.required else _default(parameter)
-    variable = f" (environment: `{parameter.envvar}`)" if parameter.envvar else ""
+    variable = f" Environment variable: `{parameter.envvar}`." if parameter.envvar else ""
     text = (parameter.help or "").replace("|", "\\|")
     return f"| {names} | {text}{variable} | {default} |"
 

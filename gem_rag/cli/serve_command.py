@@ -84,7 +84,7 @@ def serve(
         typer.Option(help="Maximum share of time for embeddings while text is generated (vllm)."),
     ] = 0.5,
 ) -> None:
-    """Serve a model, and indexes, to OpenAI's clients, MCP's and browsers.
+    """Serve a model and indexes to OpenAI clients, MCP clients and browsers.
 
     Further options are passed to vLLM: gem-rag serve --model NAME --tensor-parallel-size 2
     """
