@@ -21,6 +21,7 @@ import nbformat
 import typer
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 from rich.console import Console
 from rich.table import Table
 
@@ -80,14 +81,19 @@ def execute(
     }
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as sockets:
-        NotebookClient(
+        manager = kernel(Path(sockets))
+        client = NotebookClient(
             notebook,
-            km=kernel(Path(sockets)),
+            km=manager,
             timeout=LIMIT,
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": scratch}},
-        ).execute()
+        )
+        try:
+            client.execute()
+        finally:  # a client leaves the kernel that it was given running
+            run_sync(manager.shutdown_kernel)(now=True)
     return notebook, time.perf_counter() - start
 
 

@@ -66,7 +66,8 @@ def use(steps: Seconds, environment: Path, model: str, documents: Path, question
         report = gem_rag(environment, "index", str(documents), "--model", model, *place)
     with timed(steps, f"{model}: gem-rag ask"):
         answer = gem_rag(environment, "ask", question, *place)
-    print(f"{model}, {report['embedded']} chunks\n  {question}\n  {answer['text']}")
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in answer["timings"].items())
+    print(f"{model}, {report['embedded']} chunks; {spent}\n  {question}\n  {answer['text']}")
     if not answer["citations"]:
         raise SystemExit(f"{model} cited nothing")
     for citation in answer["citations"]:

@@ -16,8 +16,9 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from gem_rag.errors import InputError
 
@@ -119,6 +120,15 @@ def test_a_badge_opens_colab_if_the_repository_has_an_address(file: Path) -> Non
     assert ("colab.research" in saved) == bool(runner.repository())
 
 
+def test_a_kernel_ends_with_its_notebook(tmp_path: Path) -> None:
+    cells = [new_markdown_cell("# Who am I?"), new_code_cell("import os\nprint(os.getpid())")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "pid.ipynb")
+    notebook, _ = _runner().execute(tmp_path / "pid.ipynb")
+    pid = int(notebook.cells[1].outputs[0].text)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def test_a_variable_is_set_once() -> None:
     notebook = new_notebook(cells=[new_code_cell("MODEL = 'a'  # a name\nSTEPS = 3\nSTEPS = 4")])
     _runner().change(notebook, "MODEL", "b")
@@ -176,7 +186,10 @@ def test_errors_say_what_is_missing(tmp_path_factory: pytest.TempPathFactory) ->
         ]
     )
     kernel = _runner().kernel(tmp_path_factory.mktemp("k"))
-    NotebookClient(notebook, km=kernel, allow_errors=True).execute()
+    try:
+        NotebookClient(notebook, km=kernel, allow_errors=True).execute()
+    finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
     first, *failed = (cell.outputs for cell in notebook.cells)
     assert first == []
     unknown, model, package = ("\n".join(outputs[0].traceback) for outputs in failed)
