@@ -82,10 +82,10 @@ def chat(
 ) -> None:
     """Chat with a model, or with the documents of an index, one line at a time.
 
-    With --index, a question that refers to earlier ones is first made to stand alone. Its answer
-    is followed by what it cites: numbers, files and places.
+    With --index, follow-up questions are first rewritten to stand alone, and each answer is
+    followed by its citations: number, file and place.
 
-    An empty line or Ctrl-D ends; Ctrl-C ends an answer.
+    An empty line or Ctrl-D ends the chat; Ctrl-C stops an answer.
     """
     _refuse_others(context, with_index=index is not None)
     if index is None:

@@ -156,9 +156,9 @@ def paper(
     out: Out = OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """The GEM paper's table: its mteb tasks and MMLU, model and base; --documents adds your own.
+    """Make the GEM paper's table: its mteb tasks and MMLU, for a model and its base.
 
-    What cannot be measured, for want of data, is marked as missing.
+    --documents adds tasks from your own files. What lacks its data set is marked as missing.
     """
     _needs_eval()
     from gem_rag.evaluation.baselines import baseline as opened

@@ -47,8 +47,8 @@ def index(
         int | None,
         typer.Option(
             min=0,
-            help="Embed chunks of a new index after those before them, up to so many tokens "
-            "together; default 0, each by itself.",
+            help="Embed chunks of a new index in context, up to this many tokens at once; "
+            "default: 0, each on its own.",
         ),
     ] = None,
     include: Annotated[
@@ -135,7 +135,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a whole index, report what is wrong with it, and repair it."""
+    """Read a whole index, report damage, and repair it with --repair."""
     findings = open_index(index, model).examine(repair=repair)
     lines = [f"{finding.what}{': repaired' * finding.is_repaired}" for finding in findings]
     found = [dataclasses.asdict(finding) for finding in findings]
