@@ -58,8 +58,8 @@ def cli_pages() -> dict[str, str]:
     table = "\n".join(["| | |", "|---|---|", *rows])
     pages["cli/index.md"] = (
         f"{NOTE}\n# The command line\n\n{table}\n\n"
-        "`gem-rag COMMAND --help` prints what these pages say. `--json` prints JSON for scripts. An\n"
-        "error is one line that says what to do; the exit code is 2 for incorrect usage and 1 for\n"
+        "`gem-rag COMMAND --help` prints what these pages say. `--json` prints JSON for scripts.\n"
+        "An error is one line that says what to do; the exit code is 2 for incorrect usage and 1 for\n"
         "failure.\n"
     )
     return pages

@@ -57,8 +57,8 @@ TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the likel
 StyleOption = Annotated[
     str | None,
     typer.Option(
-        help="free; checked (supported sentences only); quote or quotes (verbatim, from one or up to "
-        "three passages); default: the model's own."
+        help="free; checked (supported sentences only); quote or quotes (verbatim, from one or "
+        "up to three passages); default: the model's own."
     ),
 ]
 MarginOption = Annotated[
