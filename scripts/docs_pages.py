@@ -59,8 +59,8 @@ def cli_pages() -> dict[str, str]:
     pages["cli/index.md"] = (
         f"{NOTE}\n# The command line\n\n{table}\n\n"
         "`gem-rag COMMAND --help` prints what these pages say. `--json` prints JSON for scripts.\n"
-        "An error is one line that says what to do; the exit code is 2 for incorrect usage and 1 for\n"
-        "failure.\n"
+        "An error is one line that says what to do; the exit code is 2 for incorrect usage and 1\n"
+        "for failure.\n"
     )
     return pages
 
