@@ -139,6 +139,20 @@ def test_a_variable_is_set_once() -> None:
             _runner().change(notebook, name, "5")
 
 
+def test_what_is_saved_shows_that_special_tokens_hold_a_text() -> None:
+    [file] = _runner().notebooks(["06"])
+    (table,) = _outputs(nbformat.read(file, as_version=4))[-1:]
+    rows = re.findall(r"(learned|held out).*", table.data["text/plain"])
+    shares = [
+        [int(share) for share in re.findall(r"(\d+)%", line)]
+        for line in table.data["text/plain"].splitlines()
+        if "%" in line
+    ]
+    assert rows == ["learned", "held out"]
+    for _, _, found, by_chance in shares:
+        assert found > 2 * by_chance
+
+
 def _check(notebook: NotebookNode) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
