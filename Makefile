@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 # Distributions beside gem-rag itself: adapters for other frameworks, and how gem-tiny is made.
 PROJECTS := $(wildcard integrations/* models/*)
 
-.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels dist docs notebooks gem-tiny
+.PHONY: setup setup-dev setup-vllm demo test test-fast test-lowest test-newest check format wheels first-answer dist docs notebooks gem-tiny
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -93,6 +93,9 @@ test-lowest test-newest: test-%: setup-dev
 
 wheels: setup-dev ## Build every distribution, check it, install each alone in a new environment and use it.
 	$(BIN)/python scripts/check_wheels.py
+
+first-answer: setup-dev ## From wheels to answers in a new environment, with the seconds of each step.
+	$(BIN)/python scripts/first_answer.py
 
 dist: setup-dev ## Build and check every distribution for a release: make dist TAG=v0.1.0
 	$(BIN)/python scripts/check_wheels.py --out dist --no-install --tag '$(TAG)'

@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from docs_sources import PAGES  # noqa: E402
+from docs_sources import PAGES, repository  # noqa: E402
 
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)")
 
@@ -77,6 +77,7 @@ def _place(found: str) -> str | None:
 
 
 def on_config(config: MkDocsConfig) -> Any:
-    """Watch the files that pages show, for `mkdocs serve`."""
+    """Name the repository, and watch the files that pages show, for `mkdocs serve`."""
+    config.repo_url = repository() or None
     config.watch.extend(str(ROOT / source) for source in PAGES.values())
     return config

@@ -58,8 +58,9 @@ def cli_pages() -> dict[str, str]:
     table = "\n".join(["| | |", "|---|---|", *rows])
     pages["cli/index.md"] = (
         f"{NOTE}\n# The command line\n\n{table}\n\n"
-        "`gem-rag COMMAND --help` says the same. `--json` prints JSON for scripts. Errors are one\n"
-        "line that says what to do; the exit code is 2 for wrong use and 1 for failure.\n"
+        "`gem-rag COMMAND --help` prints what these pages say. `--json` prints JSON for scripts.\n"
+        "An error is one line that says what to do; the exit code is 2 for incorrect usage and 1\n"
+        "for failure.\n"
     )
     return pages
 
@@ -94,7 +95,7 @@ def _row(parameter: Any, kind: str) -> str:
     if kind == "argument":
         names = f"`{parameter.name.upper()}`"
     default = "required" if parameter.required else _default(parameter)
-    variable = f" (environment: `{parameter.envvar}`)" if parameter.envvar else ""
+    variable = f" Environment variable: `{parameter.envvar}`." if parameter.envvar else ""
     text = (parameter.help or "").replace("|", "\\|")
     return f"| {names} | {text}{variable} | {default} |"
 
@@ -158,6 +159,7 @@ def _summary(page: str, made: dict[str, str]) -> str:
 
 _CELL = 30
 _LEFT, _TOP = 120, 108
+_GREY = "#767676"  # to be read on white and on a dark page: the picture has no background
 
 
 def draw_rule() -> str:
@@ -177,14 +179,13 @@ def draw_rule() -> str:
 
 
 def _svg(names: list[str], roles: list[int], allowed: Any) -> str:
-    colors = {0: "#5c6bc0", 1: "#ef6c00", 2: "#2e7d32"}
+    colors = {0: "#5c6bc0", 1: "#ef6c00", 2: "#388e3c"}
     size = _CELL * len(names)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + size + 230} '
         f'{_TOP + size + 16}" font-family="sans-serif" font-size="13" role="img">',
         "<title>Which token (row) attends to which (column)</title>",
-        f'<rect width="{_LEFT + size + 230}" height="{_TOP + size + 16}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="24" fill="#333">attends to</text>',
+        f'<text x="{_LEFT}" y="24" fill="{_GREY}">attends to</text>',
     ]
     for place, (name, role) in enumerate(zip(names, roles, strict=True)):
         middle = place * _CELL + _CELL / 2
@@ -197,18 +198,18 @@ def _svg(names: list[str], roles: list[int], allowed: Any) -> str:
             f'fill="{colors[role]}">{name}</text>'
         )
     for row, column in np.ndindex(allowed.shape):
-        fill = colors[roles[row]] if allowed[row, column] else "#f3f3f5"
+        fill = colors[roles[row]] if allowed[row, column] else f"{_GREY}1a"
         parts.append(
             f'<rect x="{_LEFT + column * _CELL + 1}" y="{_TOP + row * _CELL + 1}" '
             f'width="{_CELL - 2}" height="{_CELL - 2}" rx="3" fill="{fill}"/>'
         )
-    said = ("text: earlier text", "special token: its text, itself", "suffix (training only)")
+    said = ("text: the text so far", "special token: its text, itself", "suffix (training only)")
     for role, words in enumerate(said):
         x, y = _LEFT + size + 18, _TOP + 20 + role * 26
         parts.append(
             f'<rect x="{x}" y="{y - 12}" width="14" height="14" rx="3" fill="{colors[role]}"/>'
         )
-        parts.append(f'<text x="{x + 22}" y="{y}" fill="#333">{words}</text>')
+        parts.append(f'<text x="{x + 22}" y="{y}" fill="{_GREY}">{words}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -1,6 +1,9 @@
-"""Pages of the documentation that are files elsewhere in the repository."""
+"""Pages of the documentation that are files elsewhere in the repository, and its address."""
 
 from __future__ import annotations
+
+import tomllib
+from pathlib import Path
 
 # Where the site has a page, relative to docs/, and the file that it shows.
 PAGES = {
@@ -18,3 +21,10 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
     "security.md": "SECURITY.md",
 }
+
+
+def repository() -> str:
+    """The repository's address, `Repository` of `project.urls`; empty while there is none."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    urls: dict[str, str] = tomllib.loads(text)["project"]["urls"]
+    return urls.get("Repository", "").rstrip("/")

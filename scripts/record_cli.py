@@ -32,7 +32,7 @@ _FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # they would come from 
 
 def main() -> None:
     """Run the commands, and write what they print."""
-    console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=98, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as scratch:
         docs = Path(scratch) / "docs"
         docs.mkdir()

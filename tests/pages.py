@@ -32,6 +32,18 @@ _PLACE = re.compile(
 )
 
 
+def main() -> None:
+    """Print how much there is to check: python tests/pages.py"""
+    outside = [link for page in PAGES for link in _targets(page) if "://" in link]
+    print(f"{len(PAGES)} pages")
+    print(f"{sum(len(blocks(page, 'python')) for page in PAGES)} blocks of Python, which are run")
+    print(f"{sum(len(shell_lines(page)) for page in PAGES)} commands in blocks, which are parsed")
+    print(f"{sum(1 for page in PAGES for _ in mentions(page))} commands in running text, likewise")
+    print(f"{sum(1 for page in PAGES for _ in links(page))} links to files and headings, checked")
+    print(f"{len(outside)} links to {len(set(outside))} other addresses, not followed")
+    print(f"{sum(1 for page in PAGES for _ in places(page))} files named in code, which must exist")
+
+
 class Block(NamedTuple):
     """A fenced block of code."""
 
@@ -149,11 +161,16 @@ def places(page: Path) -> Iterator[str]:
 
 def links(page: Path) -> Iterator[tuple[str, str]]:
     """Paths and anchors of a page's links within the repository."""
-    text = _SPAN.sub("", _FENCE.sub("", page.read_text(encoding="utf-8")))
-    for target in _LINK.findall(text):
+    for target in _targets(page):
         if "://" not in target and not target.startswith("mailto:"):
             path, _, anchor = target.partition("#")
             yield path, anchor
+
+
+def _targets(page: Path) -> list[str]:
+    """What a page's links lead to, outside of code."""
+    text = _SPAN.sub("", _FENCE.sub("", page.read_text(encoding="utf-8")))
+    return _LINK.findall(text)
 
 
 def anchors(page: Path) -> set[str]:
@@ -183,3 +200,7 @@ def _check_python(words: list[str]) -> bool:
     if words[0] == "-m":
         return words[1] in ("pytest", "gem_rag", "gem_tiny", "gem_smollm2")
     return (ROOT / words[0]).is_file()
+
+
+if __name__ == "__main__":
+    main()

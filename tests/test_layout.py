@@ -157,3 +157,8 @@ def test_vectors_return_to_the_order_of_their_rows(rows: list[Row], budget: int)
     assert [of_batches[place] for place in places] == [
         (i, span) for i, row in enumerate(rows) for span in row.spans
     ]
+
+
+def test_an_unknown_arrangement_is_refused() -> None:
+    with pytest.raises(InputError, match="arranged aligned or right, not left"):
+        Layout.build([Row.whole([1, 2])], 1, "left")  # type: ignore[arg-type]

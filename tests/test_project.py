@@ -64,9 +64,11 @@ def test_packages_are_typed(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", PROJECTS, ids=pages.name_of)
-def test_license_files_are_files(file: Path) -> None:
+def test_each_distribution_has_its_license(file: Path) -> None:
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-    for name in project.get("license-files", []):
+    assert project["license-files"][0] == "LICENSE"
+    assert (file.parent / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    for name in project["license-files"]:
         assert (file.parent / name).is_file(), name
     assert (file.parent / project["readme"]).is_file()
 
@@ -111,7 +113,10 @@ def test_what_a_distribution_lacks_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("gem_rag/py.typed", "")
     assert check_wheels().faults(wheel) == [f"{wheel.name} has no LICENSE"]
-    source = tmp_path / "langchain_gem-0.tar.gz"
+    source = tmp_path / "gem_smollm2_135m-0.tar.gz"
     with tarfile.open(source, "w:gz") as archive:
-        archive.add(wheel, "langchain_gem-0/x")
-    assert check_wheels().faults(source) == [f"{source.name} has no py.typed"]
+        archive.add(wheel, "gem_smollm2_135m-0/LICENSE")
+    assert check_wheels().faults(source) == [
+        f"{source.name} has no py.typed",
+        f"{source.name} has no NOTICE",
+    ]

@@ -92,7 +92,7 @@ def search(
     rerank: RerankedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the passages nearest to a question."""
+    """Print the passages that best match a question."""
     hits = open_index(index, model).search(
         question,
         k,
@@ -109,12 +109,12 @@ def search(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
+    question: Annotated[str, typer.Argument(help="The question to answer.")],
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: HitsOption = 5,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens in the answer.")
+        int | None, typer.Option(min=1, help="Maximum tokens in the answer.")
     ] = None,
     temperature: TemperatureOption = 0.0,
     ranking: RankingOption = DEFAULT_RANKING,
@@ -127,7 +127,7 @@ def ask(
     margin: MarginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question from the index, with sources."""
+    """Answer a question from an index, with citations."""
     from gem_rag.rag.answer import check_style
 
     check_style(style)
@@ -162,10 +162,10 @@ def train(
         str, typer.Option("--config", "-c", help="A bundled recipe's name, or a YAML file.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="The model to start from.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the trained model goes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the trained model.")],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", help="NAME=PATH of a source; PATH if there is one."),
+        typer.Option("--data", "-d", help="NAME=PATH of a source; just PATH if there is only one."),
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Scale the whole schedule to this many steps.")
@@ -179,7 +179,7 @@ def train(
     ] = False,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Write a whole model, not the adapter beside its base."),
+        typer.Option("--full", help="Write a complete model instead of just the adapter."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -209,14 +209,14 @@ def train(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the export goes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the export.")],
     model: ModelNameOption = DEFAULT_MODEL,
     to: Annotated[
         str,
         typer.Option("--to", help="sentence-transformers, peft, or plain (the model without GEM)."),
     ] = "sentence-transformers",
 ) -> None:
-    """Write a model as a folder that another library loads."""
+    """Convert a model to a folder that another library can load."""
     from gem_rag._utils.suggestions import check_choice
     from gem_rag.interop.export import to_sentence_transformers
     from gem_rag.interop.peft_export import to_peft, to_plain
@@ -237,7 +237,7 @@ def info(
     model: Annotated[str | None, typer.Option("--model", "-m", help="A model.")] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Load the model, and say whether and how it can be trained."),
+        typer.Option("--check", help="Load the model, and report how it can be trained."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

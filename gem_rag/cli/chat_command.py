@@ -55,18 +55,20 @@ def chat(
     context: typer.Context,
     index: Annotated[
         Path | None,
-        typer.Option("--index", "-i", help="Answer from this index, and cite it."),
+        typer.Option("--index", "-i", help="Answer from this index, with citations."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
-            help=f"Bundled or hub name, or folder; default the index's own, or {DEFAULT_MODEL}.",
+            help=f"Installed model, hub name or folder; default: the index's, or {DEFAULT_MODEL}.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in an answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens in an answer.")
+    ] = None,
     temperature: TemperatureOption = 0.0,
     k: HitsOption = 5,
     ranking: RankingOption = DEFAULT_RANKING,
@@ -80,10 +82,10 @@ def chat(
 ) -> None:
     """Chat with a model, or with the documents of an index, one line at a time.
 
-    With --index, a question that refers to earlier ones is first made to stand alone. Its answer
-    is followed by what it cites: numbers, files and places.
+    With --index, follow-up questions are first rewritten to stand alone, and each answer is
+    followed by its citations: number, file and place.
 
-    An empty line or Ctrl-D ends; Ctrl-C ends an answer.
+    An empty line or Ctrl-D ends the chat; Ctrl-C stops an answer.
     """
     _refuse_others(context, with_index=index is not None)
     if index is None:

@@ -23,38 +23,42 @@ if TYPE_CHECKING:
 
 IndexOption = Annotated[Path, typer.Option("--index", "-i", help="Folder of the index.")]
 ModelNameOption = Annotated[
-    str, typer.Option("--model", "-m", help="Bundled or hub name, or folder.")
+    str, typer.Option("--model", "-m", help="Installed model, hub name or folder.")
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Bundled or hub name, or folder; default the index's own."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Installed model, hub name or folder; default: the index's.",
+    ),
 ]
-HitsOption = Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages to retrieve.")]
+HitsOption = Annotated[int, typer.Option("-k", "--k", min=1, help="Passages to retrieve.")]
 RankingOption = Annotated[
-    str, typer.Option(help="vectors; words: BM25; hybrid: both, fused by reciprocal rank.")
+    str, typer.Option(help="vectors, words (BM25), or hybrid (both, by reciprocal rank fusion).")
 ]
 SourcesOption = Annotated[
     list[str] | None,
-    typer.Option("--source", help="Only documents that this matches, as in .gitignore."),
+    typer.Option("--source", help="Only documents that match this pattern, as in .gitignore."),
 ]
 WhereOption = Annotated[
     list[str] | None,
-    typer.Option(help="Only documents whose metadata fit, like type=pdf or modified>=2026-01."),
+    typer.Option(help="Only documents with such metadata: type=pdf, modified>=2026-01."),
 ]
-MinScoreOption = Annotated[float | None, typer.Option(help="The least cosine of a passage.")]
+MinScoreOption = Annotated[float | None, typer.Option(help="Minimum cosine of a passage.")]
 DiversityOption = Annotated[
-    float, typer.Option(help="From 0 to 1, against passages that are alike.")
+    float, typer.Option(help="From 0 to 1: how strongly to avoid similar passages.")
 ]
 RerankedOption = Annotated[
     int,
-    typer.Option("--rerank", min=0, help="How many of the best passages the model puts in order."),
+    typer.Option("--rerank", min=0, help="Number of top passages that the model reorders."),
 ]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the most likely answer.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 for the likeliest answer.")]
 StyleOption = Annotated[
     str | None,
     typer.Option(
-        help="free; checked: sentences that a passage supports; quote: words of a passage; "
-        "quotes: of up to three; default the model's own."
+        help="free; checked (supported sentences only); quote or quotes (verbatim, from one or "
+        "up to three passages); default: the model's own."
     ),
 ]
 MarginOption = Annotated[
@@ -62,7 +66,7 @@ MarginOption = Annotated[
     typer.Option(
         min=0.0,
         max=2.0,
-        help="Passages this far below the best one's cosine are not read; default the model's own.",
+        help="Ignore passages this far below the best cosine; default: the model's own.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

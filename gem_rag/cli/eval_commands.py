@@ -43,21 +43,24 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for scores and the report.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for scores and the report.")]
 Tasks = Annotated[
-    list[str] | None, typer.Option("--tasks", "-t", help="Names, also with commas between.")
+    list[str] | None, typer.Option("--tasks", "-t", help="Names, separated by commas.")
 ]
 Documents = Annotated[
-    list[Path] | None, typer.Option("--documents", help="Files and folders of your own.")
+    list[Path] | None, typer.Option("--documents", help="Your own files and folders.")
 ]
 Baselines = Annotated[
     list[str] | None,
     typer.Option(
-        "--baseline", "-b", help="mean-pooling, a sentence-transformers folder; bm25 for retrieval."
+        "--baseline",
+        "-b",
+        help="mean-pooling, a sentence-transformers folder, or bm25.",
     ),
 ]
 Cache = Annotated[
-    Path | None, typer.Option(help="A folder of data sets, as HF_HOME is; default the hub's own.")
+    Path | None,
+    typer.Option(help="Folder of data sets, laid out like HF_HOME."),
 ]
 OUT = Path("gem-eval")
 
@@ -71,13 +74,13 @@ def mteb(
     engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "auto",
     baseline: Baselines = None,
     instructions: Annotated[
-        str | None, typer.Option(help="mteb for its own, or a JSON file: task to instruction.")
+        str | None, typer.Option(help="mteb for its own, or a JSON file of instructions by task.")
     ] = None,
     cache: Cache = None,
     out: Out = OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Run mteb's tasks or benchmarks by name, or its kinds of tasks on your own documents."""
+    """Run mteb's tasks or benchmarks by name, or tasks of the same kinds on your own documents."""
     _needs_eval()
     from gem_rag.evaluation.baselines import baseline as opened
     from gem_rag.evaluation.mteb_tasks import run_mteb, select_tasks
@@ -108,20 +111,20 @@ def lm(
     documents: Documents = None,
     model: ModelNameOption = DEFAULT_MODEL,
     base: Annotated[
-        str | None, typer.Option(help="The model before training, side by side.")
+        str | None, typer.Option(help="The model before training, to compare with.")
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, help="Examples before a question; default the task's.")
+        int | None, typer.Option(min=0, help="Number of few-shot examples; default: the task's.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most questions of a task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum questions per task.")] = None,
     include: Annotated[
-        Path | None, typer.Option(help="A folder of tasks of your own, as lm_eval's YAML.")
+        Path | None, typer.Option(help="Folder of your own tasks, in lm_eval's YAML format.")
     ] = None,
     cache: Cache = None,
     out: Out = OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Run lm_eval's tasks on the model, and on its base side by side."""
+    """Run lm_eval's tasks on a model and, side by side, on its base."""
     _needs_eval()
     from gem_rag.evaluation.lm_tasks import PAPER_LM, run_lm
 
@@ -153,9 +156,9 @@ def paper(
     out: Out = OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """The GEM paper's table: its mteb tasks and MMLU, model and base; --documents adds your own.
+    """Make the GEM paper's table: its mteb tasks and MMLU, for a model and its base.
 
-    What cannot be measured, for want of data, is marked as missing.
+    --documents adds tasks from your own files. What lacks its data set is marked as missing.
     """
     _needs_eval()
     from gem_rag.evaluation.baselines import baseline as opened
@@ -192,12 +195,13 @@ def retrieval(
     model: ModelNameOption = DEFAULT_MODEL,
     baseline: Baselines = None,
     held_out: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of --documents whose titles ask.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of --documents whose titles are queries."),
     ] = 1.0,
     out: Out = OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the documents of judged queries; without judgements, headings find their texts."""
+    """Measure retrieval with judged queries, or with the headings of your own documents."""
     _needs_eval()
     from gem_rag.evaluation.collection import from_documents, read_beir
     from gem_rag.evaluation.retrieval import evaluate_retrieval
@@ -229,11 +233,11 @@ def rag(
     ranking: RankingOption = DEFAULT_RANKING,
     style: StyleOption = None,
     margin: MarginOption = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most in an answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum in an answer.")] = None,
     out: Out = OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask questions with known answers: found, right, cited, word for word, rightly refused."""
+    """Ask questions with known answers, and score retrieval, answers, citations and refusals."""
     _needs_eval()
     from gem_rag.evaluation.rag_questions import evaluate_answers, read_questions, save_answers
     from gem_rag.rag.answer import check_style
@@ -251,9 +255,9 @@ def rag(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Where an evaluation's scores.json lies.")] = OUT,
+    folder: Annotated[Path, typer.Argument(help="Folder with an evaluation's scores.json.")] = OUT,
 ) -> None:
-    """Draw the report of an evaluation again."""
+    """Render the report of an evaluation again."""
     _needs_eval()
     from gem_rag.evaluation.html_report import write_report
     from gem_rag.evaluation.scores import Record
@@ -263,11 +267,11 @@ def report(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="An evaluation's folder.")],
-    second: Annotated[Path, typer.Argument(help="Another's.")],
+    first: Annotated[Path, typer.Argument(help="Folder of one evaluation.")],
+    second: Annotated[Path, typer.Argument(help="Folder of the other.")],
     as_json: JsonOption = False,
 ) -> None:
-    """What differs between two evaluations, and whether it could be chance."""
+    """Compare two evaluations, with significance tests."""
     _needs_eval()
     from dataclasses import asdict
 

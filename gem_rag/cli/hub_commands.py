@@ -11,12 +11,12 @@ from gem_rag._utils.progress import silence_libraries
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A trained model's folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     repo: Annotated[str, typer.Argument(help="Its name on the hub, OWNER/NAME.")],
     base: Annotated[
-        str | None, typer.Option(help="The hub's name of the base, if it is a folder here.")
+        str | None, typer.Option(help="Hub name of the base, if it was a local folder.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Others do not see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Keep it private.")] = False,
 ) -> None:
     """Upload a model with its card to the hub."""
     from gem_rag.interop.hub import push as upload
@@ -28,7 +28,7 @@ def push(
 def pull(
     repo: Annotated[str, typer.Argument(help="A model's name on the hub, OWNER/NAME.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A new folder; default the hub's cache.")
+        Path | None, typer.Option("--out", "-o", help="A new folder; default: the hub's cache.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
 ) -> None:

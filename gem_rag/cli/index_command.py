@@ -38,43 +38,43 @@ def index(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     store: Annotated[
-        str | None, typer.Option(help="faiss or chroma; default faiss for a new index.")
+        str | None, typer.Option(help="faiss or chroma; default for a new index: faiss.")
     ] = None,
     chunk_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens in a chunk of a new index.")
+        int | None, typer.Option(help="Maximum tokens in a chunk of a new index.")
     ] = None,
     context_tokens: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Embed chunks of a new index after those before them, up to so many tokens "
-            "together; default 0, each by itself.",
+            help="Embed chunks of a new index in context, up to this many tokens at once; "
+            "default: 0, each on its own.",
         ),
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Read only files that this matches, as in .gitignore; may be repeated."),
+        typer.Option(help="Only files that match this pattern, as in .gitignore; repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave out what this matches; may be repeated.")
+        list[str] | None, typer.Option(help="Exclude what matches this pattern; repeatable.")
     ] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option(help="Instead: remove this document, file or folder; may be repeated."),
+        typer.Option(help="Instead, remove this document, file or folder; repeatable."),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on, and follow what changes, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Keep running and follow changes, until Ctrl-C.")
     ] = False,
     ray_workers: Annotated[
         int,
-        typer.Option(min=0, help="Embed by this many copies of the model on a Ray cluster."),
+        typer.Option(min=0, help="Embed with this many copies of the model on a Ray cluster."),
     ] = 0,
     reembed: Annotated[
-        bool, typer.Option("--reembed", help="Embed the whole index again, with --model.")
+        bool, typer.Option("--reembed", help="Embed the whole index again with --model.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Create an index of documents, or bring it in sync with them."""
+    """Create an index of documents, or bring it up to date."""
     from gem_rag.rag.index import Index
 
     if remove:
@@ -130,11 +130,12 @@ def doctor(
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Put right what can be; texts are embedded again.")
+        bool,
+        typer.Option("--repair", help="Repair what can be; texts are embedded again."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read all of an index, say what is wrong with it, and repair it."""
+    """Read a whole index, report damage, and repair it with --repair."""
     findings = open_index(index, model).examine(repair=repair)
     lines = [f"{finding.what}{': repaired' * finding.is_repaired}" for finding in findings]
     found = [dataclasses.asdict(finding) for finding in findings]

@@ -21,39 +21,41 @@ from gem_rag.errors import InputError
 
 def make_pairs(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Writes questions, and finds passages if trained.")
+        str,
+        typer.Option("--model", "-m", help="Writes questions; finds passages if trained."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, JSON lines.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines file to write.")],
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders.")] = None,
     refresh: Annotated[
-        Path | None, typer.Option(help="Instead: mine the negatives of this file again.")
+        Path | None, typer.Option(help="Instead, mine the negatives of this file again.")
     ] = None,
     questions: Annotated[
-        int | None, typer.Option(help="Questions for a passage; 0 for pairs from structure alone.")
+        int | None, typer.Option(help="Questions per passage; 0 for pairs from structure alone.")
     ] = None,
     kinds: Annotated[
-        str | None, typer.Option(help="Kinds of question, separated by commas; default all.")
+        str | None, typer.Option(help="Kinds of questions, separated by commas; default: all.")
     ] = None,
     max_questions: Annotated[
-        int | None, typer.Option(min=1, help="The most questions altogether.")
+        int | None, typer.Option(min=1, help="Maximum number of questions in total.")
     ] = None,
-    passage_tokens: Annotated[int | None, typer.Option(help="Most tokens in a passage.")] = None,
+    passage_tokens: Annotated[int | None, typer.Option(help="Maximum tokens in a passage.")] = None,
     context_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a passage and those read before it; 0 alone.")
+        int | None,
+        typer.Option(help="Maximum tokens of a passage and its context; 0: none."),
     ] = None,
     round_trip: Annotated[
-        int | None, typer.Option(help="A question must find its passage among so many.")
+        int | None, typer.Option(help="A question must find its passage among this many results.")
     ] = None,
     search: Annotated[str | None, typer.Option(help="auto, bm25, model or both.")] = None,
-    negatives: Annotated[int | None, typer.Option(help="Hard negatives of each query.")] = None,
+    negatives: Annotated[int | None, typer.Option(help="Hard negatives per query.")] = None,
     held_out: Annotated[
-        float | None, typer.Option(help="Share of the sections kept to measure on.")
+        float | None, typer.Option(help="Share of sections held out for evaluation.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Make training pairs of documents: queries, the passages that answer them, hard negatives."""
+    """Make training pairs from documents: queries, passages that answer them, hard negatives."""
     require_extra("train", "bm25s", "pydantic")
     from gem_rag.pairs import make
     from gem_rag.pairs.settings import PairSettings

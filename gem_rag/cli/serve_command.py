@@ -21,14 +21,14 @@ _RUNNING = {"transformers": 64, "vllm": 512}  # requests at once
 _KEYS = "GEM_RAG_API_KEY"
 IndexesOption = Annotated[
     list[str] | None,
-    typer.Option("--index", help="Folder of an index, or NAME=FOLDER; may be repeated."),
+    typer.Option("--index", help="Folder of an index, or NAME=FOLDER; repeatable."),
 ]
 # No -m: it would swallow vLLM's short flags that contain an m.
 ServedModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help=f"Bundled or hub name, or folder; default the first index's own, or {DEFAULT_MODEL}.",
+        help=f"Installed model, hub name or folder; default: first index's, or {DEFAULT_MODEL}.",
     ),
 ]
 
@@ -38,55 +38,53 @@ def serve(
     model: ServedModelOption = None,
     index: IndexesOption = None,
     engine: Annotated[
-        str, typer.Option(help="transformers or vllm; default vllm where it is installed.")
+        str, typer.Option(help="transformers or vllm; default: vllm if it is installed.")
     ] = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar=_KEYS, help="A key that requests must bear; may be repeated."),
+        typer.Option(envvar=_KEYS, help="API key that requests must send; repeatable."),
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="A further name that requests may call the server by; may be repeated."),
+        typer.Option(help="Another host name that the server answers to; repeatable."),
     ] = None,
     allowed_origin: Annotated[
         list[str] | None,
-        typer.Option(help="An origin whose web pages may call the server; may be repeated."),
+        typer.Option(help="Origin whose web pages may call the server; repeatable."),
     ] = None,
-    max_body: Annotated[int, typer.Option(help="Most MiB of a request.", min=1)] = 64,
+    max_body: Annotated[int, typer.Option(help="Maximum size of a request in MiB.", min=1)] = 64,
     max_inputs: Annotated[
-        int, typer.Option(help="Most texts, documents or files in a request.", min=1)
+        int, typer.Option(help="Maximum texts, documents or files in a request.", min=1)
     ] = 16_384,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens that are generated for a request.", min=1)
+        int | None, typer.Option(help="Maximum tokens to generate for a request.", min=1)
     ] = None,
     max_running: Annotated[
         int | None,
-        typer.Option(help="Most requests answered at once; default 64, with vllm 512.", min=1),
+        typer.Option(help="Maximum concurrent requests; default: 64, with vllm 512.", min=1),
     ] = None,
     max_waiting: Annotated[
-        int, typer.Option(help="Most requests that wait; others get 429.", min=0)
+        int, typer.Option(help="Maximum waiting requests; further ones get status 429.", min=0)
     ] = 256,
-    timeout: Annotated[float, typer.Option(help="Most seconds for a request.", min=1)] = 600,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.", min=1)] = 600,
     shutdown_timeout: Annotated[
         int | None,
-        typer.Option(help="Seconds that requests have to finish when the server ends.", min=0),
+        typer.Option(help="Seconds that requests have to finish at shutdown.", min=0),
     ] = None,
     on_failure: Annotated[
-        str, typer.Option(help="When the engine dies: exit, restart or stay (transformers).")
+        str, typer.Option(help="If the engine dies: exit, restart or stay (transformers).")
     ] = "exit",
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning or error (transformers).")
     ] = "info",
     embed_share: Annotated[
         float,
-        typer.Option(
-            help="Share of the time that embeddings may take while text is generated (vllm)."
-        ),
+        typer.Option(help="Maximum share of time for embeddings while text is generated (vllm)."),
     ] = 0.5,
 ) -> None:
-    """Serve a model, and indexes, to OpenAI's clients, MCP's and browsers.
+    """Serve a model and indexes to OpenAI clients, MCP clients and browsers.
 
     Further options are passed to vLLM: gem-rag serve --model NAME --tensor-parallel-size 2
     """
@@ -136,7 +134,7 @@ def serve(
 
 
 def mcp(model: ServedModelOption = None, index: IndexesOption = None) -> None:
-    """Offer indexes to an agent as tools, over the Model Context Protocol on stdin and stdout."""
+    """Offer indexes to agents over the Model Context Protocol, on stdin and stdout."""
     require_extra("serve", "fastapi", "mcp")
     from gem_rag.server.mcp_server import make_mcp_server
     from gem_rag.server.settings import Settings

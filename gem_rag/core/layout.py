@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -116,6 +116,8 @@ class Layout:
         """
         if not rows:
             raise InputError("a layout needs at least one row")
+        if arrangement not in get_args(Arrangement):
+            raise InputError(f"rows are arranged aligned or right, not {arrangement}")
         if arrangement == "aligned" and all(map(_is_plain, rows)):
             return _align_plain(rows, k)
         bodies = [_row_columns(row, k) for row in rows]
