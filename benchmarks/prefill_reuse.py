@@ -1,8 +1,9 @@
 """What kept keys and values save: seconds to the first token of an answer, with reuse and without.
 
-A passage of 250, 1,000 and 4,000 tokens (random words) after the head of an answer's prompt: without,
-from memory, and from disk, one after another in turn; medians. Then the same questions answered with
-reuse and without, on an index of documents, and a conversation of five turns.
+A passage of 250, 1,000 and 4,000 tokens (random words) after the head of an answer's prompt: read
+without reuse, from memory, and from disk, one after another in turn; medians. Then questions about
+documents that are kept beside their index, answered with reuse and without; and a conversation of
+five turns about one passage.
 
     python benchmarks/prefill_reuse.py --part first-token --shape 135M --folder build/smollm2
     python benchmarks/prefill_reuse.py --part first-token --shape 0.5B
@@ -35,6 +36,7 @@ from gem_rag.model import Gem
 
 Part = Literal["first-token", "questions", "conversation"]
 CONTEXT = 8192
+MOST_DISK = 8 << 30
 QUESTION = "\n\nQuestion: What does the passage say of it?\nAnswer:"
 
 
@@ -60,7 +62,8 @@ def main(
         index.sync([documents], progress=True)
         other = Index.open(Path(work) / "index", plain)
         if part == "questions":
-            ask_all(model, index, other, count, seconds)
+            kept = index.keep_prefill(len(index.sources), max_bytes=MOST_DISK)
+            ask_all(model, index, other, own_questions(index, count, 1), seconds, kept.bytes)
         else:
             converse(model, index, other)
 
@@ -148,12 +151,14 @@ def random_passage(gem: Gem, length: int) -> str:
 # -- answers -------------------------------------------------------------------------------------
 
 
-def ask_all(model: str, index: Index, other: Index, count: int, seconds: int) -> None:
-    """Ask about chunks in turn, by their own first words, twice each, as people come back to what
-    others have asked about."""
-    questions = own_questions(index, count)
+def ask_all(
+    model: str, index: Index, other: Index, questions: list[str], seconds: int, kept: int
+) -> None:
+    """Answer questions with reuse and without, and count the answers that are equal."""
     same = asked = reused = prompt = 0
     times: dict[str, list[float]] = {"with": [], "without": []}
+    for one in (index, other):  # what is imported and compiled once counts for neither
+        one.ask(questions[-1], 1, max_tokens=1)
     start = time.monotonic()
     for question in questions:
         if time.monotonic() - start > seconds:
@@ -168,35 +173,31 @@ def ask_all(model: str, index: Index, other: Index, count: int, seconds: int) ->
     record("prefill_reuse", {
         "row": "questions", "base": model, "chunks": len(index), "questions": asked,
         "equal": same, "prompt_tokens": prompt, "reused_tokens": reused,
+        "kept_megabytes": round(kept / 1e6),
         **{f"{way}_seconds": round(sum(taken), 2) for way, taken in times.items()},
     })  # fmt: skip
 
 
-def own_questions(index: Index, count: int) -> list[str]:
-    """Half as many chunks as questions are wanted, each asked about twice: for its first words and
-    for others of it."""
-    commit_passages: list[str] = index._storage.read(
+def own_questions(index: Index, chunks: int, each: int) -> list[str]:
+    """Questions about so many chunks, each in the first and some other of the chunk's own words."""
+    passages: list[str] = index._storage.read(
         lambda commit: [p for source in commit.sources() for p in commit.passages(source)]
     )
-    long = [p for p in commit_passages if index.gem.count_tokens(p) > LEAST_TOKENS]
-    chosen = random.Random(0).sample(long, min(count // 2, len(long)))
+    long = [p for p in passages if len(p.split()) > 8 * each + 8]
+    chosen = random.Random(0).sample(long, min(chunks, len(long)))
     return [
-        "What about " + " ".join(p.split()[start : start + 6]) + "?"
+        f"{' '.join(p.split()[:8])}: what about {' '.join(p.split()[start : start + 8])}?"
         for p in chosen
-        for start in (0, 8)
+        for start in range(8, 8 * each + 8, 8)
     ]
 
 
 def converse(model: str, index: Index, other: Index) -> None:
-    """Five turns about one passage."""
-    [question, *_] = own_questions(index, 2)
-    follow_ups = ["Where is it used?", "And why?", "What does it return?", "Is there another way?"]
-    with_reuse, without = (
-        Conversation(index, 1, max_tokens=24),
-        Conversation(other, 1, max_tokens=24),
-    )
-    for number, asked in enumerate([question, *follow_ups], start=1):
-        turn, wanted = with_reuse.ask(asked), without.ask(asked)
+    """Five turns about one passage, each a conversation's next."""
+    questions = own_questions(index, 1, 5)
+    with_reuse, without = (Conversation(one, 1, max_tokens=24) for one in (index, other))
+    for number, question in enumerate(questions, start=1):
+        turn, wanted = with_reuse.ask(question), without.ask(question)
         record("prefill_reuse", {
             "row": f"turn {number}", "base": model, "chunks": len(index),
             "questions": 1, "equal": int(turn.text == wanted.text),
