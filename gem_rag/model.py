@@ -433,7 +433,8 @@ class Gem:
 
     def keep_prefixes(self, prompts: Sequence[Sequence[int]], folder: Path, max_bytes: int) -> int:
         """Read prompts and keep their keys and values in a folder; see `Engine.keep_prefixes`."""
-        return self._engine.keep_prefixes(prompts, folder, max_bytes)
+        fitting = [ids for ids in prompts if len(ids) < self.context_length]
+        return self._engine.keep_prefixes(fitting, folder, max_bytes)
 
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> FloatArray:
         """Score how well each text continues a prompt.

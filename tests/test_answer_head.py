@@ -18,6 +18,7 @@ from gem_rag.core.config import GemConfig
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.prefix_index import common_length
 from gem_rag.generation.answer_prompt import answer_head, fill_prompt
+from gem_rag.interop.export import to_sentence_transformers
 from gem_rag.rag.answer import _build_prompt
 from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import train
@@ -131,6 +132,11 @@ def test_an_index_leaves_room_for_the_head(headed: Path, tmp_path: Path) -> None
         assert index.manifest.chunk_tokens == gem.max_document_tokens
         with pytest.raises(InputError, match=f"from 16 to {gem.max_document_tokens}"):
             Index.open(tmp_path / "other", gem, chunk_tokens=gem.max_length)
+
+
+def test_a_head_with_control_tokens_is_not_exported(headed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="document prompt of .* has control tokens"):
+        to_sentence_transformers(headed, tmp_path / "out")
 
 
 def test_training_reads_documents_after_the_head(plain_folder: Any, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ class SafeTokenizer:
         Raises:
             InputError: A text holds a lone surrogate.
         """
-        if not self._control_pattern.search(prompt):
+        if not self.has_control_tokens(prompt):
             return self.encode([prompt + text for text in texts], add_special_tokens)
 
         def unless_in_prompt(match: re.Match[str]) -> str:
@@ -144,6 +144,10 @@ class SafeTokenizer:
             tokenizers.Encoding.merge(list(itertools.islice(encoded, len(own))), True)
             for own in pieces
         ]
+
+    def has_control_tokens(self, text: str) -> bool:
+        """Whether a text has the name of a control token in it."""
+        return self._control_pattern.search(text) is not None
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a plain text that follows another: nothing is added around it."""

@@ -31,7 +31,7 @@ from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.prefill import FOLDER as PREFILL
 from gem_rag.rag.prefill import MAX_BYTES as PREFILL_BYTES
-from gem_rag.rag.prefill import KeptPrefill, keep_prefill
+from gem_rag.rag.prefill import KeptPrefill, keep_prefill, most_asked
 from gem_rag.rag.reranking import rerank
 from gem_rag.rag.roots import Roots, absolute
 from gem_rag.rag.search import SearchOptions, SearchSettings, search
@@ -335,9 +335,8 @@ class Index:
         if documents < 0:
             raise InputError(f"the number of documents must be 0 or more, not {documents}")
         asked = self._asked.most()
-        return self._storage.read(
-            lambda commit: keep_prefill(self.folder, self.gem, commit, asked, documents, max_bytes)
-        )
+        passages = self._storage.read(lambda commit: most_asked(commit, asked, documents))
+        return keep_prefill(self.folder, self.gem, passages, max_bytes)
 
     def sync(
         self,

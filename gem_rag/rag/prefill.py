@@ -7,7 +7,7 @@ that begins with the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,32 +36,36 @@ class KeptPrefill:
     bytes: int
 
 
+def most_asked(commit: Commit, asked: Sequence[str], count: int) -> dict[str, list[str]]:
+    """The passages of so many documents by source.
+
+    Args:
+        commit: What the index holds.
+        asked: Sources, the most asked first; documents that nobody has asked for come after them.
+        count: How many documents.
+    """
+    sources = commit.sources()
+    there = set(sources)
+    ordered = dict.fromkeys([*(source for source in asked if source in there), *sources])
+    return {source: commit.passages(source) for source in list(ordered)[:count]}
+
+
 def keep_prefill(
-    folder: Path, gem: Gem, commit: Commit, asked: Sequence[str], count: int, max_bytes: int
+    folder: Path, gem: Gem, passages: Mapping[str, Sequence[str]], max_bytes: int
 ) -> KeptPrefill:
-    """Keep keys and values of so many documents; what was kept of others is removed.
+    """Keep keys and values of passages; what was kept of others is removed.
 
     Args:
         folder: The index's.
         gem: Its model.
-        commit: What it holds.
-        asked: Sources, the most asked first.
-        count: How many documents.
+        passages: By source, what matters most first.
         max_bytes: Of all files.
 
     Raises:
         InputError: The model's engine keeps none, or its answers have no head.
     """
-    sources = _ordered(asked, commit.sources())[:count]
-    passages = [passage for source in sources for passage in commit.passages(source)]
-    prompts = [gem.answer_prefix(passage) for passage in passages]
+    prompts = [gem.answer_prefix(passage) for own in passages.values() for passage in own]
     target = folder / FOLDER
     kept = gem.keep_prefixes(prompts, target, max_bytes)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    return KeptPrefill(sources, len(passages), kept, size)
-
-
-def _ordered(asked: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """All sources, those asked for first."""
-    there = set(sources)
-    return list(dict.fromkeys([*(source for source in asked if source in there), *sources]))
+    return KeptPrefill(list(passages), len(prompts), kept, size)
