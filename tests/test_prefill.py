@@ -155,6 +155,17 @@ def test_there_is_no_more_on_disk_than_was_allowed(index: Index) -> None:
     assert kept.bytes <= 2 * one + one // 2
 
 
+def test_what_is_asked_most_has_room_first(index: Index) -> None:
+    one = index.keep_prefill(1).bytes
+    before = files(index)
+    for _ in range(2):
+        index.ask("loop while break", 1, style="quote", max_tokens=4)
+    kept = index.keep_prefill(2, max_bytes=one + one // 2)
+    assert kept.documents == ["loops", "files"]
+    assert (kept.chunks, kept.kept) == (2, 1)
+    assert not before & files(index)
+
+
 def test_short_chunks_are_not_kept(tiny: Gem, tmp_path: Path) -> None:
     index = Index.open(tmp_path / "index", tiny)
     index.sync([Document("a", "A lamp gives light.")])

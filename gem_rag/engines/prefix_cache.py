@@ -90,7 +90,7 @@ class PrefixCache:
     ) -> int:
         """Read prompts, and write their keys and values to files, for as long as there is room.
 
-        What else is in the folder is removed.
+        What else is in the folder is removed, and what matters less than what has no room.
 
         Args:
             model: Gives the language model.
@@ -106,17 +106,25 @@ class PrefixCache:
         different = dict.fromkeys(map(tuple, prompts))
         chosen = [list(ids) for ids in different if len(ids) >= LEAST_TOKENS]
         files.keep_only(chosen)
+        less_wanted = [ids for ids in chosen if files.has(ids)]
         missing = [ids for ids in chosen if not files.has(ids)]
-        kept = len(chosen) - len(missing)
+        place = {tuple(ids): number for number, ids in enumerate(chosen)}
+        has_room = True
         for some in _chunks(missing, budget):
             for batch in plan_batches([len(ids) for ids in some], budget, _PADDING):
+                if not has_room:
+                    break
                 with turn, torch.inference_mode():
                     prefixes = read_prefixes(model(), [some[i] for i in batch], pad)
                 for prefix in prefixes:
-                    if not files.write(prefix, evict=False):
-                        return kept
-                    kept += 1
-        return kept
+                    while (
+                        not (has_room := files.write(prefix, evict=False))
+                        and prefix.num_bytes < files.max_bytes
+                        and less_wanted
+                        and place[tuple(less_wanted[-1])] > place[prefix.ids]
+                    ):
+                        files.remove(less_wanted.pop())
+        return sum(map(files.has, chosen))
 
 
 def read_prefixes(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> list[Prefix]:

@@ -40,6 +40,7 @@ class PrefixFiles:
     def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
         self.folder, self.identity, self.max_bytes = folder, identity, max_bytes
         self._index: PrefixIndex[str] = PrefixIndex()
+        self._names: dict[str, str] = {}  # by the digest of their tokens
         self._seen: int | None = None  # when the folder had last changed
         self._failed = False
         self._lock = threading.RLock()
@@ -75,10 +76,9 @@ class PrefixFiles:
 
     def has(self, ids: Sequence[int]) -> bool:
         """Whether there is a file of exactly these tokens."""
-        digest = digest_of(ids)
         with self._lock:
             self._look()
-            return any(_parts(name)[1] == digest for name in self._index)
+            return digest_of(ids) in self._names
 
     def write(self, prefix: Prefix, *, evict: bool = True) -> bool:
         """Keep a prefix.
@@ -112,10 +112,22 @@ class PrefixFiles:
                 with create_file(temporary) as handle:
                     handle.write(data)
                 publish(temporary, self.folder / name)
+            self._learn(name, prefix.ids)
         except OSError as error:
             self._failed = True
             self._warn(f"nothing more is kept in {self.folder} ({error})")
             return False
+        return True
+
+    def remove(self, ids: Sequence[int]) -> bool:
+        """Remove the file of exactly these tokens; whether there was one."""
+        with self._lock:
+            self._look()
+            name = self._names.get(digest_of(ids))
+            if name is None:
+                return False
+            self._forget(name)
+        (self.folder / name).unlink(missing_ok=True)
         return True
 
     def keep_only(self, prefixes: Collection[Sequence[int]]) -> None:
@@ -168,10 +180,10 @@ class PrefixFiles:
         names = {path.name for path in self._files() if _parts(path.name)[0] == self.identity}
         for name in self._index:
             if name not in names:
-                self._index.remove(name)
+                self._forget(name)
         for name in names:
             if name not in self._index and (ids := self._ids(name)) is not None:
-                self._index.add(name, ids)
+                self._learn(name, ids)
 
     def _ids(self, name: str) -> Any:
         """The tokens that a file says it is of; None for another model's, or a damaged file."""
@@ -182,10 +194,17 @@ class PrefixFiles:
         except (OSError, SafetensorError):
             return None
 
+    def _learn(self, name: str, ids: Sequence[int]) -> None:
+        with self._lock:
+            if name not in self._index:
+                self._index.add(name, ids)
+                self._names[_parts(name)[1]] = name
+
     def _forget(self, name: str) -> None:
         with self._lock:
             if name in self._index:
                 self._index.remove(name)
+                self._names.pop(_parts(name)[1], None)
 
     def _warn(self, what: str) -> None:
         warnings.warn(f"{what}: answers go on without", stacklevel=3)
