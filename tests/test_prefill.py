@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import collections
+import decimal
+import functools
+import inspect
+import itertools
+import logging
+import os
+import pathlib
+import random
+import re
 import shutil
+import statistics
+import subprocess
+import textwrap
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +109,43 @@ def test_five_turns_of_a_conversation(index: Index, plain: Gem) -> None:
         shares.append(usage["reused"] / usage["prompt"])
         assert wanted.answer.usage["reused"] == 0
     assert [share > 0.8 for share in shares] == [False, True, False, True, True]
+
+
+def docstrings() -> list[Document]:
+    """Long ones of the standard library's functions and classes."""
+    modules = (argparse, asyncio, collections, decimal, functools, itertools, logging, os, pathlib,
+               random, re, shutil, statistics, subprocess, textwrap, threading)  # fmt: skip
+    found = {}
+    for module in modules:
+        for name, value in inspect.getmembers(module):
+            text = inspect.getdoc(value) or ""
+            if not name.startswith("_") and len(text) > 400:
+                found[text[:100]] = Document(f"{module.__name__}.{name}", text[:700])
+    return list(found.values())
+
+
+@pytest.mark.slow
+def test_two_hundred_questions_are_answered_alike(tiny: Gem, plain: Gem, tmp_path: Path) -> None:
+    """Half of them freely and half by quotes; most go on from what is kept, token for token."""
+    index = Index.open(tmp_path / "index", tiny)
+    index.sync(docstrings())
+    index.keep_prefill(len(index.sources))
+    asked = reused = 0
+    for number in range(200):
+        text = index.document(index.sources[number % len(index.sources)]).text.split()
+        start = 5 * (number // len(index.sources))
+        question = f"What is {' '.join(text[start : start + 6])}?"
+        style = "free" if number % 2 else "quote"
+        answers = [
+            one.ask(question, 2, style=style, max_tokens=16)
+            for one in (index, without(index, plain))
+        ]
+        assert answers[0].text == answers[1].text, question
+        assert answers[0].citations == answers[1].citations
+        asked += 1
+        reused += answers[0].usage.get("reused", 0) > 0
+    assert asked == 200
+    assert reused > 150
 
 
 # -- beside an index -----------------------------------------------------------------------------
