@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 import transformers
 
 from gem_rag.core.config import is_whole
-from gem_rag.core.layout import plan_batches
 from gem_rag.engines.decoding import forward, pad_left
 from gem_rag.engines.prefix_files import PrefixFiles
 from gem_rag.engines.prefix_store import LEAST_TOKENS, PrefixStore
@@ -23,7 +22,6 @@ from gem_rag.errors import InputError
 
 DEFAULT_MEMORY = 512 << 20
 DEFAULT_DISK = 4 << 30
-_PADDING = 0.3  # the largest share of texts read at once that may be padding
 
 
 class PrefixCache:
@@ -104,27 +102,27 @@ class PrefixCache:
             Of how many prompts there are files now.
         """
         different = dict.fromkeys(map(tuple, prompts))
-        chosen = [list(ids) for ids in different if len(ids) >= LEAST_TOKENS]
-        files.keep_only(chosen)
-        less_wanted = [ids for ids in chosen if files.has(ids)]
-        missing = [ids for ids in chosen if not files.has(ids)]
-        place = {tuple(ids): number for number, ids in enumerate(chosen)}
-        has_room = True
-        for some in _chunks(missing, budget):
-            for batch in plan_batches([len(ids) for ids in some], budget, _PADDING):
-                if not has_room:
-                    break
-                with turn, torch.inference_mode():
-                    prefixes = read_prefixes(model(), [some[i] for i in batch], pad)
-                for prefix in prefixes:
-                    while (
-                        not (has_room := files.write(prefix, evict=False))
-                        and prefix.num_bytes < files.max_bytes
-                        and less_wanted
-                        and place[tuple(less_wanted[-1])] > place[prefix.ids]
-                    ):
-                        files.remove(less_wanted.pop())
-        return sum(map(files.has, chosen))
+        wanted = [ids for ids in different if len(ids) >= LEAST_TOKENS]
+        files.keep_only(wanted)
+        missing = [(place, ids) for place, ids in enumerate(wanted) if not files.has(ids)]
+        for batch in _batches(missing, budget):
+            with turn, torch.inference_mode():
+                prefixes = read_prefixes(model(), [ids for _, ids in batch], pad)
+            less_wanted = (wanted[place + 1 :] for place, _ in batch)
+            if not all(map(partial(_write, files), prefixes, less_wanted)):
+                break
+        return sum(map(files.has, wanted))
+
+
+def _write(files: PrefixFiles, prefix: Prefix, less_wanted: Sequence[Sequence[int]]) -> bool:
+    """Write a prefix, in the place of what is less wanted if there is no room; whether it is there
+    now."""
+    while not files.write(prefix, evict=False):
+        last = next(filter(files.has, reversed(less_wanted)), None)
+        if last is None or files.failed or prefix.num_bytes > files.max_bytes:
+            return False
+        files.remove(last)
+    return True
 
 
 def read_prefixes(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> list[Prefix]:
@@ -138,15 +136,16 @@ def read_prefixes(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> lis
     ]
 
 
-def _chunks(prompts: Sequence[list[int]], budget: int) -> Iterator[list[list[int]]]:
-    """Prompts in their order, as many together as fill a batch."""
-    some: list[list[int]] = []
-    held = 0
-    for ids in prompts:
-        if some and held + len(ids) > budget:
-            yield some
-            some, held = [], 0
-        some.append(ids)
-        held += len(ids)
-    if some:
-        yield some
+def _batches(
+    prompts: Sequence[tuple[int, tuple[int, ...]]], budget: int
+) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+    """Numbered prompts in their order, as many together as fill a batch, padded to the longest."""
+    batch: list[tuple[int, tuple[int, ...]]] = []
+    for numbered in prompts:
+        longest = max(len(ids) for _, ids in [*batch, numbered])
+        if batch and longest * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(numbered)
+    if batch:
+        yield batch

@@ -35,6 +35,9 @@ class PrefixFiles:
         folder: Where they are; made when the first is written.
         identity: 32 hexadecimal digits of what computed them.
         max_bytes: Of all files in the folder; those used least recently make room.
+
+    Attributes:
+        failed: Whether the disk has failed or was full, so that nothing is written any more.
     """
 
     def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
@@ -42,7 +45,7 @@ class PrefixFiles:
         self._index: PrefixIndex[str] = PrefixIndex()
         self._names: dict[str, str] = {}  # by the digest of their tokens
         self._seen: int | None = None  # when the folder had last changed
-        self._failed = False
+        self.failed = False
         self._lock = threading.RLock()
 
     def longest(self, ids: Sequence[int]) -> tuple[str | None, int]:
@@ -92,7 +95,7 @@ class PrefixFiles:
         Returns:
             Whether there is a file of it now.
         """
-        if self._failed:
+        if self.failed:
             return False
         if self.has(prefix.ids):
             return True
@@ -114,7 +117,7 @@ class PrefixFiles:
                 publish(temporary, self.folder / name)
             self._learn(name, prefix.ids)
         except OSError as error:
-            self._failed = True
+            self.failed = True
             self._warn(f"nothing more is kept in {self.folder} ({error})")
             return False
         return True
