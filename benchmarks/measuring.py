@@ -53,7 +53,7 @@ SHAPES = {
 }
 
 
-def random_checkpoint(folder: Path, shape: Shape, k: int, rank: int) -> Path:
+def random_checkpoint(folder: Path, shape: Shape, k: int, rank: int, context: int = 2048) -> Path:
     """A random Llama with special tokens, adapters of a rank on every linear layer, and gem-tiny's
     tokenizer."""
     tiny = open_checkpoint("gem-tiny")
@@ -66,7 +66,7 @@ def random_checkpoint(folder: Path, shape: Shape, k: int, rank: int) -> Path:
     config = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads,
-        vocab_size=vocabulary, max_position_embeddings=2048, tie_word_embeddings=True,
+        vocab_size=vocabulary, max_position_embeddings=context, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)

@@ -182,7 +182,7 @@ def main(
         "query_length": 64, "adapter.rank": 32, "evaluation.held_out": 0.0,
         "trainer.dataloader_num_workers": 0,
     }  # fmt: skip
-    model = _plain(open_checkpoint(base), work / "base")
+    model = plain_checkpoint(open_checkpoint(base), work / "base")
     ablation = Ablation(model, data, common, teacher, work)
     names = row or [name for name in ROWS if teacher or name not in TAUGHT]
     seconds = {name: ablation.step_seconds(name, trial) for name in ("special", *names)}
@@ -198,7 +198,7 @@ def main(
             record("recipe_ablation", {"row": name, **settings, **figures})
 
 
-def _plain(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def plain_checkpoint(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """A checkpoint's language model without its special tokens."""
     if checkpoint.trained and not folder.exists():
         AutoModelForCausalLM.from_pretrained(checkpoint.path).save_pretrained(folder)

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import numpy as np
@@ -31,6 +32,7 @@ from gem_rag.core.truncation import (
 )
 from gem_rag.engines.engine import Engine
 from gem_rag.errors import GemError, InputError
+from gem_rag.generation.answer_prompt import answer_head
 from gem_rag.generation.chat import (
     PLAIN_STOP,
     Message,
@@ -143,7 +145,8 @@ class Gem:
     ) -> FloatArray:
         """As `embed_chunks`, of many documents together: one vector for each span, in order."""
         prompt = self.config.prompts["document"]
-        encodings = self._tokenizer.encode([prompt + document for document, _ in documents])
+        texts = [document for document, _ in documents]
+        encodings = self._tokenizer.encode_prompted(prompt, texts)
         rows: list[Row] = []
         places: list[int] = []  # of the rows' vectors, among all spans
         first = 0
@@ -190,6 +193,14 @@ class Gem:
         """Token ids of a plain text, as `generate` reads it."""
         return self._tokenizer.encode([text])[0].ids
 
+    def tokenize_document(self, text: str) -> list[int]:
+        """Token ids that a passage is embedded from, after the model's document prompt."""
+        return self._tokenizer.encode_prompted(self.config.prompts["document"], [text])[0].ids
+
+    def tokenize_query(self, text: str) -> list[int]:
+        """Token ids that a question is embedded from, after the model's query prompt."""
+        return self._tokenizer.encode_prompted(self.config.prompts["query"], [text])[0].ids
+
     def tokenize_chat(
         self,
         messages: Sequence[Message],
@@ -199,6 +210,12 @@ class Gem:
         """Token ids of a conversation, as `chat` reads it; raises what `chat` raises."""
         offered = Tools(tools, template=self._tokenizer.chat_template)
         return tokenize_conversation(self._tokenizer, messages, offered, chat_template_kwargs or {})
+
+    @property
+    def max_document_tokens(self) -> int:
+        """The most tokens of a passage in one embedding pass: `max_length` without the document
+        prompt."""
+        return self.max_length - len(self.tokenize_document("")) + self.count_tokens("")
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -398,6 +415,27 @@ class Gem:
             sampling = {**sampling, "schema": None, "grammar": offered.grammar()}
         return offered, ids, sampling
 
+    def answer_prefix(self, passage: str) -> list[int]:
+        """Token ids that an answer's prompt begins with if it has a passage first: its head (see
+        `gem_rag.generation.answer_prompt.answer_head`) and the passage. One or two at the end may
+        differ, where the tokenizer merges it with what follows.
+
+        Raises:
+            InputError: As `answer_head`.
+        """
+        head = answer_head(self._tokenizer, self.config)
+        return self._tokenizer.encode_prompted(head, [passage])[0].ids
+
+    def use_prefixes(self, folder: Path) -> bool:
+        """Look in a folder, too, for keys and values that prompts begin with; see
+        `Engine.use_prefixes`."""
+        return self._engine.use_prefixes(folder)
+
+    def keep_prefixes(self, prompts: Sequence[Sequence[int]], folder: Path, max_bytes: int) -> int:
+        """Read prompts and keep their keys and values in a folder; see `Engine.keep_prefixes`."""
+        fitting = [ids for ids in prompts if len(ids) < self.context_length]
+        return self._engine.keep_prefixes(fitting, folder, max_bytes)
+
     def score(self, prompt: Prompt, continuations: Sequence[str]) -> FloatArray:
         """Score how well each text continues a prompt.
 
@@ -526,7 +564,7 @@ class Gem:
         with progress_bar("embedding", len(texts), progress) as advance:
             for start in range(0, len(texts), _TEXTS_PER_ROUND):
                 part = texts[start : start + _TEXTS_PER_ROUND]
-                encodings = self._tokenizer.encode([prompt + text for text in part])
+                encodings = self._tokenizer.encode_prompted(prompt, part)
                 _check_tokens([e.ids for e in encodings], texts, start)
                 if truncation == "truncate":
                     self._warn_if_truncated(max(len(e) for e in encodings))

@@ -20,7 +20,7 @@ class FakeGem:
 
     has_chat_template = False
     context_length = 1000
-    max_length = 64
+    max_length = max_document_tokens = 64
     dtype = "float32"
 
     def __init__(self, name: str = "fake", dim: int = 64) -> None:

@@ -131,7 +131,7 @@ def is_like_a_new_one(index: Index, folder: Path, documents: Sequence[Document])
 
 
 def test_an_index_has_the_vectors_of_chunks_in_context(tmp_path: Path, gem: Gem) -> None:
-    index = Index.open(tmp_path / "index", gem, chunk_tokens=48, context_tokens=250)
+    index = Index.open(tmp_path / "index", gem, chunk_tokens=48, context_tokens=240)
     index.sync([document("a")])
     parts = passages(index, "a")
     assert len(parts) > 3
@@ -141,7 +141,7 @@ def test_an_index_has_the_vectors_of_chunks_in_context(tmp_path: Path, gem: Gem)
     stored = np.stack(
         [
             vectors(index)[r.digest]
-            for r in make_readings(parts, Splitter(gem.tokenizer, 48).count_tokens, 250)
+            for r in make_readings(parts, Splitter(gem.tokenizer, 48).count_tokens, 240)
         ]
     )
     assert close_to(stored, in_context, tolerance=1e-4)

@@ -339,12 +339,15 @@ def test_a_text_too_large_for_the_device_is_refused(talker: Gem) -> None:
     def no_room(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    talker.generate(["hello " * 25], max_tokens=1)
+    assert len(talker._engine._prefixes.store)
     hook = talker._engine._model.register_forward_pre_hook(no_room)
     try:
         with pytest.raises(GemError, match=r"does not fit into the memory.*lower max_tokens"):
             talker.generate(["hello"], max_tokens=3)
     finally:
         hook.remove()
+    assert len(talker._engine._prefixes.store) == 0  # its memory was freed
 
 
 def test_waiting_calls_fail_with_a_model_that_is_gone() -> None:

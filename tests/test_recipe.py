@@ -488,7 +488,7 @@ OTHERS: dict[str, Any] = {
     "data.pairs.columns.query": "question", "data.pairs.negatives": 2, "data.pairs.weight": 2.5,
     "data.pairs.truncation": "error", "data.pairs.subset": "english", "data.pairs.split": "test",
     "scope": "full", "k": 2, "pooling": "concat", "prompts.query": "query: ",
-    "prompts.document": "passage: ", "max_length": 128, "query_length": 64,
+    "prompts.document": "passage: ", "answer_head": True, "max_length": 128, "query_length": 64,
     "special_tokens": "continue", "seed": 1, "save_dtype": "float16",
     "next_token.raw": 0.7, "next_token.split": 0.4, "next_token.distill": 0.1,
     "contrastive.drop": 0.2, "contrastive.dims": [8], "contrastive.teacher": "columns",

@@ -64,6 +64,7 @@ def test_a_chat_is_what_the_model_says(client: TestClient, gem: Gem) -> None:
         "prompt_tokens": wanted.prompt_tokens,
         "completion_tokens": len(wanted.tokens),
         "total_tokens": wanted.prompt_tokens + len(wanted.tokens),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -80,6 +81,21 @@ def test_a_streamed_chat_has_the_same_text_and_its_usage_last(client: TestClient
     reasons = [piece["choices"][0]["finish_reason"] for piece in pieces]
     assert reasons == [None] * (len(pieces) - 1) + [whole["choices"][0]["finish_reason"]]
     assert len({piece["id"] for piece in found}) == 1
+
+
+def test_usage_says_how_much_of_a_prompt_was_read_before(client: TestClient) -> None:
+    """Of chats, whole and streamed, and of completions."""
+    prompt = {"prompt": "list append insert pop. " * 20, "max_tokens": 2}
+    messages = {"messages": [{"role": "user", "content": "file open read close. " * 20}]}
+    usual = {"include_usage": True}
+    for path, body in ((CHAT, messages), ("/v1/completions", prompt)):
+        body = {"model": "gem-tiny", "max_tokens": 2, **body}
+        first, second = (client.post(path, json=body).json()["usage"] for _ in range(2))
+        assert first["prompt_tokens_details"]["cached_tokens"] < 64
+        again = {"cached_tokens": first["prompt_tokens"] - 1}
+        assert second["prompt_tokens_details"] == again
+        streamed = chunks(client, path, **body, stream_options=usual)[-1]["usage"]
+        assert streamed["prompt_tokens_details"] == again
 
 
 def test_without_max_tokens_the_context_is_the_limit(client: TestClient, gem: Gem) -> None:

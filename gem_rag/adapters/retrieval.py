@@ -36,14 +36,16 @@ def embed_with_blanks(
     Raises:
         InputError: As those.
     """
-    embed = gem.embed_queries if role == "query" else gem.embed_documents
+    is_query = role == "query"
+    embed = gem.embed_queries if is_query else gem.embed_documents
     blank = [
         place for place, text in enumerate(texts) if isinstance(text, str) and not text.strip()
     ]
     if not blank:
         return embed(texts, **settings)
+    tokenize = gem.tokenize_query if is_query else gem.tokenize_document
     vectors = np.empty((len(texts), gem.dim), dtype=np.float32)
-    vectors[blank] = gem.embed_tokens([gem.tokenize(gem.config.prompts[role] + " ")])
+    vectors[blank] = gem.embed_tokens([tokenize(" ")])
     others = [place for place in range(len(texts)) if place not in set(blank)]
     if others:
         vectors[others] = embed([texts[place] for place in others], **settings)

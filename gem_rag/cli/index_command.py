@@ -72,6 +72,14 @@ def index(
     reembed: Annotated[
         bool, typer.Option("--reembed", help="Embed the whole index again with --model.")
     ] = False,
+    keep_prefill: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Keep keys and values of this many of the most asked documents beside the index, "
+            "so that answers from them begin sooner; what was kept of others is removed.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create an index of documents, or bring it up to date."""
@@ -82,6 +90,9 @@ def index(
             raise InputError("--remove stands alone: sync or re-embed with another command")
         removed = open_index(index, model).remove(remove)
         print_result({"removed": removed}, as_json, f"removed {', '.join(removed)}")
+        return
+    if keep_prefill is not None and not paths and not reembed:
+        _keep_prefill(open_index(index, model), keep_prefill, as_json)
         return
     if not paths and not reembed:
         raise InputError("index needs files or folders: gem-rag index docs/")
@@ -120,6 +131,8 @@ def index(
             "e-mail and HTML"
         )
     _print_report(report, index, as_json)
+    if keep_prefill is not None:
+        _keep_prefill(document_index, keep_prefill, as_json)
     if not report.complete:
         raise GemError(
             "some files or folders could not be read, see above; what the index had of them is kept"
@@ -145,6 +158,15 @@ def doctor(
         raise GemError(f"the index has {left} faults: put right what can be with --repair")
     if left:
         raise GemError(f"{left} faults could not be repaired: index again, or restore a copy")
+
+
+def _keep_prefill(index: Index, documents: int, as_json: bool) -> None:
+    kept = index.keep_prefill(documents)
+    summary = (
+        f"kept keys and values of {kept.kept} of the {kept.chunks} chunks of "
+        f"{len(kept.documents)} documents, {kept.bytes / 1e6:.0f} MB"
+    )
+    print_result(dataclasses.asdict(kept), as_json, summary)
 
 
 def _follow(index: Index, paths: Sequence[Path], as_json: bool, **choice: Any) -> None:

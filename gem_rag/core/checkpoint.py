@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,12 @@ class Checkpoint:
         """64 hexadecimal digits that identify the vectors this checkpoint gives.
 
         A hash of every weight (however they are sharded), the adapter, the tokenizer and what
-        changes vectors in config.json and gem_config.json; never of the path.
+        changes vectors in config.json and gem_config.json; never of the path. It is computed once.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file, counts in _HASHED_KEYS.items():
             path = self.path / file

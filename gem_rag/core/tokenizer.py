@@ -7,10 +7,12 @@ embeddings are in the checkpoint's adapter file), so no text and no generated to
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,52 @@ class SafeTokenizer:
                 list(texts), add_special_tokens=add_special_tokens
             )
 
+    def encode_prompted(
+        self, prompt: str, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[tokenizers.Encoding]:
+        """Tokenize plain texts, each after a prompt that the model's author wrote.
+
+        Control tokens in the prompt become special tokens, as those that a chat template writes. A
+        prompt that has any is the beginning of a rendered template: nothing is added around it, and
+        it is tokenized as `encode_chat` tokenizes that, so that both begin with the same tokens.
+
+        Args:
+            prompt: The prompt.
+            texts: The texts.
+            add_special_tokens: As for `encode`, after a prompt without control tokens.
+
+        Returns:
+            As `encode`, of the prompt and each text together.
+
+        Raises:
+            InputError: A text holds a lone surrogate.
+        """
+        if not self.has_control_tokens(prompt):
+            return self.encode([prompt + text for text in texts], add_special_tokens)
+
+        def unless_in_prompt(match: re.Match[str]) -> str:
+            return match[0] if match.end() <= len(prompt) else _broken(match)
+
+        pieces = [
+            self._control_pattern.sub(unless_in_prompt, prompt + text.replace(_BREAK, ""))
+            .split(_BREAK)
+            for text in texts
+        ]  # fmt: skip
+        with _surrogates_named():
+            encoded = iter(
+                self._template_backend.encode_batch(
+                    list(itertools.chain.from_iterable(pieces)), add_special_tokens=False
+                )
+            )
+        return [
+            tokenizers.Encoding.merge(list(itertools.islice(encoded, len(own))), True)
+            for own in pieces
+        ]
+
+    def has_control_tokens(self, text: str) -> bool:
+        """Whether a text has the name of a control token in it."""
+        return self._control_pattern.search(text) is not None
+
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a plain text that follows another: nothing is added around it."""
         with _surrogates_named():
@@ -141,24 +189,7 @@ class SafeTokenizer:
             InputError: The model has no chat template, or the template rejects the messages or
                 does not end.
         """
-        if not self.chat_template:
-            raise InputError(
-                "this model has no chat template: use generate() with a plain prompt, or add "
-                "chat_template.jinja to the model folder"
-            )
-        messages = [self._break_control_tokens(message) for message in messages]
-        try:
-            rendered = run_within(
-                _TEMPLATE_SECONDS,
-                lambda: self.hf_tokenizer.apply_chat_template(
-                    messages,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    **template_kwargs,
-                ),
-            )
-        except Exception as error:  # a template is a program of the model's author
-            raise InputError(f"the model's chat template refuses these messages: {error}") from None
+        rendered = self._render(messages, add_generation_prompt, template_kwargs)
         # Only the inside of a broken control token is a boundary, so ordinary text is tokenized in
         # one piece.
         encode = self.hf_tokenizer.encode
@@ -169,16 +200,60 @@ class SafeTokenizer:
                 for token_id in encode(piece, add_special_tokens=False)
             ]
 
+    def render_chat(self, messages: Sequence[dict[str, Any]]) -> str:
+        """What the chat template makes of a conversation; raises what `encode_chat` raises."""
+        return self._render(messages, True, {}).replace(_BREAK, "")
+
+    def _render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool,
+        template_kwargs: dict[str, Any],
+    ) -> str:
+        """As `render_chat`, with a break inside every control token of the messages."""
+        if not self.chat_template:
+            raise InputError(
+                "this model has no chat template: use generate() with a plain prompt, or add "
+                "chat_template.jinja to the model folder"
+            )
+        messages = [self._break_control_tokens(message) for message in messages]
+        try:
+            rendered: str = run_within(
+                _TEMPLATE_SECONDS,
+                lambda: self.hf_tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **template_kwargs,
+                ),
+            )
+        except Exception as error:  # a template is a program of the model's author
+            raise InputError(f"the model's chat template refuses these messages: {error}") from None
+        return rendered
+
     def _break_control_tokens(self, value: Any) -> Any:
         """A message, or a part of one, with a break inside every control token in its texts."""
         if isinstance(value, str):
             text = value.replace(_BREAK, "")
-            return self._control_pattern.sub(lambda m: m[0][:1] + _BREAK + m[0][1:], text)
+            return self._control_pattern.sub(_broken, text)
         if isinstance(value, dict):
             return {key: self._break_control_tokens(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
             return [self._break_control_tokens(part) for part in value]
         return value
+
+    @cached_property
+    def _template_backend(self) -> tokenizers.Tokenizer:
+        """A copy of the backend that reads control tokens, as in a rendered template."""
+        copy = tokenizers.Tokenizer.from_str(self.hf_tokenizer.backend_tokenizer.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        return copy
+
+
+def _broken(match: re.Match[str]) -> str:
+    """A control token with a break inside."""
+    return match[0][:1] + _BREAK + match[0][1:]
 
 
 @contextmanager

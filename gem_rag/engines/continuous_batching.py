@@ -37,6 +37,7 @@ class ContinuousBatcher:
         capacity: The most positions of all texts that are generated together; a longer one is
             generated alone.
         prompt_tokens: The most tokens of prompts that are read at once.
+        free_memory: Frees what can be computed again, when the device has no memory left.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class ContinuousBatcher:
         new_batch: Callable[[], DecodingBatch | SeparateSequences],
         capacity: int,
         prompt_tokens: int,
+        free_memory: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._turn, self._prompt_tokens = model, turn, prompt_tokens
         self._capacity, self._was_too_large = capacity, False
+        self._free_memory = free_memory
         self._new_batch, self._batch = new_batch, new_batch()
         self._lock = threading.Condition()
         self._led = False  # whether a caller is at work
@@ -133,7 +136,7 @@ class ContinuousBatcher:
         """Read the prompts of those who join, then give everybody a token."""
         self._batch.drop_done()
         joining = self._joining
-        lengths = [len(request.prompt) + len(request.tokens) for request in joining]
+        lengths = [self._batch.find_known(request) for request in joining]
         for chosen in plan_batches(lengths, self._prompt_tokens, _PROMPT_PADDING):
             self._batch.join(model, [joining[i] for i in chosen])
         self._joining = []
@@ -152,6 +155,7 @@ class ContinuousBatcher:
     def _start_again_smaller(self) -> None:
         """Go on from where everybody is, with half as much at once."""
         requests = self._empty_batch()
+        self._free_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(requests) < 2:

@@ -21,6 +21,8 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from gem_rag.engines.prefix_store import LEAST_TOKENS, PrefixStore
+from gem_rag.engines.prefixes import Prefix, filled_cache, prefix_of_row
 from gem_rag.errors import GemError
 from gem_rag.generation.listeners import GenerationListener
 from gem_rag.generation.repetition import LoopBreaker
@@ -41,6 +43,7 @@ class Request:
         generator: The source of randomness, or None for torch's own.
         tokens: What has been generated.
         done: Whether the request wants nothing more.
+        known: What has been read of the text before, and how many of its tokens that covers.
     """
 
     prompt: Sequence[int]
@@ -52,6 +55,12 @@ class Request:
     generator: torch.Generator | None = None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
+    known: tuple[Prefix | None, int] = (None, 0)
+
+    @property
+    def text(self) -> list[int]:
+        """The prompt and what has been generated."""
+        return [*self.prompt, *self.tokens]
 
     @property
     def longest(self) -> int:
@@ -82,23 +91,32 @@ class DecodingBatch:
 
     Args:
         pad: Token id of padding, which no other token sees.
+        prefixes: Where what has been read is kept, and what has been read before is found.
 
     Attributes:
         requests: What is generated, by row.
     """
 
-    def __init__(self, pad: int) -> None:
+    def __init__(self, pad: int, prefixes: PrefixStore | None = None) -> None:
         self.requests: list[Request] = []
-        self._pad = pad
+        self._pad, self._prefixes = pad, prefixes
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
 
     def join(self, model: Any, requests: Sequence[Request]) -> None:
-        """Read the prompts of further requests, and give each its next token."""
-        texts = [[*request.prompt, *request.tokens] for request in requests]
-        ids, mask = pad_left(texts, self._pad, model.device)
-        cache = DynamicCache()
-        logits = forward(model, ids, mask, cache)[:, -1]
+        """Read the prompts of further requests, but for what has been read before, and give each
+        its next token."""
+        ids, mask = pad_left([request.text for request in requests], self._pad, model.device)
+        unread = max(len(request.text) - request.known[1] for request in requests)
+        counts = [max(0, len(request.text) - unread) for request in requests]
+        known = [(r.known[0], count) for r, count in zip(requests, counts, strict=True)]
+        cache = filled_cache(known, ids.shape[1] - unread)
+        logits = forward(model, ids[:, -unread:], mask, cache)[:, -1]
+        for request, count in zip(requests, counts, strict=True):
+            request.known = (None, 0)
+            if not request.tokens:
+                request.listener.reused_tokens = count
+        self._keep(cache, requests)
         self._append(cache, mask)
         self.requests += requests
         take_next(requests, logits)
@@ -128,6 +146,21 @@ class DecodingBatch:
             layer.keys = layer.keys[keep][:, :, start:]
             layer.values = layer.values[keep][:, :, start:]
 
+    def find_known(self, request: Request) -> int:
+        """Look for what has been read of a request's text before; how many tokens are left."""
+        if self._prefixes is not None:
+            request.known = self._prefixes.longest(request.text)
+        return len(request.text) - request.known[1]
+
+    def _keep(self, cache: Any, requests: Sequence[Request]) -> None:
+        """Keep what has been read of prompts."""
+        if self._prefixes is None:
+            return
+        for row, request in enumerate(requests):
+            if len(request.prompt) >= LEAST_TOKENS and not request.tokens:
+                start = cache.get_seq_length() - len(request.prompt)
+                self._prefixes.add(prefix_of_row(cache, row, start, request.prompt))
+
     def _append(self, cache: Any, mask: Tensor) -> None:
         if self._cache is None:
             self._cache, self._mask = cache, mask
@@ -152,7 +185,7 @@ class SeparateSequences:
 
     def join(self, model: Any, requests: Sequence[Request]) -> None:
         """As of `DecodingBatch`; `step` and `drop_done` likewise."""
-        passes = [_forward_alone(model, [*r.prompt, *r.tokens]) for r in requests]
+        passes = [_forward_alone(model, r.text) for r in requests]
         self.requests += requests
         self._caches += [cache for _, cache in passes]
         take_next(requests, torch.cat([logits for logits, _ in passes]))
@@ -160,10 +193,13 @@ class SeparateSequences:
 
     def step(self, model: Any) -> None:
         each = zip(self.requests, self._caches, strict=True)
-        passes = [_forward_alone(model, [*r.prompt, *r.tokens], cache) for r, cache in each]
+        passes = [_forward_alone(model, r.text, cache) for r, cache in each]
         self._caches = [cache for _, cache in passes]
         take_next(self.requests, torch.cat([logits for logits, _ in passes]))
         self.drop_done()
+
+    def find_known(self, request: Request) -> int:
+        return len(request.text)
 
     def drop_done(self) -> None:
         keep = [row for row, request in enumerate(self.requests) if not request.done]
@@ -278,7 +314,7 @@ def _penalize(requests: Sequence[Request], logits: Tensor) -> Tensor:
     for row, request in enumerate(requests):
         sampling = request.sampling
         if sampling.repetition_penalty != 1:
-            seen = torch.tensor([[*request.prompt, *request.tokens]], device=logits.device)
+            seen = torch.tensor([request.text], device=logits.device)
             penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
             logits[row] = penalty(seen, logits[row : row + 1])[0]
         if sampling.presence_penalty or sampling.frequency_penalty:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gem_rag.core.arrays import FloatArray
@@ -70,6 +71,30 @@ class Engine(ABC):
 
         What the first ones share is read once where the engine can.
         """
+
+    def use_prefixes(self, folder: Path) -> bool:
+        """Look for keys and values of prompts in a folder too; whether the engine does so."""
+        return False
+
+    def keep_prefixes(self, prompts: Sequence[Sequence[int]], folder: Path, max_bytes: int) -> int:
+        """Read prompts and keep their keys and values in a folder, for as long as there is room;
+        what else is there is removed.
+
+        Args:
+            prompts: Token ids, what matters most first.
+            folder: Where to.
+            max_bytes: Of all files in it.
+
+        Returns:
+            Of how many prompts there are keys and values now; none of those that are too short.
+
+        Raises:
+            InputError: The engine, or this model, keeps none.
+        """
+        raise InputError(
+            f"the engine {self.name!r} has a prefix cache of its own, which cannot be filled "
+            "beforehand: load the model with engine='transformers'"
+        )
 
     @property
     @abstractmethod

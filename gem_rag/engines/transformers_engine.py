@@ -10,6 +10,7 @@ import gc
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,8 +31,9 @@ from gem_rag.core.memory import pass_tokens
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.engines.batch_embedder import BatchEmbedder, Compile
 from gem_rag.engines.continuous_batching import ContinuousBatcher
-from gem_rag.engines.decoding import DecodingBatch, Request, batch_kind
+from gem_rag.engines.decoding import DecodingBatch, Request, SeparateSequences, batch_kind
 from gem_rag.engines.engine import Engine
+from gem_rag.engines.prefix_cache import DEFAULT_DISK, DEFAULT_MEMORY, PrefixCache
 from gem_rag.engines.scoring import mean_log_probs
 from gem_rag.errors import GemError, InputError
 from gem_rag.generation.listeners import GenerationListener, StreamListener
@@ -54,6 +56,10 @@ class TransformersEngine(Engine):
         compile: Whether texts go through compiled layers (`torch.compile`) and a short text alone,
             on a GPU, through one CUDA graph. "auto" compiles on a GPU once embedding has taken as
             long as compiling repays. Vectors differ by rounding; generation is never compiled.
+        prefix_cache_bytes: Keys and values of prompts that are kept in memory, so that a prompt
+            which begins alike goes on from them; 0 for none.
+        prefix_cache_folder: Gets what memory has no room for any more; default it is dropped.
+        prefix_cache_disk_bytes: Of that folder's files.
         model_kwargs: Passed on to transformers' `from_pretrained`.
 
     Raises:
@@ -71,6 +77,9 @@ class TransformersEngine(Engine):
         dtype: str = "auto",
         attention: LoweringName | Literal["auto"] = "auto",
         compile: Compile = "auto",
+        prefix_cache_bytes: int = DEFAULT_MEMORY,
+        prefix_cache_folder: str | Path | None = None,
+        prefix_cache_disk_bytes: int = DEFAULT_DISK,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if device == "auto":
@@ -103,13 +112,50 @@ class TransformersEngine(Engine):
             encoder, self.lowering, self.batch_tokens, compile, self._generation_lock
         )
         self._batch_kind = batch_kind(model)
+        self._prefixes = PrefixCache(
+            checkpoint.fingerprint, self.dtype, encoder.device,
+            prefix_cache_bytes, prefix_cache_folder, prefix_cache_disk_bytes,
+        )  # fmt: skip
+        self._why_no_prefixes = self._find_why_no_prefixes(model)
         self._batcher = ContinuousBatcher(
             lambda: self._model,
             self._generation_lock,
-            partial(self._batch_kind, self._pad),
+            self._new_batch,
             capacity=4 * self._generation_tokens,
             prompt_tokens=self._generation_tokens,
+            free_memory=self._prefixes.store.clear,
         )
+
+    def _new_batch(self) -> DecodingBatch | SeparateSequences:
+        if self._batch_kind is not DecodingBatch:
+            return self._batch_kind(self._pad)
+        return DecodingBatch(self._pad, None if self._why_no_prefixes else self._prefixes.store)
+
+    def _find_why_no_prefixes(self, model: Any) -> str:
+        """Why keys and values of prompts are not kept; nothing if they are."""
+        if self._batch_kind is not DecodingBatch:
+            return "this model keeps more than keys and values of what it has read"
+        if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+            return "this model lies on several devices"
+        return ""
+
+    def use_prefixes(self, folder: Path) -> bool:
+        if not self._why_no_prefixes:
+            self._prefixes.use(folder)
+        return not self._why_no_prefixes
+
+    def keep_prefixes(self, prompts: Sequence[Sequence[int]], folder: Path, max_bytes: int) -> int:
+        if self._why_no_prefixes:
+            raise InputError(
+                f"{self._why_no_prefixes}, so none can be kept for its answers: leave it out"
+            )
+        files = self._prefixes.files(folder, max_bytes)
+        kept = self._prefixes.fill(
+            lambda: self._model, prompts, files,
+            budget=self._generation_tokens, pad=self._pad, turn=self._generation_lock,
+        )  # fmt: skip
+        self._prefixes.use(folder)
+        return kept
 
     @property
     def _embedder(self) -> BatchEmbedder:
@@ -202,6 +248,7 @@ class TransformersEngine(Engine):
             return
         with self._embedder_or_none.lock, self._generation_lock:
             self._embedder_or_none = None
+            self._prefixes.store.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -22,12 +22,14 @@ class GenerationListener:
 
     Attributes:
         generation: The complete result, or the error that ended it.
+        reused_tokens: How many of the prompt's tokens had been read before; set by who reads it.
     """
 
     def __init__(
         self, prompt_tokens: int, sampling: Sampling, decode: Callable[[Sequence[int]], str]
     ) -> None:
         self.generation: Future[Generation] = Future()
+        self.reused_tokens = 0
         self._prompt_tokens, self._top, self._decode = prompt_tokens, sampling.logprobs, decode
         self._buffer = StopStringBuffer(decode, sampling.stop)
         # Stop strings are looked for along the way, which costs time between an engine's steps.
@@ -77,8 +79,11 @@ class GenerationListener:
             text, written = self._buffer.text, tuple(self._buffer.tokens)
             logprobs = tuple(map(self._token_logprob, written, self._logprobs))
             self.generation.set_result(
-                Generation(text, written, why, self._prompt_tokens, logprobs=logprobs)
-            )
+                Generation(
+                    text, written, why, self._prompt_tokens, logprobs=logprobs,
+                    reused_tokens=self.reused_tokens,
+                )
+            )  # fmt: skip
             self._close()
         return not self.generation.done()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Literal, Self, TypedDict, TypeVar
 
@@ -154,6 +154,8 @@ class Generation:
         schema_error: Why the text is not of the schema that was asked for: it was cut, or breaks
             what no grammar can hold. Empty if it is, or none was asked for.
         logprobs: Of each of `tokens`; empty if `Sampling.logprobs` is None.
+        reused_tokens: How many of the prompt's first tokens had been read before, so that their
+            keys and values were at hand. It makes no difference between two texts.
     """
 
     text: str
@@ -162,6 +164,7 @@ class Generation:
     prompt_tokens: int
     schema_error: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    reused_tokens: int = field(default=0, compare=False)
 
     def checked(self, schema: dict[str, Any] | None) -> Self:
         """With `schema_error` for a schema."""

@@ -88,8 +88,8 @@ def to_sentence_transformers(model: str | Path, out: Path) -> Path:
         `out`.
 
     Raises:
-        InputError: There is no such model, it has not been GEM-trained, `out` holds something
-            else, or sentence-transformers is not installed.
+        InputError: There is no such model, it has not been GEM-trained, its prompts have control
+            tokens, `out` holds something else, or sentence-transformers is not installed.
         GemError: The folder cannot be written.
     """
     _check_installed()
@@ -100,6 +100,7 @@ def to_sentence_transformers(model: str | Path, out: Path) -> Path:
             f"{checkpoint.name} has not been GEM-trained, so its embeddings are poor: train it "
             "first, then export it"
         )
+    _check_prompts(checkpoint)
     engine = _engine_for_standard_modules(checkpoint)
     with replace_folder(out) as folder:
         if engine is None:
@@ -107,6 +108,20 @@ def to_sentence_transformers(model: str | Path, out: Path) -> Path:
         else:
             _save_standard_modules(checkpoint, engine, folder)
     return out
+
+
+def _check_prompts(checkpoint: Checkpoint) -> None:
+    """Refuse prompts of which sentence-transformers would not make the same tokens."""
+    from gem_rag.core.tokenizer import SafeTokenizer
+
+    tokenizer = SafeTokenizer.from_folder(checkpoint.path)
+    for use, prompt in checkpoint.config.prompts.items():
+        if tokenizer.has_control_tokens(prompt):
+            raise InputError(
+                f"the {use} prompt of {checkpoint.name} has control tokens of its chat template, "
+                "and sentence-transformers joins prompts and texts before it tokenizes them: "
+                "export a model that was trained without answer_head"
+            )
 
 
 def _check_installed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -13,6 +12,7 @@ from typing import Any, Unpack, get_args
 from gem_rag.core.config import AnswerStyle, check_margin
 from gem_rag.documents.document import Chunk
 from gem_rag.errors import InputError
+from gem_rag.generation.answer_prompt import answer_form, fill_prompt
 from gem_rag.generation.grammars import quote_grammar
 from gem_rag.generation.sampling import Generation, SamplingOptions, TextStream, normalize_stop
 from gem_rag.model import Gem
@@ -21,12 +21,7 @@ from gem_rag.rag.hits import Hit
 from gem_rag.rag.quotes import cite_quotes, quotable
 from gem_rag.rag.support import CheckedSentence, SentenceChecker, check_sentences
 
-INSTRUCTIONS = (
-    "Answer the question from the passages below, in their own words where you can, and cite "
-    "them like [1]. If they do not answer it, say that they do not."
-)
 REFUSAL = "The passages do not answer this."
-_PROMPT = f"{INSTRUCTIONS}\n\n{{passages}}\n\nQuestion: {{question}}\nAnswer:"
 # A base model does not know where to end: a plain prompt's answer is one paragraph.
 _PLAIN_STOP = ("\n\n", "\nQuestion:")
 _MIN_PASSAGE = 40  # characters of a passage that is cut to fit
@@ -43,7 +38,8 @@ class Answer:
         hits: The passages that were read, in the order of their numbers.
         unsupported: What style "checked" left out: sentences that no passage supports.
         timings: Seconds spent in "search" and "generate": of a streamed answer, its reader's too.
-        usage: Tokens of the prompt and of what was generated; none where the model was not asked.
+        usage: Tokens of the prompt, how many of those had been read before ("reused": their keys
+            and values were at hand), and of what was generated; none where the model was not asked.
         is_cut: Whether `max_tokens` ended what was generated.
     """
 
@@ -166,15 +162,6 @@ def check_style(style: str | None) -> None:
         raise InputError(f"there is no style {style!r}: use {', '.join(get_args(AnswerStyle))}")
 
 
-def fill_prompt(form: str, question: str, passages: Sequence[str]) -> str:
-    """Fill a prompt's {passages}, which are numbered, and its {question}."""
-    numbered = "\n\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, start=1))
-    # Split, not str.format: passages and questions may hold braces.
-    values = {"{passages}": numbered, "{question}": question}
-    parts = re.split(r"(\{passages\}|\{question\})", form)
-    return "".join(values.get(part, part) for part in parts)
-
-
 def beginnings(passage: str) -> Iterator[str]:
     """A passage, then what is left of it after cutting a fifth off its end, again and again: the
     first that fits a prompt is read."""
@@ -290,7 +277,11 @@ def _measured(answer: Answer, generation: Generation | None, start: float) -> An
     timings = {"generate": time.perf_counter() - start}
     if generation is None:
         return dataclasses.replace(answer, timings=timings)
-    usage = {"prompt": generation.prompt_tokens, "generated": len(generation.tokens)}
+    usage = {
+        "prompt": generation.prompt_tokens,
+        "reused": generation.reused_tokens,
+        "generated": len(generation.tokens),
+    }
     is_cut = generation.finish_reason == "length"
     return dataclasses.replace(answer, timings=timings, usage=usage, is_cut=is_cut)
 
@@ -317,7 +308,7 @@ def _fit_prompt(
 
 
 def _build_prompt(gem: Gem, question: str, passages: Sequence[str]) -> list[int]:
-    prompt = fill_prompt(gem.config.answer_prompt or _PROMPT, question, passages)
+    prompt = fill_prompt(answer_form(gem.config), question, passages)
     if gem.config.answer_prompt is None and gem.has_chat_template:
         return gem.tokenize_chat([{"role": "user", "content": prompt}])
     return gem.tokenize(prompt)

@@ -88,6 +88,21 @@ class Commit:
         )
         return next(map(_document_of, rows), None)
 
+    def passages(self, source: str) -> list[str]:
+        """The passages of a document's chunks, in order."""
+        document = self.document(source)
+        if document is None:
+            return []
+        rows = self.connection.execute(
+            "SELECT start, stop, chunks.title FROM chunks "
+            "JOIN documents ON documents.number = document WHERE source = ? ORDER BY start",
+            (source,),
+        )
+        return [
+            Chunk(source, title, start, stop, document.text[start:stop]).passage
+            for start, stop, title in rows
+        ]
+
     def identity(self, source: str) -> Identity | None:
         """What tells whether a document has changed; None if the index has none of that source."""
         rows = self.connection.execute(

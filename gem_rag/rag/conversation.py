@@ -163,6 +163,7 @@ class Conversation:
             citations=self.index.locate(answer.citations),
             timings={**found.timings, **answer.timings},
         )
+        self.index.count_asked(answer)
         turn = Turn(found.question, found.standalone, answer)
         self.turns.append(turn)
         return turn

@@ -22,12 +22,16 @@ from gem_rag.generation.sampling import SamplingOptions
 from gem_rag.model import Gem
 from gem_rag.rag.answer import Answer
 from gem_rag.rag.answer import answer as answer_from_hits
+from gem_rag.rag.asked import AskedCounts
 from gem_rag.rag.citations import Citation
 from gem_rag.rag.commit import Commit
 from gem_rag.rag.conditions import Where, check_where, satisfies
 from gem_rag.rag.doctor import Finding, examine
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
+from gem_rag.rag.prefill import FOLDER as PREFILL
+from gem_rag.rag.prefill import MAX_BYTES as PREFILL_BYTES
+from gem_rag.rag.prefill import KeptPrefill, keep_prefill, most_asked
 from gem_rag.rag.reranking import rerank
 from gem_rag.rag.roots import Roots, absolute
 from gem_rag.rag.search import SearchOptions, SearchSettings, search
@@ -57,6 +61,9 @@ class Index:
         self.folder = folder
         self.gem = gem
         self._storage = storage
+        self._asked = AskedCounts(folder)
+        if (folder / PREFILL).is_dir():
+            gem.use_prefixes(folder / PREFILL)
 
     @classmethod
     def open(
@@ -93,7 +100,7 @@ class Index:
         _check_settings(gem, store, chunk_tokens, context_tokens)
         manifest = Manifest.read(folder) if create else Manifest.read_existing(folder)
         if manifest is None:
-            tokens = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
+            tokens = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_document_tokens)
             manifest = Manifest(
                 gem.name, gem.fingerprint, gem.dim, store or "faiss", tokens,
                 dtype=gem.dtype, context_tokens=context_tokens or 0,
@@ -146,11 +153,11 @@ class Index:
             gem.fingerprint,
             gem.dim,
             old.store,
-            min(old.chunk_tokens, gem.max_length),
+            min(old.chunk_tokens, gem.max_document_tokens),
             generation=old.generation,
             roots=old.roots,
             dtype=gem.dtype,
-            context_tokens=min(old.context_tokens, gem.max_length),
+            context_tokens=min(old.context_tokens, gem.max_document_tokens),
         )
         storage = Storage(folder, blank, gem)
         with progress_bar("Embedding", old.chunks, progress) as advance:
@@ -291,6 +298,7 @@ class Index:
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
         citations = self.locate(answer.citations)
+        self.count_asked(answer)
         timings = {"search": search_time, **answer.timings}
         return dataclasses.replace(answer, citations=citations, timings=timings)
 
@@ -298,7 +306,37 @@ class Index:
         """Citations with their places in the documents' files, as far as these are in the index."""
         return self._storage.read(lambda commit: commit.locate(citations))
 
+    def count_asked(self, answer: Answer) -> None:
+        """Count the documents that an answer rests on: of the best passage, and of what it cites.
+        `ask` and conversations do so."""
+        cited = [citation.source for citation in answer.citations]
+        self._asked.add([*(hit.chunk.source for hit in answer.hits[:1]), *cited])
+
     # -- writing -----------------------------------------------------------------------------
+
+    def keep_prefill(self, documents: int, *, max_bytes: int = PREFILL_BYTES) -> KeptPrefill:
+        """Keep keys and values of the most asked documents' chunks beside the index.
+
+        Answers whose best passage is one of these chunks begin sooner, and are the same. What was
+        kept of other documents, or of what these were before they changed, is removed.
+
+        Args:
+            documents: How many; before anything has been asked, the first ones.
+            max_bytes: Of all files, which are written until there is no room.
+
+        Returns:
+            What is kept.
+
+        Raises:
+            InputError: The number is negative, the engine keeps none (vLLM has a prefix cache of
+                its own), or the model's answer prompt has no fixed beginning.
+            GemError: The index is damaged.
+        """
+        if documents < 0:
+            raise InputError(f"the number of documents must be 0 or more, not {documents}")
+        asked = self._asked.most()
+        passages = self._storage.read(lambda commit: most_asked(commit, asked, documents))
+        return keep_prefill(self.folder, self.gem, passages, max_bytes)
 
     def sync(
         self,
@@ -431,14 +469,15 @@ def _check_settings(
 ) -> None:
     if store is not None and store not in get_args(StoreName):
         raise InputError(f"there is no store {store!r}: use {' or '.join(get_args(StoreName))}")
-    if chunk_tokens is not None and not 16 <= chunk_tokens <= gem.max_length:
+    most = gem.max_document_tokens
+    if chunk_tokens is not None and not 16 <= chunk_tokens <= most:
         raise InputError(
-            f"chunk_tokens must be from 16 to {gem.max_length}, what the model reads at once; "
+            f"chunk_tokens must be from 16 to {most}, what the model reads at once; "
             f"not {chunk_tokens}"
         )
-    least = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, gem.max_length)
-    if context_tokens and not least < context_tokens <= gem.max_length:
+    least = chunk_tokens or min(DEFAULT_CHUNK_TOKENS, most)
+    if context_tokens and not least < context_tokens <= most:
         raise InputError(
             f"context_tokens must be 0, or more than chunk_tokens ({least}) and at most "
-            f"{gem.max_length}, what the model reads at once; not {context_tokens}"
+            f"{most}, what the model reads at once; not {context_tokens}"
         )

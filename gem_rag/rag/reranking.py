@@ -10,8 +10,9 @@ import numpy as np
 from gem_rag._utils.suggestions import check_choice
 from gem_rag.core.arrays import FloatArray
 from gem_rag.errors import InputError
+from gem_rag.generation.answer_prompt import fill_prompt
 from gem_rag.model import Gem
-from gem_rag.rag.answer import beginnings, fill_prompt
+from gem_rag.rag.answer import beginnings
 from gem_rag.rag.fusion import reciprocal_rank_fusion
 from gem_rag.rag.hits import Hit
 

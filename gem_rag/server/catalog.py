@@ -174,7 +174,7 @@ class Catalog:
 
     def check_question(self, question: str) -> None:
         """Raise ApiError for a question of which only the beginning would be searched for."""
-        tokens = self.gem.count_tokens(self.gem.config.prompts["query"] + question)
+        tokens = len(self.gem.tokenize_query(question))
         if tokens > self.gem.max_length:
             raise ApiError(
                 f"the question has {tokens} tokens and the model embeds at most "

@@ -204,7 +204,7 @@ async def _stream(
     if rest:
         yield head.chunk(rest)
     yield head.chunk({}, finish_reason(reply), _logprobs(reply))
-    used = count_tokens(raw_request, reply.prompt_tokens, tokens_of(reply))
+    used = count_tokens(raw_request, reply.prompt_tokens, tokens_of(reply), reply.reused_tokens)
     if request.includes_usage:
         yield head.event(choices=[], usage=used)
 
@@ -237,7 +237,8 @@ class _Head:
             for index, reply in enumerate(replies)
         ]
         generated = sum(map(tokens_of, replies))
-        used = count_tokens(raw_request, replies[0].prompt_tokens, generated)
+        first = replies[0]
+        used = count_tokens(raw_request, first.prompt_tokens, generated, first.reused_tokens)
         return {**self._fields("chat.completion"), "choices": choices, "usage": used}
 
     def chunk(

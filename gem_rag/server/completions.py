@@ -85,7 +85,9 @@ def completions_router(service: Service) -> APIRouter:
             _choice(i, one.text, one.finish_reason, _logprobs(one)) for i, one in enumerate(found)
         ]
         prompt_tokens = sum(one.prompt_tokens for one in found[:: request.count])
-        used = count_tokens(raw_request, prompt_tokens, sum(len(one.tokens) for one in found))
+        reused = sum(one.reused_tokens for one in found[:: request.count])
+        generated = sum(len(one.tokens) for one in found)
+        used = count_tokens(raw_request, prompt_tokens, generated, reused)
         return {**head, "choices": choices, "usage": used}
 
     router = APIRouter()
@@ -103,7 +105,7 @@ async def _stream(
         yield event({**head, "choices": [_choice(0, text, None)]})
     found = pieces.generation
     yield event({**head, "choices": [_choice(0, "", found.finish_reason, _logprobs(found))]})
-    used = count_tokens(raw_request, found.prompt_tokens, len(found.tokens))
+    used = count_tokens(raw_request, found.prompt_tokens, len(found.tokens), found.reused_tokens)
     if request.includes_usage:
         yield event({**head, "choices": [], "usage": used})
 

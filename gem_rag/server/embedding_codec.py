@@ -171,7 +171,7 @@ class EmbeddingCodec:
             texts = [text[-most:] if left else text[:most] for text in texts]
         special = request.add_special_tokens is not False
         try:
-            encodings = self._tokenizer.encode([prompt + text for text in texts], special)
+            encodings = self._tokenizer.encode_prompted(prompt, texts, special)
         except InputError as error:
             raise ApiError(str(error), param="input") from error
         if limit is None:

@@ -17,4 +17,7 @@ RUNNING = Gauge("gem_rag:requests_running", "Requests that are being answered.")
 WAITING = Gauge("gem_rag:requests_waiting", "Requests that wait for their turn.")
 GENERATING = Gauge("gem_rag:texts_generating", "Texts that the engine generates, or is to.")
 PROMPT_TOKENS = Counter("gem_rag:prompt_tokens", "Tokens of the prompts of generated texts.")
+REUSED_TOKENS = Counter(
+    "gem_rag:reused_prompt_tokens", "Tokens of those prompts that had been read before."
+)
 GENERATED_TOKENS = Counter("gem_rag:generated_tokens", "Tokens of texts that were generated.")

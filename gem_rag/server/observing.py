@@ -52,15 +52,24 @@ def note(request: Request, **facts: Any) -> None:
     request.scope.get(_KEY, {}).update(facts)
 
 
-def count_tokens(request: Request, prompt: int, generated: int) -> dict[str, int]:
-    """Count tokens of a request for operators; the `usage` that its client is told."""
+def count_tokens(request: Request, prompt: int, generated: int, reused: int) -> dict[str, Any]:
+    """Count tokens of a request for operators; the `usage` that its client is told.
+
+    Args:
+        request: The request.
+        prompt: Of its prompts.
+        generated: Of what was generated.
+        reused: Of those of the prompts, which had been read before.
+    """
     metrics.PROMPT_TOKENS.inc(prompt)
+    metrics.REUSED_TOKENS.inc(reused)
     metrics.GENERATED_TOKENS.inc(generated)
-    note(request, prompt_tokens=prompt, generated_tokens=generated)
+    note(request, prompt_tokens=prompt, reused_tokens=reused, generated_tokens=generated)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": reused},
     }
 
 

@@ -119,4 +119,5 @@ def _reply(
         answer.usage.get("prompt", 0),
         annotations=annotations,
         generated_tokens=answer.usage.get("generated", 0),
+        reused_tokens=answer.usage.get("reused", 0),
     )

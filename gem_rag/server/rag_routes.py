@@ -134,5 +134,6 @@ def _citations(turn: Turn) -> dict[str, Any]:
 def _measures(turn: Turn, raw_request: Request) -> dict[str, Any]:
     usage = turn.answer.usage
     timings = {name: round(seconds, 4) for name, seconds in turn.answer.timings.items()}
-    used = count_tokens(raw_request, usage.get("prompt", 0), usage.get("generated", 0))
+    prompt, generated, reused = (usage.get(name, 0) for name in ("prompt", "generated", "reused"))
+    used = count_tokens(raw_request, prompt, generated, reused)
     return {"timings": timings, "usage": used}

@@ -202,12 +202,12 @@ class _RowTokenizer:
         self.truncated = [0] * len(rows)
 
     def __call__(self, texts: Sequence[str], max_length: int, prompt: str = "") -> list[list[int]]:
-        if prompt and self.tokenizer.count_tokens(prompt) >= max_length:
+        if prompt and len(self.tokenizer.encode_prompted(prompt, [""])[0]) >= max_length:
             raise InputError(
                 f"the prompt {prompt!r} leaves no room for a text of {max_length} tokens: shorten "
                 "it, or raise query_length or max_length"
             )
-        encoded = self.tokenizer.encode([prompt + text for text in texts])
+        encoded = self.tokenizer.encode_prompted(prompt, texts)
         return self._truncate([e.ids for e in encoded], max_length)
 
     def tokenize_continuations(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -226,8 +226,8 @@ class _RowTokenizer:
         "start", the first token of the text itself."""
         ids, starts = [], []
         before = [f"{context}{BETWEEN}" if context else "" for context in contexts]
-        encodings = self.tokenizer.encode(
-            [prompt + b + text for b, text in zip(before, texts, strict=True)]
+        encodings = self.tokenizer.encode_prompted(
+            prompt, [b + text for b, text in zip(before, texts, strict=True)]
         )
         for encoding, b, text in zip(encodings, before, texts, strict=True):
             span = (len(b), len(b) + len(text))

@@ -304,6 +304,9 @@ class Recipe(_Part):
         layers: Embeddings are read after so many of the model's layers, which makes them cheaper;
             default all. Next-token losses and generation use all layers.
         prompts: Put before queries and documents of pairs, and kept in the checkpoint.
+        answer_head: Documents are read after what the model's answers begin with, instead of a
+            prompt of their own: then the keys and values of a passage serve its embedding and an
+            answer. `max_length` counts it.
         max_length: The most tokens of a text.
         query_length: The most tokens of a query; default `max_length`.
         special_tokens: "new" initializes them, "continue" starts from those the model has, "auto"
@@ -319,6 +322,7 @@ class Recipe(_Part):
     pooling: Pooling = "mean"
     layers: Positive | None = None
     prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
+    answer_head: bool = False
     max_length: Annotated[int, Field(ge=2)] = 512
     query_length: Positive | None = None
     special_tokens: Literal["new", "continue", "auto"] = "new"
@@ -336,6 +340,11 @@ class Recipe(_Part):
         if self.next_token is None and self.contrastive is None:
             raise InputError("a recipe needs next_token, contrastive or both: nothing is trained")
         check_prompts(self.prompts)
+        if self.answer_head and self.prompts["document"]:
+            raise InputError(
+                "answer_head is the document prompt: leave prompts.document empty, or answer_head "
+                "out"
+            )
         start, steps = self.schedule.contrastive_from, self.schedule.steps
         if self.next_token and self.contrastive and start >= steps:
             raise InputError(

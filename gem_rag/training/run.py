@@ -33,6 +33,7 @@ from gem_rag.core.encoder import max_text_tokens_before_loading
 from gem_rag.core.passes import count_layers
 from gem_rag.core.tokenizer import SafeTokenizer
 from gem_rag.errors import GemError, InputError
+from gem_rag.generation.answer_prompt import answer_head
 from gem_rag.training.batches import StepDataset
 from gem_rag.training.card import write_card
 from gem_rag.training.corpus import Corpus
@@ -105,6 +106,7 @@ def train(
     model_limit = max_text_tokens_before_loading(config, recipe.k)
     recipe = settle_special_tokens(_limit_length(recipe, base.name, model_limit), base)
     tokenizer = SafeTokenizer.from_folder(base.path)
+    recipe = _settle_answer_head(recipe, base, tokenizer)
     with arguments.main_process_first():
         maker = PairMaker(base, run_folder, resume or arguments.process_index > 0, progress)
         corpora, held_out = load_data(recipe, tokenizer, maker)
@@ -147,6 +149,14 @@ def train(
     made = make_report(saved, base, recipe, held_out, cost, record) if report else None
     write_card(saved, recipe, dim, made)
     return made
+
+
+def _settle_answer_head(recipe: Recipe, base: Checkpoint, tokenizer: SafeTokenizer) -> Recipe:
+    """A recipe whose document prompt is the head of the base's answers, if it asks for that."""
+    if not recipe.answer_head:
+        return recipe
+    prompts = {**recipe.prompts, "document": answer_head(tokenizer, base.config)}
+    return dataclasses.replace(recipe, prompts=prompts, answer_head=False)
 
 
 def save_trained(

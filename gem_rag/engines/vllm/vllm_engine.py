@@ -163,6 +163,7 @@ class _Receiver:
         self._listener = listener
 
     def receive(self, output: Any) -> bool:
+        self._listener.reused_tokens = output.num_cached_tokens or 0
         return self._listener.add(*_new_tokens(output))
 
     def fail(self, error: BaseException) -> None:

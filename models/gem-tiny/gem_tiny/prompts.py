@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gem_rag.rag.answer import REFUSAL, fill_prompt
+from gem_rag.generation.answer_prompt import fill_prompt
+from gem_rag.rag.answer import REFUSAL
 
 CHAT_TEMPLATE = """\
 {% for message in messages -%}
