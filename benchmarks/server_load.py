@@ -32,6 +32,7 @@ import gem_rag
 
 MODEL = "gem-tiny"
 TOPICS = 40  # that are indexed
+GIVEN_BACK = 60.0  # seconds after the load, in which the server gives back what it can
 PATIENCE = 0.2  # seconds after which a client that aborts is gone
 ON_VLLM = ("--dtype", "float32", "--kv-cache-memory-bytes", str(256 << 20), "--enforce-eager")
 
@@ -125,6 +126,8 @@ async def measure(
             figures |= percentiles(kind, times[kind])
         figures["MiB before, and after each quarter"] = [used >> 20 for used in memory]
         figures["running afterwards"] = await running(client)
+        await asyncio.sleep(GIVEN_BACK)
+        figures["MiB a minute later"] = memory_of(process) >> 20
         return figures | await measure_chats_beside_embedding(client, tasks, documents)
 
 
