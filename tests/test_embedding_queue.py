@@ -235,6 +235,16 @@ def test_embeddings_keep_to_their_share_of_the_time(
     assert queue.pause(True) == 0
 
 
+def test_a_request_that_follows_another_waits_for_a_small_batch(clock: Any) -> None:
+    queue = EmbeddingQueue(1, 15, 5, 0.5)
+    asked(queue, *(whole(name) for name in range(7)))  # five tokens each
+    assert names(turn(queue, generating=True)) == [0]
+    clock.now += 1
+    assert names(turn(queue)) == [1]
+    clock.now += 2
+    assert names(turn(queue)) == [2, 3, 4]
+
+
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, 2, math.inf, math.nan])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(InputError, match="embed_share must be above 0 and at most 1"):

@@ -7,6 +7,7 @@ batch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ import numpy as np
 from gem_rag.core.arrays import FloatArray
 from gem_rag.core.layout import Row
 from gem_rag.errors import InputError
+
+_LULL = 2.0  # seconds without generation, after which no more is expected soon
 
 
 @dataclass
@@ -52,7 +55,8 @@ class EmbeddingQueue:
     Args:
         k: Special tokens in a group.
         batch_tokens: Most tokens in a batch; a longer row goes alone.
-        turn_tokens: The same while text is being generated, which waits for a batch to end.
+        turn_tokens: The same while text is being generated, which waits for a batch to end; and
+            shortly afterwards, when the next request may come at any time.
         share: Of the time, that embeddings may take while text is being generated; above 0, at
             most 1.
     """
@@ -63,6 +67,7 @@ class EmbeddingQueue:
         self._batch_tokens, self._turn_tokens = batch_tokens, min(turn_tokens, batch_tokens)
         self._calls: deque[_Call] = deque()  # that have rows waiting; the next in turn first
         self._next_turn = 0.0
+        self._generated = -math.inf  # when text was last being generated
 
     def __len__(self) -> int:
         """How many rows are waiting for somebody."""
@@ -81,8 +86,11 @@ class EmbeddingQueue:
 
     def take(self, generating: bool) -> Batch:
         """The next batch, whose turn begins; rows of calls that were cancelled are left out."""
-        batch, tokens = Batch([], [], time.monotonic()), 0
-        most = self._turn_tokens if generating else self._batch_tokens
+        now = time.monotonic()
+        batch, tokens = Batch([], [], now), 0
+        if generating:
+            self._generated = now
+        most = self._turn_tokens if now - self._generated < _LULL else self._batch_tokens
         while self._calls:
             call = self._calls[0]
             if call.future.done():
