@@ -64,7 +64,7 @@ def main(
         index = make_index(Path(scratch))
         log = Path(scratch, "log")
         figures = asyncio.run(measure(engine, index, seconds, clients, documents, log))
-    record("server load", {"engine": engine, "clients": clients, "seconds": seconds, **figures})
+    record("server_load", {"engine": engine, "clients": clients, "seconds": seconds, **figures})
 
 
 def make_index(folder: Path) -> Path:
