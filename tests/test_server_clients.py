@@ -41,6 +41,8 @@ from gem_rag.engines.continuous_batching import ContinuousBatcher
 from gem_rag.engines.transformers_engine import TransformersEngine
 from gem_rag.errors import GemError, InputError
 from gem_rag.model import Gem
+from gem_rag.rag.answer import Answer
+from gem_rag.rag.index import Index
 from gem_rag.server import run
 from gem_rag.server.catalog import Catalog, IndexFolder
 
@@ -70,6 +72,29 @@ def url(gem: Gem, folder: IndexFolder) -> Iterator[str]:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_clients(check: Check, url: str, gem: Gem) -> None:
     check(url, gem)
+
+
+def test_an_agent_that_leaves_takes_its_work_with_it(
+    url: str, gem: Gem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool's call over MCP that its client waits for no longer."""
+    from mcp import Client
+
+    def ask(index: Index, question: str, k: int) -> Answer:
+        gem.generate([ENDLESS["prompt"]], max_tokens=900)
+        return Answer(question, [], [])
+
+    monkeypatch.setattr(Index, "ask", ask)
+
+    async def leave() -> None:
+        async with Client(f"{url}/mcp") as client:
+            call = asyncio.create_task(client.call_tool("ask", {"question": "x"}))
+            generating = "gem_rag:texts_generating"
+            assert await asyncio.to_thread(wait_until, lambda: metric(url, generating) == 1)
+            call.cancel()
+            assert await asyncio.to_thread(wait_until, lambda: metric(url, generating) == 0, 1.0)
+
+    asyncio.run(asyncio.wait_for(leave(), 2 * DEADLINE))
 
 
 @pytest.mark.slow
@@ -263,7 +288,7 @@ def test_answers_of_many_at_once_are_those_of_each_alone(url: str, gem: Gem) -> 
             assert found[0]["embedding"] == pytest.approx(wanted[0]["embedding"], abs=1e-5)
         else:
             assert found == wanted
-    assert metric(url, "gem_rag:requests_running") == 0
+    assert wait_until(lambda: metric(url, "gem_rag:requests_running") == 0)
 
 
 def test_the_index_is_read_while_it_is_written(url: str, tmp_path: Path) -> None:

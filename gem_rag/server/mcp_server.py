@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from mcp.server import MCPServer
@@ -10,6 +12,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import Field
 from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gem_rag import __version__
 from gem_rag.aio import run_in_thread
@@ -105,9 +109,46 @@ def mcp_app(server: MCPServer[Any], most_bytes: int) -> Starlette:
 
     It keeps no sessions. The server's own guard checks hosts, origins and keys.
     """
-    return server.streamable_http_app(
+    app = server.streamable_http_app(
         stateless_http=True,
         json_response=True,
         max_request_body_size=most_bytes,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
+    for route in app.routes:
+        if isinstance(route, Route):
+            route.app = _EndsWithClient(route.app)
+    return app
+
+
+class _EndsWithClient:
+    """ASGI middleware that cancels a request when its client closes the connection, which is how
+    MCP's clients cancel a call. The SDK looks for that only while it streams."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = [await receive()]
+        while body[-1].get("more_body"):
+            body.append(await receive())
+        leaving = asyncio.ensure_future(_disconnect(receive))
+
+        async def replay() -> Message:
+            return body.pop(0) if body else await asyncio.shield(leaving)
+
+        answering = asyncio.ensure_future(self._app(scope, replay, send))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not answering.done():
+                answering.cancel()
+            with suppress(asyncio.CancelledError):
+                await answering
+
+
+async def _disconnect(receive: Receive) -> Message:
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
