@@ -115,6 +115,12 @@ def serve(
         )
     model = model or _model_of(folders)
     if engine == "vllm":
+        if on_failure != "exit":
+            raise InputError(
+                f"--on-failure {on_failure} is for the transformers engine: vLLM's server exits "
+                "when its engine dies, and whatever supervises it, as Docker's restart policy "
+                "does, starts it again"
+            )
         further = list(context.args)
         if shutdown_timeout is not None:
             further += ["--shutdown-timeout", str(shutdown_timeout)]
