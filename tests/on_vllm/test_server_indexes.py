@@ -62,7 +62,7 @@ def shared(answer: Any) -> Any:
         return [shared(entry) for entry in answer]
     if not isinstance(answer, dict):
         return answer
-    left_out = {"id", "created", "timings", "url"}
+    left_out = {"id", "created", "timings", "url", "prompt_tokens_details"}
     return {key: shared(value) for key, value in answer.items() if key not in left_out}
 
 
