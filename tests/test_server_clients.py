@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from client_checks import CHECKS, Check, use_tools
+from client_checks import CHECKS, Check, settles, use_tools
 from fastapi.testclient import TestClient
 from serving import (
     ALIAS,
@@ -80,8 +80,15 @@ def test_an_agent_that_leaves_takes_its_work_with_it(
     """A tool's call over MCP that its client waits for no longer."""
     from mcp import Client
 
+    ended: list[str] = []
+
     def ask(index: Index, question: str, k: int) -> Answer:
-        gem.generate([ENDLESS["prompt"]], max_tokens=900)
+        try:
+            [generation] = gem.generate([ENDLESS["prompt"]], max_tokens=900)
+            ended.append(generation.finish_reason)
+        except GemError as error:
+            ended.append(str(error))
+            raise
         return Answer(question, [], [])
 
     monkeypatch.setattr(Index, "ask", ask)
@@ -89,10 +96,10 @@ def test_an_agent_that_leaves_takes_its_work_with_it(
     async def leave() -> None:
         async with Client(f"{url}/mcp") as client:
             call = asyncio.create_task(client.call_tool("ask", {"question": "x"}))
-            generating = "gem_rag:texts_generating"
-            assert await asyncio.to_thread(wait_until, lambda: metric(url, generating) == 1)
+            assert await settles(url, "gem_rag:texts_generating", 1)
             call.cancel()
-            assert await asyncio.to_thread(wait_until, lambda: metric(url, generating) == 0, 1.0)
+            assert await asyncio.to_thread(wait_until, lambda: bool(ended))
+            assert ended == ["the call was cancelled"]
 
     asyncio.run(asyncio.wait_for(leave(), 2 * DEADLINE))
 
