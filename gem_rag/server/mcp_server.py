@@ -12,6 +12,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import Field
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from gem_rag.rag.index import Index
 from gem_rag.server.catalog import Catalog
 from gem_rag.server.errors import ApiError
 from gem_rag.server.rag_fields import citation_fields, hit_fields
+from gem_rag.server.routes import while_connected
 
 _MOST_CHARACTERS = 20_000  # of a source in one answer, so that a client's context is not filled
 Question = Annotated[str, Field(description="The question, in plain words.")]
@@ -129,26 +131,12 @@ class _EndsWithClient:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = [await receive()]
-        while body[-1].get("more_body"):
-            body.append(await receive())
-        leaving = asyncio.ensure_future(_disconnect(receive))
+        request = Request(scope, receive)
+        with suppress(ClientDisconnect):
+            body = [{"type": "http.request", "body": await request.body()}]
 
-        async def replay() -> Message:
-            return body.pop(0) if body else await asyncio.shield(leaving)
+            async def replay() -> Message:
+                # After the body nothing comes but the disconnect, which cancels whoever waits here.
+                return body.pop() if body else await asyncio.Future()
 
-        answering = asyncio.ensure_future(self._app(scope, replay, send))
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            if not answering.done():
-                answering.cancel()
-            with suppress(asyncio.CancelledError):
-                await answering
-
-
-async def _disconnect(receive: Receive) -> Message:
-    while (message := await receive())["type"] != "http.disconnect":
-        pass
-    return message
+            await while_connected(request, self._app(scope, replay, send))
