@@ -251,8 +251,11 @@ def test_gem_tiny_is_an_installed_model() -> None:
 # -- GGUF --------------------------------------------------------------------------------------
 
 
-def write_gguf(file: Path) -> Any:
-    """A random Llama as llama.cpp would keep it; returns the model."""
+def write_gguf(file: Path, *, bos: bool | None = None) -> Any:
+    """A random Llama as llama.cpp would keep it; returns the model.
+
+    bos: whether the file says that texts begin with the token for it.
+    """
     model, tokenizer = build_model("llama"), build_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     config = model.config
@@ -276,6 +279,8 @@ def write_gguf(file: Path) -> Any:
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_pad_token_id(config.pad_token_id)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     writer.add_chat_template(CHAT_TEMPLATE)
     names = {
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -317,6 +322,19 @@ def test_a_gguf_file_is_a_model(gguf_file: Path, tmp_path: Path) -> None:
         assert (found(ids).logits - model(ids).logits).abs().max() < 0.1  # they are in bfloat16
         assert gem.has_chat_template
         assert gem.tokenize("a fox") == build_tokenizer()("a fox").input_ids
+
+
+@pytest.mark.parametrize(("bos", "added"), [(True, True), (False, False), (None, False)])
+def test_texts_begin_as_the_gguf_file_says(bos: bool | None, added: bool, tmp_path: Path) -> None:
+    """Gemma writes nonsense without its first token, which transformers' reader leaves out."""
+    write_gguf(tmp_path / "tiny.gguf", bos=bos)
+    with pytest.warns(UserWarning, match="has not been GEM-trained"):
+        gem = gem_rag.load(tmp_path / "tiny.gguf")
+    with gem:
+        ids = gem.tokenize("a fox")
+        first = gem.tokenizer.token_to_id(gem.hf_tokenizer.bos_token)
+        assert (ids[0] == first) is added
+        assert ids[added:] == build_tokenizer()("a fox").input_ids
 
 
 def test_a_gguf_file_is_converted_once(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gem_rag._utils.files import replace_folder, write_atomically
 from gem_rag.core.base_model import FILE, BaseModel
-from gem_rag.core.gguf import convert_gguf
+from gem_rag.core.gguf import CONVERSION, convert_gguf
 from gem_rag.core.tensors import weights_hash
 
 LORA = "lora"  # folder of peft's adapter in an adapter-only checkpoint of the scope lora
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 def open_gguf(file: Path) -> Path:
     """The folder of a GGUF file's model, converted when it is first met."""
-    folder = cache_folder() / "gguf" / _key(_stamps([file]))
+    folder = cache_folder() / "gguf" / f"{_key(_stamps([file]))}-{CONVERSION}"
     if not folder.exists():
         with replace_folder(folder) as new:
             convert_gguf(file, new)

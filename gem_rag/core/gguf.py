@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gem_rag.errors import InputError
 
 SUFFIX = ".gguf"
+CONVERSION = 2  # counts up where the same file is written differently than before
 _MAGIC = b"GGUF"
 
 
@@ -50,4 +52,33 @@ def convert_gguf(file: Path, folder: Path) -> None:
     model.tie_weights()
     model.generation_config = read.generation_config
     model.save_pretrained(folder)
+    if _begins_with_bos(file):
+        _put_bos_first(tokenizer)
     tokenizer.save_pretrained(folder)
+
+
+def _begins_with_bos(file: Path) -> bool:
+    """Whether llama.cpp puts the beginning-of-sequence token before every text."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    if found := fields.get("tokenizer.ggml.add_bos_token"):
+        return bool(found.contents())
+    kind = fields.get("tokenizer.ggml.model")
+    return kind is not None and kind.contents() == "llama"  # SentencePiece: its default
+
+
+def _put_bos_first(tokenizer: Any) -> None:
+    """Make the tokenizer do so too, which transformers' reader leaves out."""
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    bos, backend = tokenizer.bos_token_id, tokenizer.backend_tokenizer
+    if bos is None or tokenizer("a").input_ids[:1] == [bos]:
+        return
+    before = TemplateProcessing(
+        single="bos $A",
+        pair="bos $A $B",
+        special_tokens=[{"id": "bos", "ids": [bos], "tokens": [tokenizer.bos_token]}],
+    )
+    there = [backend.post_processor] if backend.post_processor else []
+    backend.post_processor = Sequence([*there, before])
