@@ -31,7 +31,7 @@ from gem_rag.documents.readers import read_paths
 from gem_rag.documents.splitting import Splitter
 from gem_rag.evaluation.known_item import reciprocal_ranks
 from gem_rag.rag.reading import embed_readings, make_readings
-from gem_rag.rag.support import split_sentences
+from gem_rag.rag.sentences import split_sentences
 from gem_rag.training.recipe import read_recipe
 from gem_rag.training.run import train
 

@@ -28,7 +28,8 @@ from gem_rag.rag.conversation import Conversation
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.index import Index
 from gem_rag.rag.rewriting import rewrite_question
-from gem_rag.rag.support import SentenceChecker, split_sentences
+from gem_rag.rag.sentences import split_sentences
+from gem_rag.rag.support import SentenceChecker
 
 
 class Talking(FakeGem):

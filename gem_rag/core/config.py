@@ -19,7 +19,7 @@ MAX_RANK = 4096
 
 Pooling = Literal["mean", "concat"]
 Scope = Literal["full", "lora", "special"]
-AnswerStyle = Literal["free", "checked", "quote", "quotes"]
+AnswerStyle = Literal["free", "checked", "quote", "quotes", "sentences"]
 T = TypeVar("T")
 
 # Fields that do not change vectors.
@@ -72,7 +72,8 @@ class GemConfig:
         answer_style: "free" writes an answer; "checked" leaves out its sentences that no passage
             supports; "quote" gives words of one passage, verbatim, or says that no passage answers:
             for models too small to write, or where every word must be checkable; "quotes" gives
-            words of up to three.
+            words of up to three; "sentences" gives the passages' sentences that are nearest to the
+            question.
         answer_margin: Passages whose cosine with the question is lower than the best one's by more
             than this are not read for an answer; None reads all. For models that retrieve better
             than they read.

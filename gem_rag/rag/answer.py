@@ -17,6 +17,7 @@ from gem_rag.generation.grammars import quote_grammar
 from gem_rag.generation.sampling import Generation, SamplingOptions, TextStream, normalize_stop
 from gem_rag.model import Gem
 from gem_rag.rag.citations import Citation, cite
+from gem_rag.rag.extracts import extract_sentences, quoted
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.quotes import cite_quotes, quotable
 from gem_rag.rag.support import CheckedSentence, SentenceChecker, check_sentences
@@ -58,7 +59,8 @@ class _Request:
 
     Attributes:
         prompt: Token ids.
-        read: The passages in the prompt; if there are none, the model is not asked.
+        read: The passages in the prompt, or that sentences are taken out of; if there are none,
+            the model is not asked.
         style: How the answer is written.
         sampling: How it is generated: with the style's grammar, or where a plain one ends.
     """
@@ -93,7 +95,9 @@ def answer(
         style: "free" lets the model write. "checked" keeps those of its sentences that a passage
             supports (see `check_sentences`) and puts the passage's number after each; `REFUSAL` if
             there are none. "quote" constrains it to words of one passage and the passage's number,
-            or `REFUSAL`; "quotes" to as many as three of them. Default the checkpoint's own.
+            or `REFUSAL`; "quotes" to as many as three of them. "sentences" gives up to three
+            sentences of the passages, those whose vectors are nearest to the question's, and their
+            passages' numbers; nothing is generated. Default the checkpoint's own.
         margin: Passages that score lower than the best one by more than this are not read. Default
             the checkpoint's own (`answer_margin`); 2 reads all.
         **sampling: As for `Gem.generate`.
@@ -106,6 +110,8 @@ def answer(
     """
     request = _prepare(gem, question, hits, style, margin, sampling)
     start = time.perf_counter()
+    if request.style == "sentences":
+        return _measured(_extracted_answer(gem, question, request), None, start)
     text, generation = REFUSAL, None
     if request.read:
         [generation] = gem.generate([request.prompt], **request.sampling)
@@ -129,8 +135,8 @@ def stream_answer(
     """As `answer`, piece by piece.
 
     Style "checked" gives a sentence when it has been checked, so that nothing is shown that is then
-    left out. The others give words as they are generated: what the grammar of quotes has let
-    through is a quote, however it goes on.
+    left out; "sentences" gives whole ones too. The others give words as they are generated: what
+    the grammar of quotes has let through is a quote, however it goes on.
 
     Args:
         gem: As for `answer`, which raises the same errors, like the rest.
@@ -144,6 +150,8 @@ def stream_answer(
         A generator of pieces that together are the answer's text; its return value is the `Answer`.
     """
     request = _prepare(gem, question, hits, style, margin, sampling)
+    if request.style == "sentences":
+        return _stream_sentences(gem, question, request)
     pieces: Generator[str, None, Generation | None] = (text for text in (REFUSAL,))
     if request.read:
         pieces = gem.stream(request.prompt, **request.sampling)
@@ -191,11 +199,11 @@ def _prepare(
     check_question(question)
     max_tokens = options.get("max_tokens") or max(16, min(256, gem.context_length // 4))
     sampling: SamplingOptions = {**options, "max_tokens": max_tokens}
-    margin = gem.config.answer_margin if margin is None else margin
-    prompt, read = _fit_prompt(
-        gem, question, _within_margin(hits, margin), gem.context_length - max_tokens
-    )
     style = style or gem.config.answer_style
+    near = _within_margin(hits, gem.config.answer_margin if margin is None else margin)
+    if style == "sentences":
+        return _Request([], list(near), style, sampling)
+    prompt, read = _fit_prompt(gem, question, near, gem.context_length - max_tokens)
     if style in _QUOTES:
         sampling["grammar"] = quote_grammar(
             quotable([hit.chunk for hit in read]), REFUSAL, _QUOTES[style]
@@ -252,6 +260,20 @@ def _checked_answer(request: _Request, checked: Sequence[CheckedSentence]) -> An
     # A model that refuses in our words has claimed nothing that could be left out.
     unsupported = [s.text for s in checked if not s.citation and s.text != REFUSAL]
     return Answer(text, citations, request.read, unsupported)
+
+
+def _extracted_answer(gem: Gem, question: str, request: _Request) -> Answer:
+    """The passages' sentences that are nearest to the question, each with its passage's number."""
+    citations = extract_sentences(gem, question, request.chunks)
+    text = " ".join(f"{quoted(one)} [{one.number}]" for one in citations)
+    return Answer(text or REFUSAL, citations, request.read)
+
+
+def _stream_sentences(gem: Gem, question: str, request: _Request) -> Generator[str, None, Answer]:
+    start = time.perf_counter()
+    found = _extracted_answer(gem, question, request)
+    yield found.text
+    return _measured(found, None, start)
 
 
 def _supported(checked: Sequence[CheckedSentence]) -> list[CheckedSentence]:

@@ -86,6 +86,11 @@ def cite_span(number: int, chunk: Chunk, start: int, stop: int) -> Citation:
     return Citation(number, chunk.source, span, chunk.text[start:stop])
 
 
+def says_enough(quote: str) -> bool:
+    """Whether a quote has enough words to say something."""
+    return sum(word.weight for word in split_words(quote)) >= _MIN_QUOTE
+
+
 def drop_numbers(text: str) -> str:
     """A text without the numbers of passages in it, like [1]."""
     return _SPACED_NUMBER.sub("", text)

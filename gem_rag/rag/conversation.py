@@ -77,7 +77,7 @@ class Conversation:
     Args:
         index: The index.
         k: How many chunks to retrieve for a question.
-        style: "free", "checked", "quote" or "quotes"; default the model's own.
+        style: "free", "checked", "quote", "quotes" or "sentences"; default the model's own.
         margin: Chunks that score lower than the best one by more than this are not read; default
             the model's own.
         **options: As for `Index.search`, and as for `Gem.generate`.

@@ -280,8 +280,8 @@ class Index:
         Args:
             question: The question.
             k: How many chunks to retrieve.
-            style: "free", "checked", "quote" or "quotes"; default the model's own (see
-                `gem_rag.rag.answer.answer`).
+            style: "free", "checked", "quote", "quotes" or "sentences"; default the model's own
+                (see `gem_rag.rag.answer.answer`).
             margin: Chunks that score lower than the best one by more than this are not read;
                 default the model's own.
             **options: As for `search`, and as for `Gem.generate`.

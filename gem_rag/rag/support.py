@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from uniseg.sentencebreak import sentence_boundaries
-
 from gem_rag.documents.document import Chunk
 from gem_rag.rag.citations import Citation, cite_span, drop_numbers, split_words
+from gem_rag.rag.sentences import passage_sentences, split_sentences
 
 _LEAST_SHARED = 0.7  # of a sentence's weight, in one passage
 _STEM = 5  # characters: "evaluate" and "evaluated" are one word
@@ -114,11 +113,6 @@ def _split_complete(text: str) -> tuple[list[str], str]:
     return sentences, text[starts[-1] :] if starts else text
 
 
-def split_sentences(text: str) -> Iterator[tuple[int, int]]:
-    """[start, stop) characters of a text's sentences, by Unicode's rules (UAX #29)."""
-    return pairwise(sentence_boundaries(text))
-
-
 @dataclass(frozen=True)
 class _Passage:
     """A passage's words; its sentences, as [start, stop) of the chunk's text, and their words."""
@@ -130,16 +124,13 @@ class _Passage:
 
     @classmethod
     def of(cls, number: int, chunk: Chunk) -> _Passage:
-        spans = split_sentences(chunk.text)
+        spans = passage_sentences(chunk.text)
         sentences = [((start, stop), _stems(chunk.text[start:stop])) for start, stop in spans]
         return cls(number, chunk, _stems(chunk.passage), sentences)
 
     def cite(self, span: tuple[int, int]) -> Citation:
-        """A citation of one of the sentences, without white space around it."""
-        start, stop = span
-        quote = self.chunk.text[start:stop]
-        start += len(quote) - len(quote.lstrip())
-        return cite_span(self.number, self.chunk, start, start + len(quote.strip()))
+        """A citation of one of the sentences."""
+        return cite_span(self.number, self.chunk, *span)
 
 
 def _stems(text: str) -> set[str]:

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from pydantic import Field
 
+from gem_rag.core.config import AnswerStyle
 from gem_rag.rag.citations import Citation
 from gem_rag.rag.hits import Hit
 from gem_rag.rag.search import SearchOptions
@@ -38,7 +39,7 @@ class SearchFields(Part):
 class RagFields(SearchFields):
     """How to answer from an index, as `Index.ask` has it."""
 
-    style: Literal["free", "checked", "quote", "quotes"] | None = None
+    style: AnswerStyle | None = None
     margin: float | None = None
 
 

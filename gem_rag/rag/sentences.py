@@ -1,0 +1,45 @@
+"""Sentences of texts, by Unicode's rules (UAX #29)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+from uniseg.sentencebreak import sentence_boundaries
+
+_LONGEST = 600  # characters; what is longer has no full stops, like a log, and lines are its parts
+_RULE = r"[ \t]*([=*~^\-_\"`+:.#])\1{2,}[ \t]*$"
+# Lines that belong to nothing before them: items, headings, quotations, rows and rules.
+_BEGINS = re.compile(rf"[ \t]*(?:[-*+•][ \t]|\(?\d{{1,3}}[.)][ \t]|[#>|])|{_RULE}")
+_ENDS = re.compile(rf"[ \t]*[#|]|{_RULE}")  # and to nothing after them
+
+
+def split_sentences(text: str) -> Iterator[tuple[int, int]]:
+    """[start, stop) characters of a text's sentences; a line's end ends one."""
+    return pairwise(sentence_boundaries(text))
+
+
+def passage_sentences(text: str) -> Iterator[tuple[int, int]]:
+    """[start, stop) characters of the sentences of a document's text, without space around them.
+
+    A line's end within a paragraph is none of a sentence's: most plain text is wrapped.
+    """
+    for start, stop in split_sentences(_unwrap(text)):
+        ends = [stop]
+        if stop - start > _LONGEST:
+            ends = [start + end.end() for end in re.finditer("\n", text[start:stop])] + ends
+        for first, last in pairwise([start, *ends]):
+            if part := text[first:last].strip():
+                first += text[first:last].index(part)
+                yield first, first + len(part)
+
+
+def _unwrap(text: str) -> str:
+    """A text of the same length, with spaces where a line ends within a paragraph."""
+    parts = []
+    for line, after in pairwise([*text.splitlines(keepends=True), ""]):
+        body = line.rstrip("\r\n")
+        joined = body.strip() and after.strip() and not (_ENDS.match(body) or _BEGINS.match(after))
+        parts.append(body.ljust(len(line)) if joined else line)
+    return "".join(parts)
