@@ -21,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from corpora import Task, read_tasks, split
@@ -31,10 +30,10 @@ import gem_rag
 from gem_rag import Gem, Index
 from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
-from gem_rag.evaluation.baselines import SentenceTransformer, bm25
+from gem_rag.evaluation.baselines import SentenceTransformer, bm25, bm25_shares
 from gem_rag.evaluation.known_item import evaluate_known_items
 from gem_rag.evaluation.rag_questions import Asked, ask_all, read_questions
-from gem_rag.rag.fusion import reciprocal_rank_fusion
+from gem_rag.rag.fusion import fuse_scores
 
 Search = Callable[[Sequence[str], Sequence[str]], Any]  # similarities [queries, documents]
 _PASSAGES = 5
@@ -66,8 +65,7 @@ def _retrieval(search: Search, tasks: dict[str, Task]) -> dict[str, Any]:
         scores = search(queries, documents)
         figures[f"{name} mrr"] = round(evaluate_known_items(scores, right).mrr, 3)
         if search is not bm25:
-            words = bm25(queries, documents)
-            fused = reciprocal_rank_fusion(scores, np.where(words > 0, words, -np.inf))
+            fused = fuse_scores(scores, bm25_shares(queries, documents))
             figures[f"{name} hybrid"] = round(evaluate_known_items(fused, right).mrr, 3)
     return figures
 

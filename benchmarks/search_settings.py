@@ -5,7 +5,7 @@
         [--setting NAME ...]
 
 Corpora are those of `models.py`, each in an index. A search gives the first 50 chunks: by cosines,
-by BM25, or by the reciprocal ranks in both ("hybrid"); "+ rerank" puts the first 20 of them in the
+by BM25, or by the scores of both ("hybrid"); "+ rerank" puts the first 20 of them in the
 order that the model finds best when it reads each one with the question; "in a quarter" searches
 the quarter of the documents, by their metadata, that holds the right one. One line is
 recorded for each corpus and setting, with 95 % confidence intervals (bootstrap over queries) of the

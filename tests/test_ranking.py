@@ -25,7 +25,7 @@ TEXTS = {
     "door": "A door opens a room, and closes it.",
 }
 # By vectors alone a lamp is nearest to everything, then a door, then a pump.
-TOWARDS = {"lamp": 0.9, "door": 0.5, "pump": 0.1}
+TOWARDS = {"lamp": 0.8, "door": 0.5, "pump": 0.39}
 
 
 class OneWay(FakeGem):
@@ -60,7 +60,6 @@ def test_a_name_is_found_by_words_where_vectors_do_not_know_it(tmp_path: Path, s
     index = open_index(tmp_path, store)
     assert found(index, "xj-900", ranking="vectors") == ["lamp", "door", "pump"]
     assert found(index, "xj-900", ranking="words") == ["pump"]
-    # 1/61 + 0, 1/62 + 0, 1/63 + 1/61
     assert found(index, "xj-900", ranking="hybrid") == found(index, "xj-900")
     assert found(index, "xj-900") == ["pump", "lamp", "door"]
     assert found(index, "xj-900", 1, ranking="hybrid") == ["pump"]

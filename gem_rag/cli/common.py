@@ -35,7 +35,7 @@ ModelOption = Annotated[
 ]
 HitsOption = Annotated[int, typer.Option("-k", "--k", min=1, help="Passages to retrieve.")]
 RankingOption = Annotated[
-    str, typer.Option(help="vectors, words (BM25), or hybrid (both, by reciprocal rank fusion).")
+    str, typer.Option(help="vectors, words (BM25), or hybrid (both, their scores fused).")
 ]
 SourcesOption = Annotated[
     list[str] | None,

@@ -150,6 +150,11 @@ def bm25(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
     return WordIndex(documents).scores(queries)
 
 
+def bm25_shares(queries: Sequence[str], documents: Sequence[str]) -> FloatArray:
+    """As `bm25`, in the form in which `fuse_scores` takes them."""
+    return WordIndex(documents).shares(queries)
+
+
 def bm25_hits(
     queries: Sequence[str], documents: Sequence[str], depth: int
 ) -> tuple[npt.NDArray[np.int64], FloatArray]:

@@ -4,6 +4,7 @@ citation where it says.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ class Question:
     """A question and what is known about its answer.
 
     answer: words that the answer must hold; empty where the documents do not answer.
-    sources: names of the documents that answer; empty if any passage that holds the answer will
-        do.
+    sources: names of the documents that answer, or the ends of their paths; empty if any passage
+        that holds the answer will do.
     """
 
     question: str
@@ -87,14 +88,8 @@ def ask_all(
 
     Raises InputError if a question names a source that the index does not have.
     """
-    known = set(index.sources)
-    for question in questions:
-        for source in question.sources:
-            if source not in known:
-                raise InputError(
-                    f"the index has no document {source!r}, which is to answer "
-                    f"{question.question[:60]!r}: index it, or correct the question's source"
-                )
+    known = index.sources
+    questions = [_with_sources(question, known) for question in questions]
     found = []
     with progress_bar("asking", len(questions), progress) as advance:
         for question in questions:
@@ -102,6 +97,20 @@ def ask_all(
             found.append(Asked(question, answer, judged(question, answer)))
             advance(1)
     return found
+
+
+def _with_sources(question: Question, known: Sequence[str]) -> Question:
+    """A question whose sources are the index's names, of which it may give the end of the path."""
+    found = []
+    for source in question.sources:
+        named = [name for name in known if f"/{name}".endswith(f"/{source}")]
+        if not named:
+            raise InputError(
+                f"the index has no document {source!r}, which is to answer "
+                f"{question.question[:60]!r}: index it, or correct the question's source"
+            )
+        found += named
+    return dataclasses.replace(question, sources=tuple(found))
 
 
 def judged(question: Question, answer: Answer) -> dict[str, float]:

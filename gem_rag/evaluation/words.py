@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gem_rag.core.arrays import FloatArray
+
+# bm25s leaves a factor out that is the same for all words (k1 + 1), with k1 = 1.5: a word that
+# a text of average length holds once scores its rarity by this.
+_ONCE = 2.5
 
 
 class WordIndex:
@@ -24,6 +30,8 @@ class WordIndex:
         self._size = len(texts)
         self._retriever: Any = None
         words = bm25s.tokenize(list(texts), show_progress=False)
+        names = {number: word for word, number in words.vocab.items()}
+        self._holding = Counter(names[number] for text in words.ids for number in set(text))
         if any(words.ids):  # else texts have no words but stop words, of which bm25s makes no index
             self._retriever = bm25s.BM25()
             self._retriever.index(words, show_progress=False)
@@ -42,6 +50,26 @@ class WordIndex:
         words = bm25s.tokenize(list(questions), show_progress=False)
         rows, scores = self._retriever.retrieve(words, k=depth, show_progress=False)
         return rows.astype(np.int64), scores
+
+    def shares(self, questions: Sequence[str]) -> FloatArray:
+        """As `scores`, as an index fuses them with cosines: shares of what a text of average length
+        has that holds each of a question's words once, 1 at most."""
+        import bm25s
+
+        scores = self.scores(questions)
+        for row, words in zip(
+            scores,
+            bm25s.tokenize(list(questions), return_ids=False, show_progress=False),
+            strict=True,
+        ):
+            whole = sum(map(self._rarity, set(words)))
+            row *= _ONCE / max(whole, 1e-9)
+        return np.minimum(scores, 1)
+
+    def _rarity(self, word: str) -> float:
+        """Its inverse document frequency, as bm25s has it."""
+        holding = self._holding[word]
+        return math.log(1 + (self._size - holding + 0.5) / (holding + 0.5))
 
     def scores(self, questions: Sequence[str]) -> FloatArray:
         """Scores of all texts, [questions, texts]; 0 where a text has none of the words."""

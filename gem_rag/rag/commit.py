@@ -19,7 +19,7 @@ from gem_rag.rag.hits import Hit
 from gem_rag.rag.manifest import Manifest
 from gem_rag.rag.stores.store import Store
 from gem_rag.rag.vector_files import PASSAGE_BYTES, VectorFile, VectorFiles
-from gem_rag.rag.words import match_any
+from gem_rag.rag.words import match_any, question_words, rarity
 
 _DOCUMENT = "source, text, title, kind, digest, file, places, metadata"
 _BATCH = 10_000  # parameters of a statement
@@ -157,15 +157,27 @@ class Commit:
             located.append(dataclasses.replace(citation, place=place))
         return located
 
-    def search_words(self, question: str, depth: int) -> list[int]:
-        """Chunks that share words with a question, best first by BM25."""
-        query = match_any(question)
-        if not query:
+    def search_words(self, question: str, depth: int) -> list[tuple[int, float]]:
+        """Chunks that share words with a question, best first by BM25.
+
+        Scores are shares of what a chunk of average length has that holds each word once, 1 at
+        most: near 1 where a chunk has all of a question's words, and far less where the question
+        is in other words than the documents.
+        """
+        words = question_words(question)
+        if not words:
             return []
+        whole = sum(self._rarity(word) for word in words)
         rows = self.connection.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", (query, depth)
+            "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
+            (match_any(words), depth),
         )
-        return [chunk for (chunk,) in rows]
+        return [(chunk, min(score / whole, 1.0)) for chunk, score in rows]
+
+    def _rarity(self, word: str) -> float:
+        query = "SELECT count(*) FROM words WHERE words MATCH ?"
+        [(holding,)] = self.connection.execute(query, (match_any([word]),))
+        return rarity(max(len(self.vectors), holding), holding)
 
 
 def read_document(connection: apsw.Connection, number: int) -> Document:

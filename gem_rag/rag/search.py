@@ -15,7 +15,7 @@ from gem_rag.documents.patterns import Patterns
 from gem_rag.errors import InputError
 from gem_rag.rag.commit import Commit, Place
 from gem_rag.rag.conditions import Where, check_where, satisfies
-from gem_rag.rag.fusion import fuse
+from gem_rag.rag.fusion import fuse_scores
 from gem_rag.rag.hits import Hit
 
 Ranking = Literal["vectors", "words", "hybrid"]
@@ -40,8 +40,8 @@ class SearchSettings:
     """How to search.
 
     Attributes:
-        ranking: By "hybrid", reciprocal ranks by vectors and by words; or by one of them, cosines
-            of "vectors", or "words" (BM25), where only chunks are found that share some.
+        ranking: By "hybrid", scores of vectors and of words fused; or by one of them, cosines of
+            "vectors", or "words" (BM25), where only chunks are found that share some.
         sources: Patterns as in a `.gitignore` file: only documents whose file, or name for those
             made in Python, one of them matches. Empty for all.
         where: Conditions on documents' metadata, all of which must hold: a value, a list of values,
@@ -161,14 +161,25 @@ def _rank(
         nearest = commit.store.search(queries, candidates)
     for question, query, found in zip(questions, queries, nearest, strict=True):
         cosines = dict(found)
-        by_words = [] if ranking == "vectors" else commit.search_words(question, candidates)
-        others = [chunk for chunk in by_words if chunk not in cosines]
+        words = dict([] if ranking == "vectors" else commit.search_words(question, candidates))
+        others = [chunk for chunk in words if chunk not in cosines]
         own = np.clip(commit.vectors.take(others) @ query, -1, 1).tolist()
         cosines |= dict(zip(others, own, strict=True))
         places = commit.places(list(cosines))  # of those that have not been removed
-        by_vectors = [chunk for chunk, _ in found if chunk in places]
-        chosen = fuse(by_vectors, by_words)
-        yield [_Found(chunk, places[chunk], cosines[chunk]) for chunk in chosen]
+        chunks = [chunk for chunk in cosines if chunk in places]
+        if ranking == "hybrid":
+            chunks = _fuse(chunks, cosines, words)
+        yield [_Found(chunk, places[chunk], cosines[chunk]) for chunk in chunks]
+
+
+def _fuse(chunks: list[int], cosines: dict[int, float], words: dict[int, float]) -> list[int]:
+    """Chunks by their fused scores, best first; what the words' search has not found has none."""
+    if not chunks:
+        return []
+    by_vectors = np.array([[cosines[chunk] for chunk in chunks]])
+    by_words = np.array([[words.get(chunk, 0.0) for chunk in chunks]])
+    [scores] = fuse_scores(by_vectors, by_words)
+    return [chunks[place] for place in np.argsort(-scores, kind="stable")]
 
 
 def _diverse(commit: Commit, found: list[_Found], k: int, diversity: float) -> list[_Found]:

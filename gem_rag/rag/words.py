@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Scripts that put no spaces between words: each character is a word.
 UNSPACED = re.compile(
@@ -17,6 +19,8 @@ _STOP_WORDS = frozenset({
     "this", "to", "was", "will", "with",
 })  # fmt: skip
 
+_LEAST_RARITY = 0.1
+
 
 def separate_words(text: str) -> str:
     """The text, with spaces around each character of a script that has none."""
@@ -24,9 +28,20 @@ def separate_words(text: str) -> str:
     return text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)
 
 
-def match_any(question: str) -> str:
-    """A query for texts that have some of a question's words; empty if it has none that tell."""
+def question_words(question: str) -> list[str]:
+    """The words of a question that tell something, each once."""
     letters = separate_words(question.lower())
     # Letters, their marks and digits, as the index's own words.
     words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in letters).split()
-    return " OR ".join(f'"{word}"' for word in dict.fromkeys(words) if word not in _STOP_WORDS)
+    return [word for word in dict.fromkeys(words) if word not in _STOP_WORDS]
+
+
+def match_any(words: Iterable[str]) -> str:
+    """A query for texts that have some of the words."""
+    return " OR ".join(f'"{word}"' for word in words)
+
+
+def rarity(texts: int, holding: int) -> float:
+    """How much a word tells that so many of the texts hold: its inverse document frequency, as in
+    FTS5's BM25, but more than nothing for what most of them hold."""
+    return max(math.log((texts - holding + 0.5) / (holding + 0.5)), _LEAST_RARITY)

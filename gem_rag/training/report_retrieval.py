@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gem_rag._utils.terminal import shorten
 from gem_rag.core.checkpoint import Checkpoint
-from gem_rag.evaluation.baselines import bm25, mean_pooled
+from gem_rag.evaluation.baselines import bm25, bm25_shares, mean_pooled
 from gem_rag.evaluation.known_item import (
     RetrievalFigures,
     drop_duplicates,
@@ -23,7 +23,7 @@ from gem_rag.evaluation.known_item import (
 from gem_rag.evaluation.significance import Difference, paired
 from gem_rag.loading import load
 from gem_rag.model import Gem
-from gem_rag.rag.fusion import reciprocal_rank_fusion
+from gem_rag.rag.fusion import fuse_scores
 from gem_rag.training.corpus import HeldOut
 
 Scores = npt.NDArray[np.floating]
@@ -107,15 +107,12 @@ def _measure(
     ]
     pooled = mean_pooled(base.path, *ids)
     by_words, trained = bm25(queries, documents), similarities(after, queries, documents)
-    # What shares no word is not found by BM25: ranked by order, the queries' own documents, which
-    # come before the others, would gain.
-    found_by_words = np.where(by_words > 0, by_words, -np.inf)
     scores: dict[str, Scores] = {
         "before": similarities(before, queries, documents),
         "mean pooling before": pooled[0] @ pooled[1].T,
         "BM25": by_words,
         "after": trained,
-        "after and BM25": reciprocal_rank_fusion(trained, found_by_words),
+        "after and BM25": fuse_scores(trained, bm25_shares(queries, documents)),
     }
     return Retrieval(
         {name: evaluate_known_items(each, right) for name, each in scores.items()},
