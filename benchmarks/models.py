@@ -1,14 +1,17 @@
 """The models to choose from, side by side: retrieval, answers, size and speed.
 
     python benchmarks/models.py [--model gem-tiny] [--model FOLDER] [--model bm25] ...
-        [--pairs NAME=FILE] [--manual NAME=FOLDER] [--questions FILE=FOLDER]
+        [--pairs NAME=FILE] [--manual NAME=FOLDER] [--questions FILE=FOLDER] [--style STYLE] ...
+        [--work FOLDER]
 
 A model is a GEM-trained one by name or folder, a sentence-transformers folder, or `bm25`. It is
 measured on pairs (JSON lines of query and document, as `python -m gem_tiny pairs` holds them out),
 on manuals (a heading must find the text below it), and on questions in a person's own words about
-the documents in a folder: whether the right document comes first and among five, whether the answer
-holds the words that it should and cites such a document, and how often it rightly refuses. One line
-is recorded for each model; `tables.py` makes a table of them.
+the documents in a folder, in each of the styles: whether the right document comes first and among
+five, whether the answer holds the words that it should, whether what it cites first is such a
+document, and how often it rightly refuses. One line is recorded for each model, and one for its
+answers to each file of questions in each style; `tables.py` makes tables of them. Indexes are kept
+in the folder --work, if there is one.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
@@ -45,6 +49,8 @@ def main(
     pairs: Annotated[list[str], typer.Option(help="NAME=FILE")] = [],  # noqa: B006
     manual: Annotated[list[str], typer.Option(help="NAME=FOLDER")] = [],  # noqa: B006
     questions: Annotated[list[str], typer.Option(help="FILE=FOLDER")] = [],  # noqa: B006
+    style: Annotated[list[str], typer.Option(help="of answers; default the model's own")] = [],  # noqa: B006
+    work: Annotated[Path | None, typer.Option(help="where to keep indexes")] = None,
     count: Annotated[int, typer.Option(help="the most queries of each kind")] = 1500,
 ) -> None:
     """Measure and record every model."""
@@ -55,7 +61,10 @@ def main(
         elif (Path(name) / "modules.json").exists():
             record("models", _sentence_transformer(Path(name), tasks))
         else:
-            record("models", _gem(name, tasks, split(questions)))
+            if tasks:
+                record("models", _gem(name, tasks))
+            for file, folder in split(questions):
+                _answer(name, Path(file), Path(folder), style, work)
 
 
 def _retrieval(search: Search, tasks: dict[str, Task]) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def _sentence_transformer(folder: Path, tasks: dict[str, Task]) -> dict[str, Any
     }  # fmt: skip
 
 
-def _gem(name: str, tasks: dict[str, Task], questions: list[tuple[str, str]]) -> dict[str, Any]:
+def _gem(name: str, tasks: dict[str, Task]) -> dict[str, Any]:
     checkpoint = open_checkpoint(name)
     base = checkpoint.base.name if checkpoint.base else checkpoint.config.base_model
     with gem_rag.load(name) as gem, warnings.catch_warnings():
@@ -89,8 +98,6 @@ def _gem(name: str, tasks: dict[str, Task], questions: list[tuple[str, str]]) ->
         embedder = _Timed(gem)
         figures = _retrieval(embedder.similarities, tasks)
         rate = embedder.rate()
-        for file, folder in questions:
-            figures |= _answers(gem, Path(file), Path(folder))
     return {
         "row": Path(name).name, "base": base, "megabytes": _megabytes(checkpoint.path),
         "dim": gem.dim, "context": gem.max_length, **figures, "texts per second": rate,
@@ -117,26 +124,35 @@ class _Timed:
         return round(self._texts / max(self._seconds, 1e-9), 1)
 
 
-def _answers(gem: Gem, file: Path, documents: Path) -> dict[str, Any]:
-    """Figures of questions in a person's own words."""
-    with TemporaryDirectory() as folder:
-        index = Index.open(Path(folder) / "index", gem)
+def _answer(name: str, file: Path, documents: Path, styles: list[str], work: Path | None) -> None:
+    """Record figures of questions in a person's own words."""
+    case = f"{Path(name).name}, {file.stem}"
+    with TemporaryDirectory() as folder, gem_rag.load(name) as gem:
+        index = Index.open((work or Path(folder)) / case, gem)
         index.sync([documents])
-        asked = ask_all(index, read_questions(file), _PASSAGES)
+        for style in styles or [gem.config.answer_style]:
+            asked = ask_all(index, read_questions(file), _PASSAGES, style=style)
+            record("answers", {"row": f"{case}: {style}", "k": _PASSAGES, **_judged(asked)})
+
+
+def _judged(asked: Sequence[Asked]) -> dict[str, Any]:
     answerable = [one for one in asked if one.question.answer]
     refused = [one.values["refusal"] for one in asked if not one.question.answer]
     share = partial(_share, answerable)
-    figures = {
+    return {
         "first": share(lambda one: _ranks(one)[:1] == [True]),
         "among five": share(lambda one: any(_ranks(one))),
         "right": share(lambda one: one.values["match"] > 0),
-        "cited": share(
-            lambda one: any(c.source in one.question.sources for c in one.answer.citations)
-        ),
+        "cited": share(_is_cited),
+        "right and cited": share(lambda one: one.values["match"] > 0 and _is_cited(one)),
+        "rightly refused": f"{sum(refused):.0f} of {len(refused)}",
+        "median seconds": round(median(one.values["seconds"] for one in asked), 2),
     }
-    if refused:
-        figures["rightly refused"] = f"{sum(refused):.0f} of {len(refused)}"
-    return {f"{file.stem}: {name}": value for name, value in figures.items()}
+
+
+def _is_cited(one: Asked) -> bool:
+    """Whether the first citation is of a document that answers."""
+    return any(c.source in one.question.sources for c in one.answer.citations[:1])
 
 
 def _ranks(one: Asked) -> list[bool]:

@@ -93,6 +93,7 @@ def test_what_changes_vectors_changes_the_fingerprint(
             id="answer prompt",
         ),
         pytest.param(lambda f: edit_json(f / CONFIG_NAME, answer_margin=0.1), id="answer margin"),
+        pytest.param(lambda f: edit_json(f / CONFIG_NAME, answer_min_score=0.1), id="min score"),
         pytest.param(lambda f: edit_json(f / CONFIG_NAME, base_model="other"), id="base model"),
         pytest.param(
             lambda f: edit_json(f / CONFIG_NAME, tokens=["<|a|>", "<|b|>"]), id="token names"
@@ -253,6 +254,7 @@ def test_a_config_that_is_no_json_object_is_refused(
         ({"layers": "2"}, "layers must be a whole number"),
         ({"answer_prompt": ["a"]}, "answer_prompt must be a text"),
         ({"answer_margin": "wide"}, "answer_margin must be a number"),
+        ({"answer_min_score": 2}, "answer_min_score must be a cosine, from -1 to 1, not 2"),
         ({"base_model": {}}, "base_model must be a text"),
         ({"adapter": {"rank": 4}}, "cannot be used"),
         ({"adapter": {"rank": 0, "alpha": 1, "targets": []}}, "rank must be a whole number from 1"),

@@ -148,3 +148,18 @@ def test_a_real_index_answers_in_whole_sentences(tmp_path: Any) -> None:
     assert quotes
     assert found.text == " ".join(f"{quote} [1]" for quote in quotes)
     assert all(citation.place.startswith("line ") for citation in found.citations)
+
+
+def test_what_no_passage_is_near_enough_to_is_refused_unless_it_is_asked_for(tmp_path: Any) -> None:
+    gem: Any = Silent()
+    gem.config = gem_rag.GemConfig(answer_style="sentences", answer_min_score=0.6)
+    index = gem_rag.Index.open(tmp_path, gem)
+    index.sync([gem_rag.Document("pumps", "A pump moves water through pipes.")])
+    near, far = "A pump moves water through pipes.", "Who painted the ceiling?"
+    assert index.ask(near).text == "A pump moves water through pipes. [1]"
+    assert index.ask(far).text == REFUSAL
+    assert index.ask(far).hits == []
+    assert index.ask(far, min_score=None).text == REFUSAL
+    assert index.ask(far, min_score=-1).text == "A pump moves water through pipes. [1]"
+    assert gem_rag.Conversation(index).ask(far).text == REFUSAL
+    assert index.search(far)  # a search has no least score of its own

@@ -28,6 +28,7 @@ _NOT_IN_FINGERPRINT = (
     "answer_prompt",
     "answer_style",
     "answer_margin",
+    "answer_min_score",
     "base_model",
     "scope",
 )
@@ -77,6 +78,8 @@ class GemConfig:
         answer_margin: Passages whose cosine with the question is lower than the best one's by more
             than this are not read for an answer; None reads all. For models that retrieve better
             than they read.
+        answer_min_score: Passages whose cosine with the question is lower than this are not read
+            for an answer; None reads all. Where none is left, the answer is a refusal.
         max_length: The most text tokens in one embedding pass; None means the model's limit.
         layers: Embeddings are read after so many of the model's layers (and its final norm), None
             after all; generation always uses all.
@@ -96,6 +99,7 @@ class GemConfig:
     answer_prompt: str | None = None
     answer_style: AnswerStyle = "free"
     answer_margin: float | None = None
+    answer_min_score: float | None = None
     max_length: int | None = None
     layers: int | None = None
     adapter: AdapterConfig | None = None
@@ -111,6 +115,9 @@ class GemConfig:
         check_choice("pooling", self.pooling, get_args(Pooling))
         check_choice("answer_style", self.answer_style, get_args(AnswerStyle))
         check_margin("answer_margin", self.answer_margin)
+        least = self.answer_min_score
+        if least is not None and not (is_number(least) and -1 <= least <= 1):
+            raise InputError(f"answer_min_score must be a cosine, from -1 to 1, not {least!r}")
         if self.scope is not None:
             check_choice("scope", self.scope, get_args(Scope))
         if self.format_version != FORMAT_VERSION:

@@ -99,7 +99,7 @@ class Conversation:
         margin: float | None = None,
         **options: Unpack[AskOptions],
     ) -> None:
-        searching, sampling = split_options(options)
+        searching, sampling = split_options(options, index.gem.config)
         SearchSettings(**searching)  # whether they can be
         check_style(style)
         check_margin("margin", margin)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack, get_args
 from gem_rag._utils.progress import progress_bar, told
 from gem_rag._utils.suggestions import did_you_mean
 from gem_rag.core.arrays import FloatArray
-from gem_rag.core.config import AnswerStyle
+from gem_rag.core.config import AnswerStyle, GemConfig
 from gem_rag.documents.document import Document
 from gem_rag.documents.readers import check_paths, count_files, read_paths
 from gem_rag.documents.selection import Selection
@@ -284,7 +284,8 @@ class Index:
                 (see `gem_rag.rag.answer.answer`).
             margin: Chunks that score lower than the best one by more than this are not read;
                 default the model's own.
-            **options: As for `search`, and as for `Gem.generate`.
+            **options: As for `search`, and as for `Gem.generate`. `min_score` is by default the
+                model's own (`answer_min_score`); -1 is none.
 
         Returns:
             The answer.
@@ -293,7 +294,7 @@ class Index:
             InputError: As `search`, or there is no such style, margin or setting.
         """
         start = time.perf_counter()
-        searching, sampling = split_options(options)
+        searching, sampling = split_options(options, self.gem.config)
         hits = self.search(question, k, **searching)
         search_time = time.perf_counter() - start
         answer = answer_from_hits(self.gem, question, hits, style, margin=margin, **sampling)
@@ -448,12 +449,14 @@ class Index:
         return examine(self._storage, repair=repair)
 
 
-def split_options(options: AskOptions) -> tuple[SearchOptions, SamplingOptions]:
-    """The options of a search, and the others."""
+def split_options(options: AskOptions, config: GemConfig) -> tuple[SearchOptions, SamplingOptions]:
+    """The options of a search for an answer, and the others; the checkpoint has a `min_score`."""
     given: dict[str, Any] = dict(options)
     searching: Any = {
         name: given.pop(name) for name in SearchOptions.__annotations__ & given.keys()
     }
+    if searching.get("min_score") is None:
+        searching["min_score"] = config.answer_min_score
     sampling: Any = given
     return searching, sampling
 

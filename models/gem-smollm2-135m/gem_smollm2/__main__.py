@@ -29,7 +29,10 @@ from gem_smollm2.glosses import gloss_pairs
 from gem_smollm2.sentences import sentence_pairs
 
 READS = 512  # tokens of a text
-STYLE: AnswerStyle = "quote"
+# How it answers, chosen by measuring (README.md).
+STYLE: AnswerStyle = "sentences"
+MARGIN = 0.05
+MIN_SCORE = 0.3
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -93,10 +96,13 @@ def train(
 
 def finish(folder: Path) -> None:
     """Set how a trained adapter reads and answers: longer texts than it was trained on, which cost
-    most of the time, and by quotes."""
+    most of the time, and in whole sentences."""
     config = GemConfig.read(folder)
     assert config is not None
-    dataclasses.replace(config, max_length=READS, answer_style=STYLE).save(folder)
+    dataclasses.replace(
+        config, max_length=READS, answer_style=STYLE, answer_margin=MARGIN,
+        answer_min_score=MIN_SCORE,
+    ).save(folder)  # fmt: skip
 
 
 def main() -> None:
