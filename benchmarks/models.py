@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
@@ -146,7 +145,6 @@ def _judged(asked: Sequence[Asked]) -> dict[str, Any]:
         "cited": share(_is_cited),
         "right and cited": share(lambda one: one.values["match"] > 0 and _is_cited(one)),
         "rightly refused": f"{sum(refused):.0f} of {len(refused)}",
-        "median seconds": round(median(one.values["seconds"] for one in asked), 2),
     }
 
 
