@@ -32,6 +32,7 @@ def sentences(text: str) -> list[str]:
         ("Of:\n- a rod\n  of steel\n2. a pipe", ["Of:", "- a rod of steel", "2. a pipe"]),
         ("| a | b |\n| 1 | 2 |\nA pump.", ["| a | b |", "| 1 | 2 |", "A pump."]),
         ("Use it, e.g. for\nwater at 3.5 bar.", ["Use it, e.g. for water at 3.5 bar."]),
+        ('Both "!=" and f(a.B!c) work. So.', ['Both "!=" and f(a.B!c) work.', "So."]),
         ("水泵用来\n抽水。它很旧。", ["水泵用来 抽水。", "它很旧。"]),
         ("", []),
         (" \n\n ", []),

@@ -16,8 +16,18 @@ _ENDS = re.compile(rf"[ \t]*[#|]|{_RULE}")  # and to nothing after them
 
 
 def split_sentences(text: str) -> Iterator[tuple[int, int]]:
-    """[start, stop) characters of a text's sentences; a line's end ends one."""
-    return pairwise(sentence_boundaries(text))
+    """[start, stop) characters of a text's sentences; a line's end ends one.
+
+    Unicode's rules also end one at the mark in `self.__name__` or `"!="`: what no space follows
+    ends none, but in scripts that put none between sentences.
+    """
+    ends = (end for end in sentence_boundaries(text) if _is_end(text, end))
+    return pairwise(ends)
+
+
+def _is_end(text: str, end: int) -> bool:
+    before = text[end - 1 : end]
+    return end in (0, len(text)) or before.isspace() or not before.isascii()
 
 
 def passage_sentences(text: str) -> Iterator[tuple[int, int]]:
