@@ -6,12 +6,9 @@
 
 A model is a GEM-trained one by name or folder, a sentence-transformers folder, or `bm25`. It is
 measured on pairs (JSON lines of query and document, as `python -m gem_tiny pairs` holds them out),
-on manuals (a heading must find the text below it), and on questions in a person's own words about
-the documents in a folder, in each of the styles: whether the right document comes first and among
-five, whether the answer holds the words that it should, whether what it cites first is such a
-document, and how often it rightly refuses. One line is recorded for each model, and one for its
-answers to each file of questions in each style; `tables.py` makes tables of them. Indexes are kept
-in the folder --work, if there is one.
+on manuals (a heading must find the text below it), and by its answers, as `answers.py` does. One
+line is recorded for each model, and one for its answers to each file of questions in each style;
+`tables.py` makes tables of them.
 """
 
 from __future__ import annotations
@@ -19,23 +16,21 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import answers
 import torch
 import typer
-from corpora import Task, read_tasks, split
+from corpora import Task, read_tasks
 from measuring import record
 
 import gem_rag
-from gem_rag import Gem, Index
+from gem_rag import Gem
 from gem_rag.core.auto_model import load_language_model
 from gem_rag.core.checkpoint import Checkpoint, open_checkpoint
 from gem_rag.evaluation.baselines import SentenceTransformer, bm25, bm25_shares
 from gem_rag.evaluation.known_item import evaluate_known_items
-from gem_rag.evaluation.rag_questions import Asked, ask_all, read_questions
 from gem_rag.rag.fusion import fuse_scores
 
 Search = Callable[[Sequence[str], Sequence[str]], Any]  # similarities [queries, documents]
@@ -62,8 +57,7 @@ def main(
         else:
             if tasks:
                 record("models", _gem(name, tasks))
-            for file, folder in split(questions):
-                _answer(name, Path(file), Path(folder), style, work)
+            answers.measure(name, questions, style, work)
 
 
 def _retrieval(search: Search, tasks: dict[str, Task]) -> dict[str, Any]:
@@ -121,45 +115,6 @@ class _Timed:
     def rate(self) -> float:
         """Documents a second."""
         return round(self._texts / max(self._seconds, 1e-9), 1)
-
-
-def _answer(name: str, file: Path, documents: Path, styles: list[str], work: Path | None) -> None:
-    """Record figures of questions in a person's own words."""
-    case = f"{Path(name).name}, {file.stem}"
-    with TemporaryDirectory() as folder, gem_rag.load(name) as gem:
-        index = Index.open((work or Path(folder)) / case, gem)
-        index.sync([documents])
-        for style in styles or [gem.config.answer_style]:
-            asked = ask_all(index, read_questions(file), _PASSAGES, style=style)
-            record("answers", {"row": f"{case}: {style}", "k": _PASSAGES, **_judged(asked)})
-
-
-def _judged(asked: Sequence[Asked]) -> dict[str, Any]:
-    answerable = [one for one in asked if one.question.answer]
-    refused = [one.values["refusal"] for one in asked if not one.question.answer]
-    share = partial(_share, answerable)
-    return {
-        "first": share(lambda one: _ranks(one)[:1] == [True]),
-        "among five": share(lambda one: any(_ranks(one))),
-        "right": share(lambda one: one.values["match"] > 0),
-        "cited": share(_is_cited),
-        "right and cited": share(lambda one: one.values["match"] > 0 and _is_cited(one)),
-        "rightly refused": f"{sum(refused):.0f} of {len(refused)}",
-    }
-
-
-def _is_cited(one: Asked) -> bool:
-    """Whether the first citation is of a document that answers."""
-    return any(c.source in one.question.sources for c in one.answer.citations[:1])
-
-
-def _ranks(one: Asked) -> list[bool]:
-    """Whether each passage that was read is of a document that answers."""
-    return [hit.chunk.source in one.question.sources for hit in one.answer.hits]
-
-
-def _share(asked: Sequence[Asked], holds: Callable[[Asked], bool]) -> str:
-    return f"{sum(map(holds, asked))} of {len(asked)}"
 
 
 def _logit_change(checkpoint: Checkpoint) -> float:
