@@ -15,7 +15,7 @@ from gem_rag.documents.document import Chunk
 from gem_rag.rag.answer import REFUSAL, answer, stream_answer
 from gem_rag.rag.extracts import MOST, extract_sentences
 from gem_rag.rag.hits import Hit
-from gem_rag.rag.sentences import passage_sentences
+from gem_rag.rag.sentences import is_complete, passage_sentences
 from gem_rag.rag.support import check_sentences
 
 
@@ -53,6 +53,12 @@ def test_sentences_hold_every_word_once_and_in_order(text: str) -> None:
     assert all(text[start:stop].strip() == text[start:stop] != "" for start, stop in spans)
     assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
     assert [end for span in spans for end in span] == sorted(end for span in spans for end in span)
+
+
+@pytest.mark.parametrize("whole", ["A pump.", 'It is "on!"', "**So?**", "水泵。", "पंप है।", "(A.)"])
+def test_a_sentence_is_complete_with_its_full_stop(whole: str) -> None:
+    assert is_complete(whole)
+    assert not any(map(is_complete, ["For example:", "pump.start()", "| a | b |", "the pump", ""]))
 
 
 def test_a_checked_sentence_cites_a_whole_one_of_a_wrapped_text() -> None:
@@ -125,6 +131,14 @@ def test_without_passages_there_is_no_sentence() -> None:
     blank = hit(" \n ", "blank")
     assert answer(gem, "What moves water?", [blank]).text == REFUSAL
     assert extract_sentences(gem, "What moves water?", []) == []
+
+
+def test_fragments_around_code_are_not_quoted_where_there_are_sentences() -> None:
+    gem: Any = Silent()
+    text = "To move water the pump\n\n    pump.move(water, through=pipes)\n\nA pump moves water."
+    assert answer(gem, "move water pump", [hit(text, "a")]).text == "A pump moves water. [1]"
+    found = answer(gem, "move water pump", [hit(text.rpartition("A pump")[0], "a")])
+    assert found.text == "To move water the pump [1]"
 
 
 def test_a_passage_of_short_lines_alone_is_quoted_too() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from gem_rag.documents.document import Chunk
 from gem_rag.model import Gem
 from gem_rag.rag.citations import Citation, cite_span, says_enough
-from gem_rag.rag.sentences import passage_sentences
+from gem_rag.rag.sentences import is_complete, passage_sentences
 
 MOST = 3  # sentences in an answer
 _DROP = 0.1  # a sentence this much farther from the question than the best one is left out
@@ -51,7 +51,9 @@ def quoted(citation: Citation) -> str:
 
 
 def _sentences(chunks: Sequence[Chunk]) -> Iterator[Citation]:
-    """The sentences that say enough, of all passages; of a passage that has none, all."""
+    """The sentences of all passages that say enough: complete ones, or of a passage that has none
+    what else says enough, like rows and lines of code, or all."""
     for number, chunk in enumerate(chunks, start=1):
         found = [cite_span(number, chunk, *span) for span in passage_sentences(chunk.text)]
-        yield from [one for one in found if says_enough(one.quote)] or found
+        enough = [one for one in found if says_enough(one.quote)]
+        yield from [one for one in enough if is_complete(one.quote)] or enough or found

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from uniseg.sentencebreak import sentence_boundaries
+from uniseg.sentencebreak import SentenceBreak, sentence_boundaries, sentence_break
 
 _LONGEST = 600  # characters; what is longer has no full stops, like a log, and lines are its parts
+_MARKUP = "*_`"
 _RULE = r"[ \t]*([=*~^\-_\"`+:.#])\1{2,}[ \t]*$"
 # Lines that belong to nothing before them: items, headings, quotations, rows and rules.
 _BEGINS = re.compile(rf"[ \t]*(?:[-*+•][ \t]|\(?\d{{1,3}}[.)][ \t]|[#>|])|{_RULE}")
@@ -43,6 +44,13 @@ def passage_sentences(text: str) -> Iterator[tuple[int, int]]:
             if part := text[first:last].strip():
                 first += text[first:last].index(part)
                 yield first, first + len(part)
+
+
+def is_complete(sentence: str) -> bool:
+    """Whether a sentence ends with a full stop or the like, whatever marks close it."""
+    last = (kind for c in reversed(sentence) if c not in _MARKUP
+            if (kind := sentence_break(c)) is not SentenceBreak.CLOSE)  # fmt: skip
+    return next(last, None) in (SentenceBreak.ATERM, SentenceBreak.STERM)
 
 
 def _unwrap(text: str) -> str:
