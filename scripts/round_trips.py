@@ -2,16 +2,15 @@
 
 MODEL has one special token and adapters on its rows (scope `special`), like gem-smollm2-135m. It is
 written as a plain folder without GEM, an adapter on that, a whole folder, for sentence-transformers
-and for peft, and each is loaded again by the library that it is for; on vLLM too where that is
-installed. Printed are the size of each folder and the largest difference of its vectors from the
-model's own; of the plain folder, that of its logits.
+and for peft, and each is loaded again by the library that it is for. Printed are the size of each
+folder and the largest difference of its vectors from the model's own; of the plain folder, that of
+its logits.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,13 +50,10 @@ def main(model: str) -> None:
         show("sentence-transformers", exported, lambda: _sentence_transformers(exported))
         tuned = to_peft(model, folder / "peft")
         show("peft", tuned, lambda: _peft(tuned, plain))
-        if find_spec("vllm"):
-            options = {"engine": "vllm", "dtype": "float32", "kv_cache_memory_bytes": 256 << 20}
-            show("whole, on vLLM", whole, lambda: _load(whole, **options))
 
 
 def _load(model: Path, **options: Any) -> Vectors:
-    with gem_rag.load(model, **{"dtype": "float32"} | options) as gem:
+    with gem_rag.load(model, dtype="float32", **options) as gem:
         return gem.embed_documents(TEXTS)
 
 
