@@ -34,7 +34,6 @@ from gem_rag.evaluation.known_item import evaluate_known_items
 from gem_rag.rag.fusion import fuse_scores
 
 Search = Callable[[Sequence[str], Sequence[str]], Any]  # similarities [queries, documents]
-_PASSAGES = 5
 _CHECKED = ("Paris is the capital of France.", "def add(a, b):\n    return a + b\n")
 
 

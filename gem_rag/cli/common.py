@@ -58,7 +58,8 @@ StyleOption = Annotated[
     str | None,
     typer.Option(
         help="free; checked (supported sentences only); quote or quotes (verbatim, from one or "
-        "up to three passages); default: the model's own."
+        "up to three passages); sentences (whole ones, chosen by their embeddings); default: the "
+        "model's own."
     ),
 ]
 MarginOption = Annotated[

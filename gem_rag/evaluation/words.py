@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +29,6 @@ class WordIndex:
         self._size = len(texts)
         self._retriever: Any = None
         words = bm25s.tokenize(list(texts), show_progress=False)
-        names = {number: word for word, number in words.vocab.items()}
-        self._holding = Counter(names[number] for text in words.ids for number in set(text))
         if any(words.ids):  # else texts have no words but stop words, of which bm25s makes no index
             self._retriever = bm25s.BM25()
             self._retriever.index(words, show_progress=False)
@@ -57,6 +54,8 @@ class WordIndex:
         import bm25s
 
         scores = self.scores(questions)
+        if self._retriever is None:
+            return scores
         for row, words in zip(
             scores,
             bm25s.tokenize(list(questions), return_ids=False, show_progress=False),
@@ -68,7 +67,9 @@ class WordIndex:
 
     def _rarity(self, word: str) -> float:
         """Its inverse document frequency, as bm25s has it."""
-        holding = self._holding[word]
+        number = self._retriever.vocab_dict.get(word)
+        texts = self._retriever.scores["indptr"]  # where each word's texts begin
+        holding = 0 if number is None else int(texts[number + 1] - texts[number])
         return math.log(1 + (self._size - holding + 0.5) / (holding + 0.5))
 
     def scores(self, questions: Sequence[str]) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlencode
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from pydantic import Field
 from gem_rag.core.config import AnswerStyle
 from gem_rag.rag.citations import Citation
 from gem_rag.rag.hits import Hit
-from gem_rag.rag.search import SearchOptions
+from gem_rag.rag.search import DEFAULT_RANKING, Ranking, SearchOptions
 from gem_rag.server.bodies import Part
 
 Value = str | int | float | bool
@@ -22,7 +22,7 @@ class SearchFields(Part):
     """How to search, as `Index.search` has it."""
 
     k: int = Field(default=5, ge=1, le=_MOST_HITS)
-    ranking: Literal["vectors", "words", "hybrid"] = "hybrid"
+    ranking: Ranking = DEFAULT_RANKING
     sources: list[str] = Field(default_factory=list)
     where: dict[str, Condition] = Field(default_factory=dict)
     min_score: float | None = None
